@@ -1,0 +1,222 @@
+"""One tree for everything that can go wrong between Celery and S3.
+
+::
+
+    CeleryS3Error
+    ├── ConfigurationError          also celery's ImproperlyConfigured; carries every mistake
+    ├── UnreadableResult            also celery's BackendGetMetaError; the object is not a result
+    ├── ResultNotStored             also celery's BackendStoreError; raised to Celery by a write
+    ├── ResultNotRead               also celery's BackendGetMetaError; raised to Celery by a read
+    └── StoreError                  what a store client raises, and nothing else
+        ├── ObjectMissing           404 NoSuchKey: no object under that key
+        ├── PreconditionFailed      412: somebody else wrote first
+        ├── Refused                 the request itself is wrong for this server; never retried
+        │   ├── BucketMissing       404 NoSuchBucket
+        │   ├── AccessDenied        403 AccessDenied
+        │   ├── BadCredentials      wrong, expired or missing keys; clock skew
+        │   ├── WrongRegion         301, or 400 with a region in it
+        │   ├── TLSFailure          the certificate is not trusted, or TLS was not spoken
+        │   └── BadRequest          any other 4xx
+        └── Transient               worth another try
+            ├── Throttled           503 SlowDown, 429: refused before it was carried out
+            ├── Unreachable         no connection: nothing was sent
+            └── Ambiguous           it may have been carried out
+                ├── ServerFault     any other 5xx
+                ├── Conflict        409: a conflicting operation was in flight
+                └── Interrupted     time-out, reset or truncated answer
+
+The clients translate what their library raises into this tree (``store/*_client.py``);
+everything above them knows only these classes. No message ever holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from celery.exceptions import BackendGetMetaError, BackendStoreError, ImproperlyConfigured
+
+__all__ = [
+    "AccessDenied",
+    "Ambiguous",
+    "BadCredentials",
+    "BadRequest",
+    "BucketMissing",
+    "CeleryS3Error",
+    "ConfigurationError",
+    "Conflict",
+    "Interrupted",
+    "ObjectMissing",
+    "PreconditionFailed",
+    "Refused",
+    "ResultNotRead",
+    "ResultNotStored",
+    "ServerFault",
+    "StoreError",
+    "TLSFailure",
+    "Throttled",
+    "Transient",
+    "UnreadableResult",
+    "Unreachable",
+    "WrongRegion",
+]
+
+
+class CeleryS3Error(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigurationError(CeleryS3Error, ImproperlyConfigured):
+    """The settings are wrong; the message lists every mistake and its remedy."""
+
+
+class UnreadableResult(CeleryS3Error, BackendGetMetaError):
+    """The object under a result's key is not a result that this process can read."""
+
+    def __init__(self, message: str, task_id: str = "") -> None:
+        Exception.__init__(self, message, task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ResultNotRead(CeleryS3Error, BackendGetMetaError):
+    """A result could not be fetched; ``__cause__`` is the :class:`StoreError`."""
+
+    def __init__(self, message: str, task_id: str = "") -> None:
+        Exception.__init__(self, message, task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ResultNotStored(CeleryS3Error, BackendStoreError):
+    """A result could not be stored; ``__cause__`` is the :class:`StoreError`."""
+
+    def __init__(self, message: str, task_id: str = "", state: str = "") -> None:
+        Exception.__init__(self, message, task_id, state)
+        self.task_id = task_id
+        self.state = state
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoreError(CeleryS3Error):
+    """A request to the object store failed.
+
+    Arguments:
+        detail: what the server or the library said, free of secrets.
+        operation: the verb, as ``put`` or ``get``.
+        bucket, key: the object, empty where the request had none.
+        status: the HTTP status, ``None`` where no answer came.
+        code: the S3 error code, as ``NoSuchKey``; empty where there was none.
+    """
+
+    what: ClassVar[str] = "the request failed"
+    remedy: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        detail: str = "",
+        operation: str = "",
+        bucket: str = "",
+        key: str = "",
+        status: int | None = None,
+        code: str = "",
+    ) -> None:
+        super().__init__(detail, operation, bucket, key, status, code)
+        self.detail = detail
+        self.operation = operation
+        self.bucket = bucket
+        self.key = key
+        self.status = status
+        self.code = code
+
+    def __str__(self) -> str:
+        where = f"{self.operation or 'request'} s3://{self.bucket}/{self.key}"
+        answer = " ".join(str(part) for part in (self.status, self.code) if part)
+        text = f"{where}: {self.what}" + (f" ({answer})" if answer else "")
+        if self.detail:
+            text += f": {self.detail.rstrip('.')}"
+        return f"{text}. {self.remedy}".rstrip() if self.remedy else text
+
+
+class ObjectMissing(StoreError):
+    what = "there is no such object"
+
+
+class PreconditionFailed(StoreError):
+    what = "the object is not in the version that the write expects"
+
+
+class Refused(StoreError):
+    """The same request would be refused again."""
+
+
+class BucketMissing(Refused):
+    what = "the bucket does not exist"
+    remedy = "Create it, or correct `bucket` (and `endpoint_url`, `aws_region`)."
+
+
+class AccessDenied(Refused):
+    what = "access denied"
+    remedy = (
+        "Allow these credentials s3:PutObject, s3:GetObject and s3:DeleteObject on the result keys"
+        " and s3:ListBucket on the bucket (without it S3 answers 403 for a result that does not exist yet;"
+        " `missing_as_403` accepts that)."
+    )
+
+
+class BadCredentials(Refused):
+    what = "the credentials are missing, wrong or expired, or this machine's clock is off"
+    remedy = (
+        "Check `aws_access_key_id`, `aws_secret_access_key`, `session_token`, `profile` or the AWS environment,"
+        " and the system clock."
+    )
+
+
+class WrongRegion(Refused):
+    what = "the bucket is in another region"
+    remedy = "Set `aws_region` (or `s3_region`) to the bucket's region."
+
+
+class TLSFailure(Refused):
+    what = "no TLS connection could be made"
+    remedy = "Set `verify` to the CA bundle that signed the server's certificate, or correct `endpoint_url`."
+
+
+class BadRequest(Refused):
+    what = "the server refused the request"
+
+
+class Transient(StoreError):
+    """Worth another try."""
+
+
+class Throttled(Transient):
+    what = "the server asks to slow down"
+    remedy = "S3 grows a prefix's capacity by itself; fewer workers at once or a larger `max_retries` help meanwhile."
+
+
+class Unreachable(Transient):
+    what = "the server cannot be reached"
+    remedy = "Check `endpoint_url`, `aws_region` and the network."
+
+
+class Ambiguous(Transient):
+    """The request may have been carried out; a conditional write is settled by reading."""
+
+
+class ServerFault(Ambiguous):
+    what = "the server failed"
+
+
+class Conflict(Ambiguous):
+    what = "a conflicting operation was in flight"
+
+
+class Interrupted(Ambiguous):
+    what = "the connection broke before the answer was complete"
+    remedy = "Raise `read_timeout` if the server is slow."

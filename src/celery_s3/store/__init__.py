@@ -1,0 +1,1 @@
+"""Clients and wrappers of an S3 bucket."""
