@@ -1,0 +1,139 @@
+"""What is in an object and beside it."""
+
+import json
+import pickle
+
+import pytest
+from celery.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from celery_s3 import codec
+
+JSON = "application/json"
+PICKLE = "application/x-python-serialize"
+META = {"status": "SUCCESS", "result": [1, "é"]}
+
+
+def test_metadata_round_trip():
+    """State and children come back from the user metadata."""
+    stored = codec.metadata("PROGRÈS 50%", "proj.tasks.add", [[["child", None], None]])
+    assert codec.state_of(stored) == "PROGRÈS 50%"
+    assert codec.children_in(stored) == {"children": [[["child", None], None]]}
+
+
+@given(st.text(max_size=900), st.text(max_size=900), st.lists(st.text(max_size=40), max_size=60))
+def test_metadata_fits_in_headers(state, task, children):
+    """Whatever the state, the task's name and the children are: ASCII, printable, within S3's 2 KB."""
+    stored = codec.metadata(state, task, children)
+    assert all(value.isascii() and value.isprintable() for value in stored.values())
+    assert sum(len(name) + len(value) for name, value in stored.items()) <= 2048
+
+
+def test_no_children_is_not_unknown_children():
+    """Children ``None`` is an answer; no metadata is none."""
+    assert codec.children_in(codec.metadata("SUCCESS")) == {"children": None}
+    assert codec.children_in({}) == {}
+    assert codec.children_in({"celery-children": "garbage"}) == {}
+
+
+def test_many_children_are_left_to_the_body():
+    """A list of children that is too long for a header is left out rather than cut."""
+    assert codec.children_in(codec.metadata("SUCCESS", None, ["x" * 40] * 100)) == {}
+
+
+def test_foreign_object_has_no_state():
+    """An object of another writer tells no state."""
+    assert codec.state_of({}) is None
+
+
+@pytest.mark.parametrize("method", ["gzip", "bzip2", "lzma"])
+def test_compression_round_trip(method):
+    """A compressed payload names its method and is restored by anyone."""
+    packed = codec.compress_payload(b"x" * 1000, method)
+    assert packed.startswith(codec.COMPRESSED_PAYLOAD_MAGIC)
+    assert len(packed) < 200
+    assert codec.decompress_payload(packed) == b"x" * 1000
+
+
+def test_marker_is_celerys():
+    """Celery 5.7 reads what we compress, and we what it compresses."""
+    base = pytest.importorskip("celery.backends.base")
+    if not hasattr(base, "compress_payload"):
+        pytest.skip("this Celery compresses no results")
+    assert base.decompress_payload(codec.compress_payload(b"abc", "gzip")) == b"abc"
+    assert codec.decompress_payload(base.compress_payload(b"abc", "gzip")) == b"abc"
+
+
+def test_unknown_compression():
+    """An unknown `result_compression` is named, with what there is."""
+    with pytest.raises(ImproperlyConfigured, match=r"'gzap'.*gzip"):
+        codec.compression_method("gzap")
+    assert codec.compression_method(None) is None
+
+
+def test_declared_type_wins():
+    """A body is decoded by the serializer its object declares, where that is accepted."""
+    assert codec.loads(pickle.dumps(META), PICKLE, JSON, {JSON, PICKLE}) == META
+    assert codec.loads(json.dumps(META).encode(), "binary/octet-stream", JSON, {JSON}) == META
+
+
+def test_declared_type_must_be_accepted():
+    """A declared type is no way round ``accept_content``."""
+    with pytest.raises(ContentDisallowed):
+        codec.loads(pickle.dumps(META), PICKLE, JSON, {JSON})
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_garbage(body):
+    """Garbage decodes to something, or raises kombu's DecodeError: never anything else."""
+    try:
+        codec.loads(body, "", JSON, {JSON})
+    except DecodeError:
+        pass
+
+
+@pytest.fixture
+def lazy():
+    loads = []
+
+    def load():
+        loads.append(1)
+        return {"status": "SUCCESS", "result": 42, "children": [], "traceback": None}
+
+    meta = codec.LazyMeta({"status": "SUCCESS", "children": None}, load)
+    return meta, loads
+
+
+def test_lazy_meta_knows_without_loading(lazy):
+    """State and children are answered without the body."""
+    meta, loads = lazy
+    assert meta["status"] == "SUCCESS"
+    assert meta.get("children", 1) is None
+    assert "body not fetched" in repr(meta)
+    assert loads == []
+
+
+def test_lazy_meta_loads_once(lazy):
+    """The body is fetched once, when something in it is asked for, and what a caller set stays."""
+    meta, loads = lazy
+    meta["children"] = ["mine"]
+    assert meta["result"] == meta.get("result") == 42
+    assert meta["children"] == ["mine"]
+    assert meta.get("nothing") is None
+    with pytest.raises(KeyError):
+        meta["nothing"]
+    assert set(meta) == set(meta.keys()) == {"status", "result", "children", "traceback"}
+    assert len(meta) == len(meta.values()) == len(meta.items()) == 4
+    assert loads == [1]
+
+
+@pytest.mark.parametrize(
+    "use", [dict, lambda m: m.copy(), lambda m: dict(m.items()), lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_lazy_meta_as_a_dict(lazy, use):
+    """Copying and pickling give the whole meta."""
+    meta, _ = lazy
+    assert use(meta)["result"] == 42
+    assert meta == use(meta)
