@@ -13,8 +13,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import Protocol, TypeVar
+from itertools import chain, islice
+from typing import Protocol, Self, TypeVar
 
 from celery.exceptions import TimeoutError
 
@@ -33,8 +33,8 @@ LONGEST = 2.0
 #: Celery's default for ``interval``: the caller said nothing.
 UNSAID = 0.5
 
-#: The fewest absent members that a look at a group asks for before it gives up.
-FEWEST_MISSES = 4
+#: The fewest members that a look at a group asks for.
+FEWEST = 4
 
 
 class Clock(Protocol):
@@ -111,36 +111,47 @@ def until(
         pace.nap()
 
 
-#: Reads ids in parallel: ``(id, what was found or None)`` in the order in which the answers come. It asks
-#: for no further id once its argument is exhausted.
-Stream = Callable[[Iterable[str]], Iterator[tuple[str, T | None]]]
+#: Reads ids in parallel: ``(id, what was found or None)`` in the order in which the answers come. Its argument
+#: may pause: exhausted now, it is asked again after each answer.
+Stream = Callable[[Iterator[str]], Iterator[tuple[str, T | None]]]
 
 
-class _Window:
-    """Which pending members a look asks for, and when it has seen enough absent ones.
+class _Look:
+    """One look at a group: the ids to ask for, as long as asking is worth it.
 
-    Tasks finish roughly in the order in which they were sent, so a look goes along the oldest members; every
-    other question goes to one of the rest in turn, so that an early failure or a fast member is seen as well.
-    A look ends after ``misses`` absent members: fewer when the last look found nothing.
+    ``size`` questions are free and each found member earns two more, until ``size`` members were missing: a look
+    in vain asks ``size`` times, a finished group is read to its end with ever more requests under way.
+
+    Tasks finish roughly in the order in which they were sent, so a look goes along the oldest members. Half of
+    the free questions go to the others in ``turn``, so that an early failure or a fast member is seen as well.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.misses = limit
-        self.turn = 0
+    def __init__(self, pending: list[str], size: int, turn: int) -> None:
+        self.found = 0
+        self.missed = 0
+        self.turn = turn % len(pending)
+        self._size = size
+        self._asked: set[str] = set()
+        others = islice(chain(pending[self.turn :], pending[: self.turn]), max(1, size // 2))
+        self._oldest = iter(pending)
+        self._order = chain(self._alternate(others), self._oldest)
 
-    def order(self, pending: list[str]) -> Iterator[str]:
-        start = self.turn % len(pending)
-        seen: set[str] = set()
-        for oldest, in_turn in zip(pending, chain(pending[start:], pending[:start]), strict=True):
+    def _alternate(self, others: Iterator[str]) -> Iterator[str]:
+        for id in others:
             self.turn += 1
-            for id in (oldest, in_turn):
-                if id not in seen:
-                    seen.add(id)
-                    yield id
+            yield id
+            yield from islice(self._oldest, 1)
 
-    def learn(self, found: int) -> None:
-        self.misses = min(self.limit, max(FEWEST_MISSES, found or self.misses // 2))
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self.missed < self._size and len(self._asked) < self._size + 2 * self.found:
+            for id in self._order:
+                if id not in self._asked:
+                    self._asked.add(id)
+                    return id
+        raise StopIteration
 
 
 def each(
@@ -157,33 +168,25 @@ def each(
     """Yield ``(id, found)`` for every id as it appears, in about one request per id and a few per look.
 
     Arguments:
-        limit: the most absent members that one look may ask for.
+        limit: the most members that a look in vain asks for.
         passes: give up quietly after so many looks, each of them at every member (Celery's ``max_iterations``).
 
     Raises:
         celery.exceptions.TimeoutError: some were not there after ``timeout`` seconds.
     """
     pending = dict.fromkeys(ids)
-    window = _Window(limit)
     pace = _Pace(delay, timeout, clock)
-    looks = 0
+    size, turn, looks = limit, 0, 0
     while pending:
-        misses = found = 0
-
-        def wanted() -> Iterator[str]:
-            for id in window.order(list(pending)):
-                if passes is None and misses >= window.misses:  # noqa: B023 (read while this look goes on)
-                    return
-                yield id
-
-        for id, value in stream(wanted()):
+        look = _Look(list(pending), size if passes is None else len(pending), turn)
+        for id, value in stream(look):
             if value is None:
-                misses += 1
+                look.missed += 1
             else:
-                found += 1
+                look.found += 1
                 del pending[id]
                 yield id, value
-        window.learn(found)
+        size, turn = min(limit, max(FEWEST, (look.found or size) // 2)), look.turn
         looks += 1
         if not pending or looks == passes:
             return

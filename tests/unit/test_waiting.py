@@ -139,7 +139,7 @@ def test_running_group_asks_for_a_window():
     """A group that finishes in order costs one request a member and a few per look."""
     group = Group(members(1000, lambda index: index * 0.01), cost=0.02)
     assert len(dict(group.each())) == 1000
-    assert len(group.asked) <= 1000 + 32 + 8 * len(group.clock.naps) + 1000
+    assert len(group.asked) <= 1000 + 40 * len(group.clock.naps)
 
 
 def test_group_in_vain_asks_less_and_less():

@@ -16,7 +16,7 @@ from .. import codec, keys, waiting
 from ..errors import ResultNotRead, ResultNotStored, StoreError, Transient, UnreadableResult
 from ..parents import Parents, checking
 from ..results import Results
-from ..settings import Settings
+from ..settings import resolve
 from ..store import open_store
 from ..store.api import Object
 from ..store.situation import prefork_parent
@@ -53,7 +53,7 @@ class S3Backend(KeyValueStoreBackend):
         self.thread_safe = True
         # Celery before 5.7 knows no `result_compression`.
         self.compression = codec.compression_method(self.app.conf.get("result_compression"))
-        self.settings = Settings.resolve(self.app, url)
+        self.settings = resolve(self.app, url)
         opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self.results = Results(

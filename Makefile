@@ -1,0 +1,69 @@
+# One virtualenv, .venv, is made on the first call and extended with what a target needs; it is
+# renewed when pyproject.toml changes. Any Python from 3.11 on: make test PYTHON=python3.13
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 python
+IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+CELERY ?= 5.4.0
+JOBS ?= 2
+# what pytest runs, as: make test T='tests/unit -k keys'
+T ?= tests
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+
+.PHONY: help demo test check bench docs clean test-celery venv
+
+help:  ## Print this list
+	@echo "celery-s3: a Celery result backend on S3"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "  The first call of any but help and clean makes a virtualenv in $(VENV) (a minute or two)."
+
+demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, and what they cost
+	@$(BIN)/python -m celery_s3.dev.demo
+
+test: $(VENV)/.with-test  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=4 for more at once)
+	@echo "== pytest, $(JOBS) at a time: $(T)"
+	@$(BIN)/python -m pytest -n $(JOBS) $(T)
+
+check: $(VENV)/.with-check  ## Lint, formatting, types
+	@echo "== ruff check"; $(BIN)/ruff check .
+	@echo "== ruff format --check"; $(BIN)/ruff format --check .
+	@echo "== mypy"; $(BIN)/mypy
+
+bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis; writes benchmarks/runs/
+	@$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up to date
+	@$(BIN)/python -m celery_s3.settings.docs docs/settings.md
+
+clean:  ## Remove virtualenvs, caches and build products
+	@rm -rf .venv .venv-* .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
+	@echo "== Celery $(CELERY)"
+	@$(MAKE) --no-print-directory venv VENV=.venv-$(CELERY)
+	@.venv-$(CELERY)/bin/python -m pytest -n $(JOBS) tests/unit tests/integration tests/contract
+
+# the virtualenv of test-celery: the exact Celery beside our test extra
+venv: $(VENV)/.with-celery-$(CELERY)
+
+$(VENV)/.with-celery-$(CELERY): pyproject.toml | $(BIN)/python
+	@echo "== installing Celery $(CELERY) and celery-s3[test] into $(VENV)"
+	@$(PIP) -e '.[test]' 'celery==$(CELERY)'
+	@touch $@
+
+$(VENV)/.with-%: pyproject.toml | $(BIN)/python
+	@echo "== installing celery-s3[$*] into $(VENV)"
+	@$(PIP) -e '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "celery-s3 needs Python 3.11 or newer with venv and pip; found none of:" \
+		"$(PYTHONS). Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "== making $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,114 @@
+"""The faults that the proxy can inject, and which request gets one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "answer"]
+
+#: Answers given in the server's place: status, S3 error code (none: without a body), extra headers.
+ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
+    "slow_down": (503, "SlowDown", {}),
+    "too_many_requests": (429, "TooManyRequests", {}),
+    "internal_error": (500, "InternalError", {}),
+    "bad_gateway": (502, "", {}),
+    "gateway_timeout": (504, "", {}),
+    "not_implemented": (501, "NotImplemented", {}),
+    "conflict": (409, "ConditionalRequestConflict", {}),
+    "precondition_failed": (412, "PreconditionFailed", {}),
+    "access_denied": (403, "AccessDenied", {}),
+    "forbidden": (403, "", {}),
+    "invalid_access_key": (403, "InvalidAccessKeyId", {}),
+    "signature_mismatch": (403, "SignatureDoesNotMatch", {}),
+    "clock_skew": (403, "RequestTimeTooSkewed", {}),
+    "expired_token": (400, "ExpiredToken", {}),
+    "bad_request": (400, "InvalidRequest", {}),
+    "not_found": (404, "", {}),
+    "no_such_key": (404, "NoSuchKey", {}),
+    "no_such_bucket": (404, "NoSuchBucket", {}),
+    "wrong_region": (301, "PermanentRedirect", {"x-amz-bucket-region": "eu-central-1"}),
+}
+
+#: Instead of an answer: the connection is reset, or nothing comes for ``seconds``.
+_SILENCES = ("reset", "hang")
+
+#: What may befall the server's own answer: it comes piece by piece over ``seconds``, or its second half is missing.
+_MANGLED = ("slow_body", "truncate")
+
+#: Added to an answer or a silence: the server carries the request out first, and its answer is lost.
+CARRIED_OUT = "_after"
+
+FAULTS = frozenset(_MANGLED) | {name + end for name in (*ANSWERS, *_SILENCES) for end in ("", CARRIED_OUT)}
+
+
+@dataclass
+class Fault:
+    """One fault, for the requests that match and while it lasts.
+
+    Attributes:
+        match: ``"PUT"``, ``"LIST"``, ``"PUT some-key"``, ``"* some-key"``: a method or an operation (``*``: any),
+            then a part of the path and query.
+        how: one of :data:`FAULTS`.
+        times: how many requests it hits, ``-1`` for all.
+        after: how many matching requests it lets pass before.
+        seconds: how long a silence or a slow body lasts.
+    """
+
+    match: str
+    how: str
+    times: int = 1
+    after: int = 0
+    seconds: float = 60.0
+
+    def fits(self, method: str, kind: str, target: str) -> bool:
+        verb, _, part = self.match.partition(" ")
+        return verb in ("*", "", method, kind) and part in target
+
+    @property
+    def carried_out(self) -> bool:
+        """Whether the server sees the request."""
+        return self.how.endswith(CARRIED_OUT) or self.how in _MANGLED
+
+    @property
+    def name(self) -> str:
+        return self.how.removesuffix(CARRIED_OUT)
+
+
+class Faults:
+    """The faults in force, in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        self._faults.append(fault)
+
+    def clear(self) -> None:
+        self._faults.clear()
+
+    def pick(self, method: str, kind: str, target: str) -> Fault | None:
+        """The first fault that this request is due, which is thereby used."""
+        for fault in self._faults:
+            if fault.times and fault.fits(method, kind, target):
+                if fault.after:
+                    fault.after -= 1
+                    continue
+                fault.times -= 1
+                return fault
+        return None
+
+
+def answer(name: str, method: str, resource: str) -> bytes:
+    """A whole response of that name, as S3 words it."""
+    status, code, headers = ANSWERS[name]
+    body = b""
+    if code and method != "HEAD":
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>injected: {name}</Message>'
+            f"<Resource>{resource}</Resource><RequestId>0</RequestId></Error>"
+        ).encode()
+    lines = [f"HTTP/1.1 {status} {code or 'Injected'}", f"Content-Length: {len(body)}"]
+    lines += [f"{header}: {value}" for header, value in headers.items()]
+    if body:
+        lines.append("Content-Type: application/xml")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

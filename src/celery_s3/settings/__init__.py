@@ -1,0 +1,11 @@
+"""The settings, resolved once into one frozen value that is passed down.
+
+::
+
+    resolve → sources (URL, dict, Celery's names) and aws (variables, files) → options → places → kinds → model
+"""
+
+from .model import CredentialSource, Secret, Settings
+from .resolve import resolve
+
+__all__ = ["CredentialSource", "Secret", "Settings", "resolve"]

@@ -1,0 +1,127 @@
+"""Every setting: its name, what it may be, and what it does. The documentation's table is made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .kinds import Choice, Flag, Kind, Number, Session, StorageClass, Tags, Text, Token
+from .model import Settings
+from .places import BasePath, CABundle, Endpoint
+
+__all__ = ["ALIASES", "OPTIONS", "Option"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting.
+
+    Arguments:
+        help: a sentence for the documentation.
+        celery: the name by which Celery's own `s3` backend knows it.
+        environment: where the AWS environment says it.
+        field: its field in :class:`Settings`, where that has another name; empty where it has none of its own.
+        in_url: whether a URL may say it.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    celery: str = ""
+    environment: tuple[str, ...] = ()
+    field: str | None = None
+    in_url: bool = True
+
+    @property
+    def target(self) -> str:
+        return self.name if self.field is None else self.field
+
+    @property
+    def default(self) -> object:
+        """The default, ``None`` where there is none."""
+        found = [field.default for field in fields(Settings) if field.name == self.target]
+        return found[0] if found and isinstance(found[0], str | int | float) else None
+
+
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_BUCKET = Text(
+    "a bucket name: 3 to 63 letters, digits, `.`, `-` and `_`, the first a letter or a digit",
+    r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{2,62}",
+)
+_REGION = Text("the name of a region, as `eu-central-1`", r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_PROFILE = Text("the name of a profile", r".+")
+_ROLE = Text("the ARN of a role, as `arn:aws:iam::123456789012:role/results`", r"arn:[!-~]+:role/[!-~]+")
+_OWNER = Text("an AWS account id: 12 digits in quotes", r"[0-9]{12}")
+
+_ALL = [
+    Option("bucket", _BUCKET, "The bucket that holds the results. Required.", "s3_bucket", in_url=False),
+    Option(
+        "base_path",
+        BasePath(),
+        "Put before every key. `/celery/`, `celery/` and `celery` are the same: `celery/`.",
+        "s3_base_path",
+        field="base",
+        in_url=False,
+    ),
+    Option(
+        "aws_region",
+        _REGION,
+        "The bucket's region; `region` is accepted too.",
+        "s3_region",
+        ("AWS_REGION", "AWS_DEFAULT_REGION"),
+        field="region",
+    ),
+    Option(
+        "endpoint_url",
+        Endpoint(),
+        "The server, where it is not Amazon's.",
+        "s3_endpoint_url",
+        _ENDPOINT_VARIABLES,
+    ),
+    Option(
+        "aws_access_key_id",
+        Token(),
+        "The access key, together with `aws_secret_access_key`. Without them the AWS environment's credentials"
+        " are used.",
+        "s3_access_key_id",
+        field="access_key_id",
+        in_url=False,
+    ),
+    Option(
+        "aws_secret_access_key",
+        Token(),
+        "The secret of `aws_access_key_id`.",
+        "s3_secret_access_key",
+        field="secret_access_key",
+        in_url=False,
+    ),
+    Option("session_token", Token(), "The session token of temporary keys.", in_url=False),
+    Option("profile", _PROFILE, "A profile of the shared AWS configuration (SSO, a credential process, a role, keys)."),
+    Option("role_arn", _ROLE, "A role to assume, with the credentials found otherwise; renewed before it expires."),
+    Option("session", Session(), "A session that the application made. Every request then uses boto3.", in_url=False),
+    Option("reduced_redundancy", Flag(), "Storage class `REDUCED_REDUNDANCY`.", field=""),
+    Option("storage_class", StorageClass(), "The storage class of every object; the bucket's default without it."),
+    Option("encrypt_key", Flag(), "Encryption with the server's keys: `sse` `AES256`.", field=""),
+    Option("sse", Choice("AES256", "aws:kms", "aws:kms:dsse"), "Server-side encryption; the bucket's without it."),
+    Option("sse_kms_key_id", Text("a KMS key: id, alias or ARN"), "The key for `aws:kms` and `aws:kms:dsse`."),
+    Option("bucket_key", Flag(), "An S3 Bucket Key for `aws:kms`: fewer requests to KMS."),
+    Option("tags", Tags(), "Tags of every object. They are billed and need `s3:PutObjectTagging`."),
+    Option("addressing_style", Choice("auto", "path", "virtual"), "Whether the bucket stands in the path or host."),
+    Option("verify", CABundle(), "Whether, and by what CA, the server is verified.", "", ("AWS_CA_BUNDLE",)),
+    Option("connect_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time to connect."),
+    Option("read_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time between two pieces of an answer."),
+    Option("max_retries", Number(0, 50), "How often a request that failed for a while is tried again."),
+    Option("concurrency", Number(1, 256), "Requests at the same time when many results are read."),
+    Option("request_payer", Flag(), "The bucket is a Requester Pays bucket, and you accept the charge."),
+    Option("expected_bucket_owner", _OWNER, "The account that must own the bucket, else requests are refused."),
+    Option("client", Choice("auto", "obstore", "boto3"), "The S3 client; `auto` takes obstore where it can serve."),
+    Option(
+        "conditional_writes",
+        Choice("auto", "required", "off"),
+        "`auto` finds out whether the server has them, `required` refuses one without, `off` reads before writing.",
+    ),
+    Option("missing_as_403", Flag(), "403 means that a result is not there yet: for keys without `s3:ListBucket`."),
+]
+
+OPTIONS = {option.name: option for option in _ALL}
+#: Other names that the URL and the dict accept.
+ALIASES = {"region": "aws_region"}

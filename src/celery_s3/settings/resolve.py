@@ -1,0 +1,146 @@
+"""From everything that was said to one :class:`Settings`, or to every mistake at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import ConfigurationError
+from .aws import AwsEnvironment
+from .kinds import Wrong
+from .model import Settings
+from .options import OPTIONS
+from .sources import Given, from_celery, from_dict, from_url
+
+__all__ = ["resolve"]
+
+
+class Resolution:
+    """What is known so far: the checked values by setting, where each came from, and the mistakes."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.where: dict[str, str] = {}
+        self.mistakes: list[str] = []
+        #: settings that have a mistake of their own, which says enough
+        self.wrong: set[str] = set()
+
+    def take(self, given: Iterable[Given]) -> None:
+        """Check a source's values; those that a stronger source has said already stay."""
+        for item in given:
+            try:
+                value = item.checked()
+            except Wrong as exc:
+                self.mistakes.append(f"{item.where}: {exc}")
+                self.wrong.add(item.name)
+                continue
+            if item.name not in self.where:
+                self.values[item.name] = value
+                self.where[item.name] = item.where
+
+    def has(self, *names: str) -> bool:
+        return any(self.values.get(name) not in (None, False) for name in names)
+
+    def refuse(self, wrong: bool, names: str, reason: str) -> None:
+        """Note a mistake that concerns the named settings together."""
+        if wrong and self.wrong.isdisjoint(names.split()):
+            named = [self.where.get(name, f"`{name}`") for name in names.split()]
+            self.mistakes.append(f"{' and '.join(named)}: {reason}")
+
+    def stop(self) -> None:
+        if self.mistakes:
+            lines = "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(self.mistakes))
+            raise ConfigurationError(f"the settings of celery-s3 are wrong:{lines}")
+
+
+def resolve(app: Any, url: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of an application.
+
+    Strongest first: the URL, ``s3_backend_settings``, Celery's own ``s3_*`` settings, the AWS environment.
+
+    Arguments:
+        app: the Celery application.
+        url: the result backend's URL; ``None`` where the backend was named by its class.
+        environ: the environment's variables; by default those of the process.
+
+    Raises:
+        ConfigurationError: with a line for every mistake. It holds no secret.
+    """
+    found = Resolution()
+    _take_url(found, url)
+    found.take(from_dict(app.conf, found.mistakes))
+    found.take(from_celery(app.conf))
+    _check_credentials(found)
+    _check_storage(found)
+    environment = _take_environment(found, os.environ if environ is None else environ)
+    missing = not found.has("bucket")
+    found.refuse(missing, "bucket", "is missing: name it in s3_backend_settings, in the URL or as `s3_bucket`")
+    found.stop()
+    settings = _build(found.values, environment)
+    wrong = settings.client == "obstore" and bool(settings.boto3_reason)
+    found.refuse(wrong, "client", f"obstore cannot serve this, {settings.boto3_reason}: set `auto` or `boto3`")
+    found.stop()
+    return settings
+
+
+def _take_url(found: Resolution, url: str | None) -> None:
+    try:
+        found.take(from_url(url, found.mistakes))
+    except Wrong as exc:
+        found.mistakes.append(str(exc))
+        found.wrong.add("bucket")
+
+
+def _take_environment(found: Resolution, environ: Mapping[str, str]) -> dict[str, Any]:
+    session = found.values.get("session")
+    if region := getattr(session, "region_name", None):
+        found.take([Given("aws_region", region, "the session's region", OPTIONS["aws_region"].kind)])
+    profile = found.values.get("profile") or getattr(session, "profile_name", None)
+    aws = AwsEnvironment(environ, profile, found.mistakes)
+    found.take(aws.given())
+    if not found.has("session", "profile", "aws_access_key_id", "aws_secret_access_key"):
+        aws.check_keys()
+    return {"profile_credentials": aws.profile_credentials, "special_endpoints": aws.special_endpoints}
+
+
+def _check_credentials(found: Resolution) -> None:
+    key, secret = "aws_access_key_id", "aws_secret_access_key"
+    keys = f"{key} {secret}"
+    found.refuse(found.has(key) != found.has(secret), keys, "only one is given: give both or neither")
+    if found.has(key) and found.has(secret):
+        same = _source(found, key) == _source(found, secret)
+        found.refuse(not same, keys, "the pair comes from two places: give both in one")
+    alone = found.has("session_token") and not found.has(key, secret)
+    found.refuse(alone, "session_token", f"belongs to temporary keys: give {key} and {secret} too")
+    both = found.has("profile") and found.has(key)
+    found.refuse(both, f"profile {key}", "each names other credentials: keep one")
+    for name in ("profile", "role_arn", key):
+        both = found.has("session") and found.has(name)
+        found.refuse(both, f"session {name}", "the session has its credentials: keep one")
+
+
+def _source(found: Resolution, name: str) -> str:
+    return "s3_*" if found.where[name] == f"`{OPTIONS[name].celery}`" else "dict"
+
+
+def _check_storage(found: Resolution) -> None:
+    other = found.values.get("storage_class", "REDUCED_REDUNDANCY") != "REDUCED_REDUNDANCY"
+    wrong = found.has("reduced_redundancy") and other
+    found.refuse(wrong, "reduced_redundancy storage_class", "they name two storage classes: keep one")
+    sse = found.values.get("sse")
+    wrong = found.has("encrypt_key") and sse not in (None, "AES256")
+    found.refuse(wrong, "encrypt_key sse", "they name two encryptions: keep one")
+    wrong = found.has("sse_kms_key_id") and sse not in ("aws:kms", "aws:kms:dsse")
+    found.refuse(wrong, "sse_kms_key_id", "needs `sse` to be `aws:kms` or `aws:kms:dsse`")
+    wrong = found.has("bucket_key") and sse != "aws:kms"
+    found.refuse(wrong, "bucket_key", "needs `sse` to be `aws:kms`")
+
+
+def _build(values: dict[str, Any], environment: dict[str, Any]) -> Settings:
+    named = {OPTIONS[name].target: value for name, value in values.items() if OPTIONS[name].target}
+    if values.get("reduced_redundancy"):
+        named["storage_class"] = "REDUCED_REDUNDANCY"
+    if values.get("encrypt_key"):
+        named["sse"] = "AES256"
+    return Settings(**named, **environment)

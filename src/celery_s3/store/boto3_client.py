@@ -1,0 +1,216 @@
+"""The store on botocore: for prefork parents, forked children, green threads, odd keys and listings.
+
+Importing botocore takes 0.2 s and 20 MB: import this module only where it is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from hashlib import md5
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from celery_s3.errors import BadRequest, Interrupted, ObjectMissing
+from celery_s3.settings import Settings
+
+from .api import Create, Entry, Match, Object, Precondition, batches
+from .boto3_errors import FAILURES, from_error, translated
+from .session import open_session
+from .translate import Request, check_headers, path_style
+
+__all__ = ["Boto3Client"]
+
+T = TypeVar("T")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Boto3Client:
+    """A :class:`~celery_s3.store.api.Store`; one botocore client, made at the first request, for all threads.
+
+    Arguments:
+        connect_timeout, read_timeout: seconds, in place of those of the settings.
+    """
+
+    def __init__(
+        self, settings: Settings, *, connect_timeout: float | None = None, read_timeout: float | None = None
+    ) -> None:
+        self._settings = settings
+        self._connect_timeout = settings.connect_timeout if connect_timeout is None else connect_timeout
+        self._read_timeout = settings.read_timeout if read_timeout is None else read_timeout
+        self._common = _common_parameters(settings)
+        self._storage = _storage_parameters(settings)
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        precondition: Precondition = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+    ) -> str:
+        request = Request("put", key, isinstance(precondition, Match))
+        if refused := check_headers(metadata or {}, content_type):
+            raise request.error(BadRequest, self._settings, refused)
+        parameters = {**self._storage, **_condition(precondition), "Metadata": dict(metadata or {})}
+        if content_type:
+            parameters["ContentType"] = content_type
+        answer = self._call(request, lambda s3: s3.put_object(**self._common, Key=key, Body=body, **parameters))
+        if not answer.get("ETag"):
+            raise request.error(Interrupted, self._settings, "the answer has no ETag")
+        return str(answer["ETag"])
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+        condition = {"IfMatch": if_match} if if_match else {}
+        if not start and length is None:
+            return self._get(key, condition)
+        stop = "" if length is None else start + length - 1
+        try:
+            return self._get(key, {**condition, "Range": f"bytes={start}-{stop}"})
+        except BadRequest as exc:
+            # an empty object has no first byte to begin a range with
+            if start or exc.status != 416:
+                raise
+        return self._get(key, condition)
+
+    def _get(self, key: str, parameters: Mapping[str, str]) -> Object:
+        def read(s3: Any) -> Object:
+            answer = s3.get_object(**self._common, Key=key, **parameters)
+            with closing(answer["Body"]) as stream:
+                return _object(key, answer, stream.read())
+
+        return self._call(Request("get", key), read)
+
+    def delete(self, key: str) -> None:
+        with suppress(ObjectMissing):
+            self._call(Request("delete", key), lambda s3: s3.delete_object(**self._common, Key=key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        request = Request("delete_many")
+        for batch in batches(keys):
+            listed = {"Objects": [{"Key": key} for key in batch], "Quiet": True}
+            answer = self._call(request, lambda s3, listed=listed: s3.delete_objects(**self._common, Delete=listed))
+            for entry in answer.get("Errors", ()):
+                raise from_error(entry, Request("delete_many", entry.get("Key", "")), self._settings)
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
+        request = Request("list", prefix)
+        parameters = {**self._common, "Prefix": prefix, "StartAfter": start_after}
+        pages = self._call(request, lambda s3: iter(s3.get_paginator("list_objects_v2").paginate(**parameters)))
+        while (page := self._call(request, lambda _: next(pages, None))) is not None:
+            for found in page.get("Contents", ()):
+                yield Entry(found["Key"], found["Size"], found["LastModified"], found.get("ETag", ""))
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _call(self, request: Request, action: Callable[[Any], T]) -> T:
+        try:
+            return action(self._client or self._connect())
+        except FAILURES as exc:
+            error = translated(exc, request, self._settings)
+        # outside of the handler: the original, which may hold a secret, does not become the context
+        raise error
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
+
+    def _new_client(self) -> Any:
+        settings = self._settings
+        create = settings.session.client if settings.session is not None else open_session(settings).create_client
+        client = create(
+            "s3",
+            region_name=settings.region,
+            endpoint_url=settings.endpoint_url,
+            # None, not True: True would overrule a bundle that the AWS configuration names
+            verify=None if settings.verify is True else settings.verify,
+            config=self._config(),
+        )
+        events = client.meta.events
+        # waiting for "100 Continue" costs a round trip, a second where the server knows nothing of it
+        events.unregister("before-call.s3", add_expect_header)
+        events.register_last("before-parameter-build.s3", _stay_in_region)
+        events.register("before-call.s3.DeleteObjects", _add_md5)
+        return client
+
+    def _config(self) -> Config:
+        settings = self._settings
+        return Config(
+            # retries are the business of celery_s3.store.retrying
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=self._connect_timeout,
+            read_timeout=self._read_timeout,
+            max_pool_connections=settings.concurrency,
+            tcp_keepalive=True,
+            # the settings have read the AWS environment already
+            ignore_configured_endpoint_urls=True,
+            s3={"addressing_style": "path" if path_style(settings) else "virtual"},
+            **_checksums(settings),
+        )
+
+
+def _checksums(settings: Settings) -> dict[str, Any]:
+    """Servers other than AWS refuse the checksums that botocore adds since 1.36."""
+    if settings.on_aws:
+        return {}
+    return {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+
+
+def _common_parameters(settings: Settings) -> dict[str, Any]:
+    given = {
+        "Bucket": settings.bucket,
+        "RequestPayer": "requester" if settings.request_payer else None,
+        "ExpectedBucketOwner": settings.expected_bucket_owner,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _storage_parameters(settings: Settings) -> dict[str, Any]:
+    given = {
+        "StorageClass": settings.storage_class,
+        "ServerSideEncryption": settings.sse,
+        "SSEKMSKeyId": settings.sse_kms_key_id,
+        "BucketKeyEnabled": settings.bucket_key,
+        "Tagging": urlencode(settings.tags) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _condition(precondition: Precondition) -> dict[str, str]:
+    if isinstance(precondition, Create):
+        return {"IfNoneMatch": "*"}
+    return {"IfMatch": precondition.etag} if precondition else {}
+
+
+def _object(key: str, answer: Mapping[str, Any], body: bytes) -> Object:
+    # Content-Range: bytes 0-65535/1048576
+    size = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
+    metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
+    etag, modified = answer.get("ETag", ""), answer.get("LastModified", _EPOCH)
+    return Object(key, body, int(size), etag, modified, metadata, answer.get("ContentType", ""))
+
+
+def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
+    """A wrong region is a setting to correct, not a redirect to follow at the cost of a request each time."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """botocore replaced Content-MD5 by CRC32, which servers older than that do not accept for DeleteObjects."""
+    digest = md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = b64encode(digest).decode()

@@ -1,0 +1,189 @@
+"""What obstore raises, as the classes of :mod:`celery_s3.errors`.
+
+obstore tells status and cause in the text of its exceptions alone: a sentence, then Rust's debug form, which has
+one field a line and escapes newlines inside of values, so that neither a key nor a server can forge a line::
+
+    Generic S3 error: Error performing PUT http://… in 1.2ms - Server returned non-2xx status code: 503 …
+
+    Debug source:
+    Generic {
+        …
+                inner: Status {
+                    status: 503,
+                    body: Some(
+                        "<Error><Code>SlowDown</Code>…",
+                    ),
+
+Hence the upper bound on obstore's version; ``tests/contract/test_translation.py`` has the whole table.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from obstore import exceptions as obs
+
+from celery_s3.errors import (
+    BadCredentials,
+    BadRequest,
+    Interrupted,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+    TLSFailure,
+    Unreachable,
+    WrongRegion,
+)
+from celery_s3.settings import Settings
+
+from .translate import Answer, Request
+
+__all__ = ["FAILURES", "Failure", "is_panic"]
+
+#: What a call of obstore may raise, besides the ``PanicException`` that no module exports.
+FAILURES = (obs.BaseError, OSError, NotImplementedError, ValueError)
+
+#: What an exception means where no answer came.
+_KINDS: Mapping[str, type[StoreError]] = {
+    "AlreadyExistsError": PreconditionFailed,
+    "JoinError": Interrupted,
+    "NotFoundError": ObjectMissing,
+    "PermissionDeniedError": BadCredentials,
+    "PreconditionError": PreconditionFailed,
+    "UnauthenticatedError": BadCredentials,
+    # a path, a parameter or a configuration that obstore does not take; S3's 404 has a status
+    "BaseError": BadRequest,
+    "FileNotFoundError": BadRequest,
+    "GenericError": BadRequest,
+    "InvalidPathError": BadRequest,
+    "NotImplementedError": BadRequest,
+    "NotModifiedError": BadRequest,
+    "NotSupportedError": BadRequest,
+    "OSError": Interrupted,
+    "PanicException": BadRequest,
+    "UnknownConfigurationKeyError": BadRequest,
+    "ValueError": BadRequest,
+}
+
+#: What a line of the debug form means where no answer came; the first that is found decides.
+_SIGNS: Mapping[str, type[StoreError]] = {
+    r"BareRedirect,": WrongRegion,
+    r"kind: Builder,": BadRequest,
+    r"error: (?:InvalidCertificate|InvalidMessage|AlertReceived|PeerIncompatible|PeerMisbehaved|NoCertificates)": TLSFailure,
+    r"kind: Connect,": Unreachable,
+    r"(?:source: )?HttpError \{": Interrupted,
+    r"(?:source: )?(?:MissingEtag|Metadata|InvalidDeleteObjectsResponse)": Interrupted,
+    r"source: Missing(?:AccessKeyId|SecretAccessKey)": BadCredentials,
+}
+
+_MARK = "\n\nDebug source:\n"
+_STATUS = re.compile(r"^ +status: (\d{3}),$", re.MULTILINE)
+_BODY = re.compile(r'^ +body: (?:Some\(\n +)?"(.*)",$', re.MULTILINE)
+_URI = re.compile(r"^ +uri: (?:None|Some\(\n +(\S+)),$", re.MULTILINE)
+_ELAPSED = re.compile(r"^ +elapsed: ([\d.]+)(ns|µs|ms|s),$", re.MULTILINE)
+_DELETE_FAILED = re.compile(r'^ +code: "(.*)",\n +message: "(.*)",$', re.MULTILINE)
+_FIELD = r"<{0}>([^<]*)</{0}>"
+_SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_METADATA_SERVICE = re.compile(r"https?://[^/]+/latest/(?:api/token|meta-data/iam/)|http://169\.254\.170\.")
+
+
+def is_panic(exc: BaseException) -> bool:
+    """Whether Rust gave up: a ``BaseException`` of a class that cannot be imported."""
+    return type(exc).__name__ == "PanicException"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One exception of obstore, taken apart: the sentence, and the debug form."""
+
+    exc: BaseException
+    sentence: str
+    debug: str
+
+    @classmethod
+    def of(cls, exc: BaseException) -> Failure:
+        text = str(exc)
+        # the last mark is obstore's own: a body that holds one is escaped below it
+        sentence, _, debug = text.rpartition(_MARK)
+        return cls(exc, sentence or text, debug if sentence else "")
+
+    @property
+    def range_ignored(self) -> bool:
+        """Whether the server answered a range with the whole object, or has no byte to begin a range with."""
+        return "source: NotPartial," in self.debug or self._status() == 416
+
+    def error(self, request: Request, settings: Settings, *, worked: bool) -> StoreError:
+        """The error to raise, with the exception as its cause.
+
+        Arguments:
+            worked: whether a request of this client has succeeded, so that there were credentials.
+        """
+        error = self._error(request, settings, worked)
+        # what S3 says of a refused signature repeats the request's headers, among them a session token
+        told = settings.redact(str(self.exc))
+        if self._status() in (400, 401, 403):
+            told = settings.redact(self.sentence.partition(" - ")[0])
+        error.__cause__ = self.exc if told == str(self.exc) else type(self.exc)(told)
+        return error
+
+    def _error(self, request: Request, settings: Settings, worked: bool) -> StoreError:
+        if self._asked_for_credentials():
+            kind = Unreachable if worked and self._passing() else BadCredentials
+            return request.error(kind, settings, f"no credentials: {self._cause()}", self._status())
+        if failed := _DELETE_FAILED.search(self.debug):
+            return Answer(None, failed[1], failed[2]).error(request, settings)
+        if self._status() is not None:
+            return self._answer().error(request, settings)
+        return request.error(self._kind(settings), settings, self._cause())
+
+    def _status(self) -> int | None:
+        found = _STATUS.search(self.debug)
+        return int(found[1]) if found else None
+
+    def _answer(self) -> Answer:
+        found = _BODY.search(self.debug)
+        body = found[1] if found else ""
+        code, message, region = (_field(name, body) for name in ("Code", "Message", "Region"))
+        return Answer(self._status(), code, message, region, foreign=bool(body) and not code)
+
+    def _kind(self, settings: Settings) -> type[StoreError]:
+        if self._timed_out_before(settings.read_timeout):
+            return Unreachable
+        for sign, kind in _SIGNS.items():
+            if re.search(rf"^ *(?:inner: )?{sign}", self.debug, re.MULTILINE):
+                return kind
+        return next(_KINDS[cls.__name__] for cls in type(self.exc).__mro__ if cls.__name__ in _KINDS)
+
+    def _timed_out_before(self, seconds: float) -> bool:
+        """Whether a time-out came too early to be that of the answer: nobody took the connection."""
+        elapsed = _ELAPSED.search(self.debug)
+        if elapsed is None or "kind: Timeout," not in self.debug:
+            return False
+        return float(elapsed[1]) * _SECONDS[elapsed[2]] < seconds
+
+    def _asked_for_credentials(self) -> bool:
+        found = _URI.search(self.debug)
+        if found is None:
+            return False
+        full = os.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+        # obstore does not show the address of STS, which has the token in it
+        return found[1] is None or bool(_METADATA_SERVICE.match(found[1])) or found[1] == full
+
+    def _passing(self) -> bool:
+        status = self._status()
+        return status is None or status == 429 or status >= 500
+
+    def _cause(self) -> str:
+        """The innermost texts of the debug form, as ``tcp connect error: Connection refused``."""
+        quoted = re.findall(r'^ +(?:\w+: )?"(.*)",$', self.debug.partition("inner: ")[2], re.MULTILINE)
+        words = [line.strip(" ,(){}") for line in self.debug.splitlines()]
+        return ": ".join(filter(None, quoted)) or next(filter(None, reversed(words)), self.sentence)
+
+
+def _field(name: str, body: str) -> str:
+    found = re.search(_FIELD.format(name), body)
+    return html.unescape(found[1]).replace('\\"', '"').replace("\\'", "'").replace("\\n", " ") if found else ""

@@ -1,0 +1,147 @@
+"""Bounded parallel execution on threads that wait for the store (on greenlets, where those are patched in)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Generic, TypeVar
+from weakref import finalize
+
+from .situation import PerProcess
+
+__all__ = ["Pool"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Pool:
+    """Runs a function on many items, at most ``concurrency`` of them at a time.
+
+    Each process gets threads of its own, at the first call with two items or more. A call from inside the pool
+    runs its items one after another, so that a pool full of waiting callers cannot lock itself up.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._threads = PerProcess(lambda: _Threads(concurrency))
+
+    def stream(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
+        """Each item with its result or with what ``fn`` raised, in order of completion.
+
+        Items are taken as threads get free; closing the iterator takes no more, and leaves those under way to end
+        by themselves.
+        """
+        waiting = iter(items)
+        first = list(islice(waiting, 2))
+        if len(first) < 2 or self._concurrency < 2 or self._inside():
+            return _one_by_one(fn, chain(first, waiting))
+        return _Stream(self._threads.get(), fn).run(chain(first, waiting), self._concurrency)
+
+    def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+        """The results in order of completion; the first error is raised and ends it."""
+        for _, outcome in self.stream(fn, items):
+            yield _unwrap(outcome)
+
+    def map(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+        """The results in the order of the items; the first error is raised and ends it."""
+        numbered = self.stream(lambda pair: fn(pair[1]), enumerate(items))
+        results = {number: _unwrap(outcome) for (number, _), outcome in numbered}
+        return [results[number] for number in range(len(results))]
+
+    def close(self) -> None:
+        """Let the threads end once they are idle; the pool may be used again."""
+        self._threads.drop()
+
+    def _inside(self) -> bool:
+        threads = self._threads.peek()
+        return threads is not None and threads.is_current()
+
+
+def _unwrap(outcome: _R | BaseException) -> _R:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
+    try:
+        return fn(item)
+    except BaseException as exc:  # noqa: BLE001 - a panic in a client must reach the caller, not kill the thread
+        return exc
+
+
+def _one_by_one(fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
+    for item in items:
+        yield item, _outcome(fn, item)
+
+
+class _Stream(Generic[_T, _R]):
+    """One call's items on their way through the threads."""
+
+    def __init__(self, threads: _Threads, fn: Callable[[_T], _R]) -> None:
+        self._threads = threads
+        self._fn = fn
+        self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
+
+    def run(self, items: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
+        under_way = self._start(islice(items, limit))
+        while under_way:
+            finished = self._done.get()
+            under_way += self._start(islice(items, 1)) - 1
+            yield finished
+
+    def _start(self, items: Iterable[_T]) -> int:
+        started = 0
+        for item in items:
+            self._threads.submit(lambda item=item: self._done.put((item, _outcome(self._fn, item))))  # type: ignore[misc]
+            started += 1
+        return started
+
+
+class _Threads:
+    """Daemon threads, started one by one as the work needs them.
+
+    Not :class:`concurrent.futures.ThreadPoolExecutor`: the interpreter's exit would wait for its threads, and
+    one that retries against a dead server takes most of a minute.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._started = 0
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._starting = threading.Lock()
+        self._local = threading.local()
+        # The threads know the queue and not this object, so that they end when nobody needs it any more.
+        finalize(self, self._jobs.put, None).atexit = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+        if self._idle.acquire(blocking=False):
+            return
+        with self._starting:
+            if self._started < self._limit:
+                self._started += 1
+                threading.Thread(
+                    target=_work,
+                    args=(self._jobs, self._idle, self._local),
+                    name=f"celery-s3-{self._started}",
+                    daemon=True,
+                ).start()
+
+    def is_current(self) -> bool:
+        return getattr(self._local, "inside", False)
+
+
+def _work(
+    jobs: queue.SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore, local: threading.local
+) -> None:
+    local.inside = True
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # it holds the caller's items
+        idle.release()
+    jobs.put(None)  # for the next one

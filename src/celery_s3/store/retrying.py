@@ -1,0 +1,242 @@
+"""The one place where requests are tried again.
+
+::
+
+    Throttled, Unreachable              try again after a random wait
+    ServerFault, Conflict, Interrupted  the same; the request may have been carried out, which only matters to
+                                        a conditional put: settled by reading (see Retrying.put)
+    everything else                     raised at once
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
+from celery_s3.settings import Settings
+
+from .api import Create, Entry, Object, Precondition, Store, batches
+from .counting import Tally
+from .probe import PROBE
+
+__all__ = ["Policy", "Retrying", "policy_for"]
+
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often and after what waits (seconds) a request is tried again: exponential, capped, with full jitter."""
+
+    retries: int = 8
+    base: float = 0.05
+    throttled_base: float = 0.2
+    cap: float = 5.0
+
+    def wait(self, tries: int, error: Transient, share: float) -> float:
+        """The seconds to wait after ``tries`` failures, for a random ``share`` between 0 and 1."""
+        base = self.throttled_base if isinstance(error, Throttled) else self.base
+        return share * min(self.cap, base * 2.0 ** min(tries - 1, 30))
+
+
+def policy_for(settings: Settings, *, prefork_parent: bool) -> Policy:
+    """The policy of a process; a prefork worker's main process has an event loop that must not stand still."""
+    if prefork_parent:
+        return Policy(min(2, settings.max_retries), throttled_base=0.1, cap=0.2)
+    return Policy(settings.max_retries)
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)  # looked up now: gevent and eventlet may have replaced it since the import
+
+
+class Retrying:
+    """A store that tries again what is worth it, and raises the rest.
+
+    Arguments:
+        inner: makes the requests.
+        policy: asked at each call, since the process that calls may have been forked meanwhile.
+        tally: counts the retries.
+        missing_as_403: a GET that is denied reads as missing.
+        base: what every key starts with; where listing is tried when a GET is denied.
+        sleep, clock, random: seconds to wait, seconds now, a number between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        inner: Store,
+        *,
+        policy: Callable[[], Policy] = Policy,
+        tally: Tally | None = None,
+        missing_as_403: bool = False,
+        base: str = "",
+        sleep: Callable[[float], None] = _sleep,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._inner = inner
+        self._policy = policy
+        self._means = _Means(tally or Tally(), sleep, clock, random)
+        self._denied = _Denied(self, missing_as_403, base)
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        precondition: Precondition = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+    ) -> str:
+        """Write an object and return its etag.
+
+        A refusal is final on the first try. On a later one it may be an earlier try of our own that landed
+        unseen: then what is stored is what we write.
+        """
+
+        earlier = itertools.count()
+
+        def request() -> str:
+            first = next(earlier) == 0
+            try:
+                return self._inner.put(
+                    key, body, precondition=precondition, metadata=metadata, content_type=content_type
+                )
+            except PreconditionFailed as refusal:
+                if first:
+                    raise
+                return self._landed(key, body, refusal, create=isinstance(precondition, Create))
+
+        return self._until_answered("PUT", request)
+
+    def _landed(self, key: str, body: bytes, refusal: PreconditionFailed, *, create: bool) -> str:
+        """The etag of our own write, if that is what stands there."""
+        try:
+            stored = self.get(key, length=max(1, len(body)))
+        except ObjectMissing as exc:
+            if create:
+                raise Conflict("the write was refused, yet there is no object", "put", refusal.bucket, key) from exc
+            raise refusal from exc
+        if stored.complete and stored.body == body:
+            return stored.etag
+        raise refusal
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+        try:
+            return self._until_answered(
+                "GET", lambda: self._inner.get(key, start=start, length=length, if_match=if_match)
+            )
+        except AccessDenied as exc:
+            if self._denied.means_missing():
+                raise ObjectMissing(exc.detail, "get", exc.bucket, key, exc.status, exc.code) from exc
+            raise
+
+    def delete(self, key: str) -> None:
+        self._until_answered("DELETE", lambda: self._inner.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete objects; each request of 1,000 is tried again by itself."""
+        for batch in batches(keys):
+            self._until_answered("DELETE_OBJECTS", partial(self._inner.delete_many, batch))
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
+        """The entries under a prefix; after an error the listing goes on behind the last one."""
+        budget = self._budget()
+        while True:
+            try:
+                for entry in self._inner.list(prefix, start_after=start_after):
+                    start_after = entry.key
+                    budget = self._budget() if budget.failures else budget
+                    yield entry
+            except Transient as exc:
+                budget.spend("LIST", exc)
+            else:
+                self._denied.succeeded = True
+                return
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _until_answered(self, verb: str, request: Callable[[], _R]) -> _R:
+        """Make a request until it is answered or the budget is spent."""
+        budget = self._budget()
+        while True:
+            try:
+                answer = request()
+            except Transient as exc:
+                budget.spend(verb, exc)
+            else:
+                self._denied.succeeded = True
+                return answer
+
+    def _budget(self) -> _Budget:
+        return _Budget(self._policy(), self._means)
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    tally: Tally
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
+    random: Callable[[], float]
+
+
+class _Budget:
+    """The tries that one request has."""
+
+    __slots__ = ("_means", "_policy", "_started", "failures")
+
+    def __init__(self, policy: Policy, means: _Means) -> None:
+        self._policy = policy
+        self._means = means
+        self._started = means.clock()
+        self.failures = 0
+
+    def spend(self, verb: str, error: Transient) -> None:
+        """Wait for the next try, or raise the error if there is none."""
+        self.failures += 1
+        if self.failures > self._policy.retries:
+            raise self._last(error) from error
+        self._means.tally.retried(verb)
+        self._means.sleep(self._policy.wait(self.failures, error, self._means.random()))
+
+    def _last(self, error: Transient) -> Transient:
+        tries = "1 try" if self.failures == 1 else f"{self.failures} tries"
+        spent = f"{tries} in {self._means.clock() - self._started:.1f} s"
+        detail = f"{error.detail.rstrip('.')}; {spent}" if error.detail else spent
+        return type(error)(detail, error.operation, error.bucket, error.key, error.status, error.code)
+
+
+class _Denied:
+    """What 403 means for a GET: AWS answers it for absent keys too, to callers without s3:ListBucket.
+
+    So it means that there is nothing where listing is denied as well, unless nothing ever worked here: then
+    the credentials are simply not the right ones.
+    """
+
+    def __init__(self, store: Store, always: bool, base: str) -> None:
+        self._store = store
+        self._always = always
+        self._prefix = base + PROBE
+        self._may_list: bool | None = None
+        #: whether a request has succeeded in this process, or before it was forked
+        self.succeeded = False
+
+    def means_missing(self) -> bool:
+        return self._always or (self.succeeded and not self._listing_allowed())
+
+    def _listing_allowed(self) -> bool:
+        """One LIST (of one key at most), asked once and remembered."""
+        if self._may_list is None:
+            try:
+                next(self._store.list(self._prefix), None)
+                self._may_list = True
+            except AccessDenied:
+                self._may_list = False
+        return self._may_list

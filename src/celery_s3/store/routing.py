@@ -1,0 +1,137 @@
+"""Each call to the client that is right for it, in this process and at this moment.
+
+::
+
+    boto3, with short time-outs   the main process of a prefork worker
+    boto3                         a process whose ancestor used obstore; gevent and eventlet; what the settings or
+                                  the key need (session, empty segments); listings; bodies over 8 MiB
+    obstore                       everything else
+
+obstore is ten times as fast; the module :mod:`.situation` says when it must not be used.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from celery_s3.errors import ConfigurationError
+from celery_s3.settings import Settings
+
+from . import situation
+from .api import Entry, Object, Precondition, Store
+from .situation import PerProcess
+
+__all__ = ["Routing"]
+
+logger = logging.getLogger(__name__)
+
+#: Bytes up to which a body is obstore's: its read time-out covers the upload too, boto3's does not.
+BIG = 8 * 1024 * 1024
+
+#: Seconds that the event loop of a prefork worker's main process waits at most.
+_PARENT_CONNECT, _PARENT_READ = 1.0, 2.0
+
+# Segments that are empty, dots or hold control characters: obstore refuses or changes them.
+_UNADDRESSABLE = re.compile(r"(?:^|/)(?:/|\.{1,2}(?:/|\Z))|/\Z|[\x00-\x1f\x7f]")
+
+
+class Routing:
+    """A store that makes its clients lazily, one of each kind for all threads of a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._obstore = PerProcess(lambda: _obstore(settings))
+        self._boto3 = PerProcess(lambda: _boto3(settings))
+        self._brief = PerProcess(lambda: _brief(settings))
+        self._told = PerProcess(_tell)
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        precondition: Precondition = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+    ) -> str:
+        client = self._client(key, len(body) > BIG)
+        return client.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+        return self._client(key).get(key, start=start, length=length, if_match=if_match)
+
+    def delete(self, key: str) -> None:
+        self._client(key).delete(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        odd = next((key for key in keys if _UNADDRESSABLE.search(key)), "")
+        self._client(odd).delete_many(keys)
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
+        """The entries under a prefix; obstore lists whole segments only, and empty segments as if they were none."""
+        return self._client("", True).list(prefix, start_after=start_after)
+
+    def close(self) -> None:
+        for clients in (self._obstore, self._boto3, self._brief):
+            client = clients.peek()
+            if client is not None:
+                client.close()
+
+    def _client(self, key: str, prefer_boto3: bool = False) -> Store:
+        """The client for a key; ``prefer_boto3`` for a request that obstore serves badly."""
+        if situation.prefork_parent():
+            # Whatever `client` says: were it obstore here, the children could not use it.
+            return self._brief.get()
+        chosen = self._settings.client
+        if chosen == "boto3" or (prefer_boto3 and chosen == "auto"):
+            return self._boto3.get()
+        if reason := self._not_obstore(key):
+            if chosen == "obstore":
+                raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
+            return self._boto3.get()
+        situation.obstore_used()
+        return self._obstore.get()
+
+    def _not_obstore(self, key: str) -> str:
+        """Why obstore cannot serve a key here, empty if it can."""
+        if situation.obstore_forbidden():
+            if self._settings.client == "auto":
+                self._told.get()
+            return "it was used before this process was forked, and would hang"
+        if situation.greenlets():
+            return "it would block the hub of gevent or eventlet"
+        if self._settings.boto3_reason:
+            return self._settings.boto3_reason
+        return "it cannot address keys with empty or dot segments" if _UNADDRESSABLE.search(key) else ""
+
+
+def _obstore(settings: Settings) -> Store:
+    from .obstore_client import ObstoreClient  # imported where it is used: a process needs one client, rarely two
+
+    return ObstoreClient(settings)
+
+
+def _boto3(settings: Settings) -> Store:
+    from .boto3_client import Boto3Client
+
+    return Boto3Client(settings)
+
+
+def _brief(settings: Settings) -> Store:
+    from .boto3_client import Boto3Client
+
+    return Boto3Client(
+        settings,
+        connect_timeout=min(settings.connect_timeout, _PARENT_CONNECT),
+        read_timeout=min(settings.read_timeout, _PARENT_READ),
+    )
+
+
+def _tell() -> bool:
+    logger.warning(
+        "S3 requests were made before this process was forked: it uses boto3, which takes more CPU and memory than"
+        " obstore. Fork before the first result is stored or fetched to avoid that."
+    )
+    return True
