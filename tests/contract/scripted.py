@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
+from typing import IO
 
 BUCKET = "scripted"
 
@@ -23,7 +25,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; ``fault`` breaks it: ``reset``, ``silence``, ``cut`` (half of the body) or ``stall`` (half, then silence)."""
+    """One answer; ``fault`` breaks it: ``reset``, ``silence``, ``cut`` after half of the body, or ``stall`` there."""
 
     status: int = 200
     body: bytes = b""
@@ -33,8 +35,10 @@ class Answer:
 
 def error(status: int, code: str, message: str = "said the server", extra: str = "") -> Answer:
     """An S3 error document."""
-    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>"
-    return Answer(status, body.encode(), {"Content-Type": "application/xml"})
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>"
+    return Answer(
+        status, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode(), {"Content-Type": "application/xml"}
+    )
 
 
 def stored(body: bytes = b"", **headers: str) -> Answer:
@@ -46,7 +50,10 @@ def stored(body: bytes = b"", **headers: str) -> Answer:
 class ScriptedServer:
     """Answers every request with ``answer`` (or with the next of ``answers``) until told otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        #: sent to whoever connects, before anything is read
+        self.greeting = b""
         self.answer = Answer(headers={"ETag": '"e1"'})
         self.answers: list[Answer] = []
         self.requests: list[Request] = []
@@ -56,7 +63,8 @@ class ScriptedServer:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def __enter__(self) -> ScriptedServer:
         self._thread.start()
@@ -79,23 +87,30 @@ class ScriptedServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        try:
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            connection.sendall(self.greeting)
+            self._answer(connection)
+        except OSError:
+            # the client went away, which some tests are about
+            connection.close()
+
+    def _answer(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as stream:
-            try:
-                while (request := self._read(stream, connection)) is not None:
-                    self.requests.append(request)
-                    answer = self.answers.pop(0) if self.answers else self.answer
-                    if not self._send(connection, request, answer):
-                        return
-            except OSError:
-                return
+            while (request := self._read(stream, connection)) is not None:
+                self.requests.append(request)
+                answer = self.answers.pop(0) if self.answers else self.answer
+                if not self._send(connection, request, answer):
+                    return
 
     @staticmethod
-    def _read(stream: object, connection: socket.socket) -> Request | None:
+    def _read(stream: IO[bytes], connection: socket.socket) -> Request | None:
         line = stream.readline().decode("latin-1").split()
         if len(line) < 2:
             return None
         headers: dict[str, str] = {}
-        while (text := stream.readline().decode("latin-1").strip()):
+        while text := stream.readline().decode("latin-1").strip():
             name, _, value = text.partition(":")
             headers[name.lower()] = value.strip()
         if headers.get("expect", "").lower() == "100-continue":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -114,8 +115,6 @@ class TestSeaweedFS:
 
     def test_taken_ports_are_changed(self, monkeypatch):
         """Where a port is taken before the server has it, others are tried."""
-        import socket
-
         with socket.create_server(("127.0.0.1", 0)) as taken:
             tries = iter([[taken.getsockname()[1], *free_ports(9)]])
             monkeypatch.setattr(seaweed_module, "free_ports", lambda count: next(tries, None) or free_ports(count))
@@ -140,18 +139,26 @@ class TestSeaweedFS:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
     @pytest.mark.parametrize("server", ["seaweed.SeaweedFS", "sqs.SQSServer"])
-    def test_ends_with_a_killed_parent(self, server):
+    def test_ends_with_a_killed_parent(self, server, tmp_path, monkeypatch):
         """Even SIGKILL of the program leaves no server behind."""
+        monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove its directory
         module, name = server.split(".")
         code = f"from celery_s3.dev.{module} import {name}\nprint({name}().start().pid, flush=True)\ninput()"
-        parent = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        pid = int(parent.stdout.readline())
-        assert alive(pid)
-        parent.kill()
-        parent.communicate()
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+            pid = int(parent.stdout.readline())
+            assert alive(pid)
+            parent.kill()
         eventually(lambda: not alive(pid))
+
+    def test_survives_a_forked_copy_of_its_parent(self, seaweed):
+        """A child that was forked from the program does not take the server with it when it ends."""
+        child = os.fork()
+        if child == 0:
+            seaweed.stop()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert seaweed.answers("HEAD", f"/{seaweed.bucket}")
 
     def test_outlives_the_thread_that_started_it(self):
         """A server may be started in a thread that ends before it."""

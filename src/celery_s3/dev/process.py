@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import os
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from botocore.auth import S3SigV4Auth
@@ -20,7 +22,17 @@ from botocore.credentials import Credentials
 
 from celery_s3.errors import CeleryS3Error
 
-__all__ = ["S3Server", "ServerNotStarted", "environment", "free_ports", "spawn", "stop", "tail", "wait_until"]
+__all__ = [
+    "EmbeddedServer",
+    "S3Server",
+    "ServerNotStarted",
+    "environment",
+    "free_ports",
+    "spawn",
+    "stop",
+    "tail",
+    "wait_until",
+]
 
 #: Run before the server: the kernel ends the child when its parent dies, even of SIGKILL (Linux).
 #: The parent may have died before the call, hence the look at its pid.
@@ -84,6 +96,53 @@ class S3Server:
             return self.request(method, path, body, timeout)[0] in (200, 204)
         except (OSError, http.client.HTTPException):
             return False
+
+
+class EmbeddedServer(S3Server):
+    """One in a child process: from ``start`` or ``with`` until ``stop``, the end of the block, or of this process."""
+
+    _process: subprocess.Popen[Any] | None = None
+    _owner = 0
+
+    @property
+    def pid(self) -> int:
+        """The server's process id, 0 while it is not running."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> Self:
+        """Start the server and wait until it is ready.
+
+        Raises:
+            ServerNotStarted: it did not come up.
+        """
+        self._owner = os.getpid()
+        atexit.register(self.stop)
+        try:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server, with everything temporary; a forked copy of this process leaves it alone."""
+        atexit.unregister(self.stop)
+        if self._owner == os.getpid():
+            self._end()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _launch(self) -> None:
+        """Start the process and wait until it is ready."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """End what there is of it; it may not have come up."""
+        raise NotImplementedError
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import subprocess
@@ -12,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 from celery_s3.dev.faults import FAULTS
-from celery_s3.dev.process import S3Server, ServerNotStarted, environment
+from celery_s3.dev.process import EmbeddedServer, S3Server, ServerNotStarted, environment
 
 __all__ = ["Proxy", "Record"]
 
@@ -47,7 +46,7 @@ class Record:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Proxy(S3Server):
+class Proxy(EmbeddedServer):
     """An HTTP/1.1 reverse proxy on a free port of 127.0.0.1, in a process of its own::
 
         with SeaweedFS() as server, Proxy(server, delay=0.02) as proxy:
@@ -81,13 +80,12 @@ class Proxy(S3Server):
         self._delay = delay
         self._strip_preconditions = strip_preconditions
         self._tls = [os.fspath(file) for file in tls] if tls else None
-        self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         if isinstance(upstream, S3Server):
             self.access_key, self.secret_key = upstream.access_key, upstream.secret_key
             self.bucket, self.region = upstream.bucket, upstream.region
 
-    def start(self) -> Self:
+    def _launch(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "celery_s3.dev.relay"],
             env=environment(),
@@ -96,24 +94,15 @@ class Proxy(S3Server):
             text=True,
             start_new_session=True,  # Ctrl-C is not meant for it
         )
-        atexit.register(self.stop)
         port = self._tell(upstream=self._address, secret_key=self.secret_key, tls=self._tls)
         self.endpoint_url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
         self.configure(delay=self._delay, strip_preconditions=self._strip_preconditions)
-        return self
 
-    def stop(self) -> None:
-        atexit.unregister(self.stop)
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.communicate()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     # -- what it saw
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
-from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
+from celery_s3.dev.process import (
+    EmbeddedServer,
+    ServerNotStarted,
+    environment,
+    free_ports,
+    spawn,
+    stop,
+    tail,
+    wait_until,
+)
 
 __all__ = ["SeaweedFS", "find_weed"]
 
@@ -41,7 +48,7 @@ _OFF = (
 _ATTEMPTS = 4
 
 
-class SeaweedFS(S3Server):
+class SeaweedFS(EmbeddedServer):
     """SeaweedFS on free ports of 127.0.0.1, ready in about two seconds::
 
         with SeaweedFS() as server:
@@ -73,52 +80,26 @@ class SeaweedFS(S3Server):
         self.access_key = access_key
         self.secret_key = secret_key or secrets.token_urlsafe(24)
         self._timeout = timeout
-        self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
         self._ports: dict[str, int] = {}
-
-    @property
-    def pid(self) -> int:
-        """The server's process id, 0 while it is not running."""
-        return self._process.pid if self._process else 0
 
     @property
     def log(self) -> Path:
         """Where the server writes what it has to say."""
         return (self.directory or self._scratch or Path()) / "seaweedfs.log"
 
-    def start(self) -> Self:
-        weed = find_weed()
-        self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-seaweedfs-"))
-        atexit.register(self.stop)
-        try:
-            self._data().mkdir(parents=True, exist_ok=True)
-            # another process may take a free port before the server does: then with others, once more
-            if not any(self._launch(weed) for _ in range(_ATTEMPTS)):
-                raise ServerNotStarted(f"SeaweedFS did not come up; the end of its log:\n{tail(self.log)}")
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End the server; a temporary directory goes with it."""
-        atexit.unregister(self.stop)
-        self._end()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _data(self) -> Path:
         return (self.directory or self._scratch or Path()) / "data"
 
-    def _launch(self, weed: str) -> bool:
+    def _launch(self) -> None:
+        weed = find_weed()
+        self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-seaweedfs-"))
+        self._data().mkdir(parents=True, exist_ok=True)
+        # another process may take a free port before the server does: then with others, once more
+        if not any(self._attempt(weed) for _ in range(_ATTEMPTS)):
+            raise ServerNotStarted(f"SeaweedFS did not come up; the end of its log:\n{tail(self.log)}")
+
+    def _attempt(self, weed: str) -> bool:
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.endpoint_url = f"http://127.0.0.1:{self._ports['s3.port']}"
         scratch = self._scratch or Path()
@@ -128,10 +109,10 @@ class SeaweedFS(S3Server):
             AWS_SECRET_ACCESS_KEY=self.secret_key,
             S3_BUCKET=self.bucket,
         )
-        self._process = spawn(self._command(weed), self.log, env, scratch, self._parting_signal())
+        self._process = spawn(self._command(weed), self.log, env, scratch, signal.SIGTERM)
         if wait_until(self._ready, self._process, self._timeout):
             return True
-        self._end()
+        self._halt()
         return False
 
     def _command(self, weed: str) -> list[str]:
@@ -143,8 +124,6 @@ class SeaweedFS(S3Server):
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             *(f"-{name}={port}" for name, port in self._ports.items()),
-            f"-s3.localSocket={self._scratch}/s3.sock",
-            f"-filer.localSocket={self._scratch}/filer.sock",
             *_OFF,
         ]
 
@@ -155,19 +134,27 @@ class SeaweedFS(S3Server):
         requests = (("HEAD", f"/{self.bucket}"), ("PUT", probe), ("DELETE", probe))
         return all(self.answers(method, path, timeout=2.0) for method, path in requests)
 
-    def _parting_signal(self) -> int:
-        return signal.SIGTERM if self.directory else signal.SIGKILL
-
     def _end(self) -> None:
+        self._halt()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _halt(self) -> None:
         if self._process is None:
             return
         # a polite end takes two seconds: only where the data is to be kept
         stop(self._process, 15.0 if self.directory else 0.0)
         self._process = None
-        for name, port in self._ports.items():
-            socket = Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock")
+        _remove_sockets(self._ports.values())
+
+
+def _remove_sockets(ports: Iterable[int]) -> None:
+    # it puts them there whatever TMPDIR says, and removes them only when it ends politely
+    for port in ports:
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             with suppress(OSError):
-                socket.unlink()
+                path.unlink()
 
 
 def find_weed() -> str:

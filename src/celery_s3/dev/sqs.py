@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, Self
+from typing import Any
 
-from celery_s3.dev.process import S3Server, ServerNotStarted, environment, spawn, stop, tail, wait_until
+from celery_s3.dev.process import EmbeddedServer, ServerNotStarted, environment, spawn, stop, tail, wait_until
 
 __all__ = ["SQSServer"]
 
 
-class SQSServer(S3Server):
+class SQSServer(EmbeddedServer):
     """moto's server on a free port of 127.0.0.1: SQS for a broker, S3 without authentication::
 
         with SQSServer() as sqs:
@@ -39,13 +37,7 @@ class SQSServer(S3Server):
         self.access_key = "celery-s3"
         self.secret_key = "not-verified"
         self._timeout = timeout
-        self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
-
-    @property
-    def pid(self) -> int:
-        """The server's process id, 0 while it is not running."""
-        return self._process.pid if self._process else 0
 
     @property
     def broker_url(self) -> str:
@@ -73,35 +65,10 @@ class SQSServer(S3Server):
             "worker_enable_remote_control": False,  # a fanout by SNS, which nobody needs here
         }
 
-    def start(self) -> Self:
+    def _launch(self) -> None:
         _require_moto()
         self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-moto-"))
-        atexit.register(self.stop)
-        try:
-            self._launch(self._scratch)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End the server; what it held is gone."""
-        atexit.unregister(self.stop)
-        if self._process:
-            stop(self._process, 0.0)
-            self._process = None
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _launch(self, scratch: Path) -> None:
-        log, port = scratch / "moto.log", scratch / "port"
+        log, port = self._scratch / "moto.log", self._scratch / "port"
         command = [sys.executable, "-m", "celery_s3.dev.sqs", str(port)]
         self._process = spawn(command, log, environment(), Path.cwd(), SIGKILL)
         if not wait_until(port.exists, self._process, self._timeout):
@@ -109,6 +76,14 @@ class SQSServer(S3Server):
         self.endpoint_url = f"http://127.0.0.1:{port.read_text()}"
         if not self.answers("PUT", f"/{self.bucket}"):
             raise ServerNotStarted(f"moto's server made no bucket; the end of its log:\n{tail(log)}")
+
+    def _end(self) -> None:
+        if self._process:
+            stop(self._process, 0.0)
+            self._process = None
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
 
 
 def _require_moto() -> None:

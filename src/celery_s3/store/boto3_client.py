@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from hashlib import md5
+from operator import methodcaller
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -23,7 +24,7 @@ from celery_s3.settings import Settings
 from .api import Create, Entry, Match, Object, Precondition, batches
 from .boto3_errors import FAILURES, from_error, translated
 from .session import open_session
-from .translate import Request, check_headers, path_style
+from .translate import Request, check_headers, cut, path_style
 
 __all__ = ["Boto3Client"]
 
@@ -75,7 +76,7 @@ class Boto3Client:
             return self._get(key, condition)
         stop = "" if length is None else start + length - 1
         try:
-            return self._get(key, {**condition, "Range": f"bytes={start}-{stop}"})
+            return cut(self._get(key, {**condition, "Range": f"bytes={start}-{stop}"}), start, length)
         except BadRequest as exc:
             # an empty object has no first byte to begin a range with
             if start or exc.status != 416:
@@ -97,8 +98,8 @@ class Boto3Client:
     def delete_many(self, keys: Sequence[str]) -> None:
         request = Request("delete_many")
         for batch in batches(keys):
-            listed = {"Objects": [{"Key": key} for key in batch], "Quiet": True}
-            answer = self._call(request, lambda s3, listed=listed: s3.delete_objects(**self._common, Delete=listed))
+            parameters = {**self._common, "Delete": {"Objects": [{"Key": key} for key in batch], "Quiet": True}}
+            answer = self._call(request, methodcaller("delete_objects", **parameters))
             for entry in answer.get("Errors", ()):
                 raise from_error(entry, Request("delete_many", entry.get("Key", "")), self._settings)
 

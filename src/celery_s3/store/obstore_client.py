@@ -6,50 +6,35 @@ and exact listings are beyond it: ``routing`` knows when to use botocore instead
 
 from __future__ import annotations
 
-import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from contextlib import suppress
+from operator import methodcaller
+from typing import TYPE_CHECKING, TypeVar
 
-from obstore.store import MemoryStore, S3Store
+from obstore.exceptions import GenericError, UnauthenticatedError
 
-from celery_s3.errors import BadRequest, ObjectMissing, TLSFailure
-from celery_s3.settings import CredentialSource, Settings
+from celery_s3.errors import BadRequest, ObjectMissing, StoreError
+from celery_s3.settings import Settings
 
 from .api import Create, Entry, Match, Object, Precondition, Store, batches
 from .obstore_errors import FAILURES, Failure, is_panic
-from .translate import Request, check_headers, path_style
+from .obstore_options import credential_provider, new_store
+from .translate import Request, check_headers, cut
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
-    from obstore.store import ClientConfig, S3Config, S3Credential
+    from obstore.store import S3Credential, S3Store
 
 __all__ = ["ObstoreClient"]
 
 T = TypeVar("T")
 
-#: One thread waits for all sockets; more of them cost memory and gain nothing (measured with 32 callers).
-_TOKIO_THREADS = "1"
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
 _BIG = 1024 * 1024
-#: Seconds that one request may take in all.
-_PATIENCE = 60.0
-#: What obstore would take from the environment and no parameter can take back; botocore knows none of it.
-_STRAY = (
-    "AWS_CHECKSUM_ALGORITHM",
-    "AWS_COPY_IF_NOT_EXISTS",
-    "AWS_SERVER_SIDE_ENCRYPTION",
-    "AWS_SSE_BUCKET_KEY_ENABLED",
-    "AWS_SSE_CUSTOMER_KEY_BASE64",
-    "AWS_SSE_KMS_KEY_ID",
-)
-
-_environment_lock = threading.Lock()
-_runtime_started = False
+#: No segment may be empty or dots, no character a control or half of one.
+_UNADDRESSABLE = re.compile(r"^/|//|/$|^$|(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class ObstoreClient:
@@ -94,11 +79,22 @@ class ObstoreClient:
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         request = Request("get", key)
         self._check(request)
-        options: GetOptions = {"if_match": if_match} if if_match else {}
+        whole: GetOptions = {"if_match": if_match} if if_match else {}
         if not start and length is None:
-            return self._call(request, lambda store: _object(key, store.get(key, options=options)))
-        ranged: GetOptions = {**options, "range": {"offset": start} if length is None else (start, start + length)}
-        return self._call(request, lambda store: _object(key, store.get(key, options=ranged)))
+            return self._call(request, lambda store: _object(key, store.get(key, options=whole)))
+        asked: GetOptions = {**whole, "range": {"offset": start} if length is None else (start, start + length)}
+
+        def read(store: S3Store) -> Object:
+            try:
+                return _object(key, store.get(key, options=asked))
+            except GenericError as exc:
+                failure = Failure.of(exc)
+                # an empty object has no first byte to begin a range with
+                if not failure.range_ignored and (start or failure.status != 416):
+                    raise
+            return cut(_object(key, store.get(key, options=whole)), start, length)
+
+        return self._call(request, read)
 
     def delete(self, key: str) -> None:
         request = Request("delete", key)
@@ -110,12 +106,78 @@ class ObstoreClient:
         for key in keys:
             self._check(Request("delete_many", key))
         for batch in batches(keys):
-            self._call(Request("delete_many"), lambda store, batch=batch: store.delete(batch), patient=True)
+            self._call(Request("delete_many"), methodcaller("delete", batch), patient=True)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix, by botocore: obstore knows whole segments alone, and shows ``a//b`` as ``a/b``."""
+        """The entries under a prefix, by botocore: obstore lists whole segments only, and ``a//b`` as ``a/b``."""
         if self._lister is None:
             from .boto3_client import Boto3Client
 
             self._lister = Boto3Client(self._settings)
         return self._lister.list(prefix, start_after=start_after)
+
+    def close(self) -> None:
+        with self._lock:
+            self._stores = {}
+            lister, self._lister = self._lister, None
+        if lister is not None:
+            lister.close()
+
+    def _check(self, request: Request, refused: str = "") -> None:
+        if _UNADDRESSABLE.search(request.key):
+            refused = "obstore cannot address this key"
+        if refused:
+            raise request.error(BadRequest, self._settings, refused)
+
+    def _call(self, request: Request, action: Callable[[S3Store], T], *, patient: bool = False) -> T:
+        """Do something with a store; a ``patient`` one waits for bodies longer, and deletes in bulk."""
+        try:
+            answer = action(self._stores.get(patient) or self._open(patient))
+        except FAILURES as exc:
+            error = self._translated(exc, request)
+        except BaseException as exc:
+            if not is_panic(exc):
+                raise
+            error = self._translated(exc, request)
+        else:
+            self._worked = True
+            return answer
+        try:
+            # outside of the handler: the original, which may hold a secret, does not become the context
+            raise error
+        finally:
+            # no circle of error, traceback and frame on the path that polls for results
+            del error
+
+    def _translated(self, exc: BaseException, request: Request) -> StoreError:
+        failure = getattr(self._credentials, "failure", None)
+        if failure is not None and isinstance(exc, UnauthenticatedError) and "External AWS cred" in str(exc):
+            from .boto3_errors import translated
+
+            return translated(failure, request, self._settings)
+        return Failure.of(exc).error(request, self._settings, worked=self._worked)
+
+    def _open(self, patient: bool) -> S3Store:
+        with self._lock:
+            if patient not in self._stores:
+                self._stores[patient] = self._new_store(patient)
+            return self._stores[patient]
+
+    def _new_store(self, patient: bool) -> S3Store:
+        if self._credentials is None:
+            self._credentials = credential_provider(self._settings)
+        return new_store(self._settings, self._credentials, patient=patient)
+
+
+def _mode(precondition: Precondition) -> PutMode:
+    if isinstance(precondition, Create):
+        return "create"
+    return {"e_tag": precondition.etag} if precondition else "overwrite"
+
+
+def _object(key: str, answer: GetResult) -> Object:
+    meta, attributes = answer.meta, answer.attributes
+    # names of user metadata come in lower case, those of HTTP headers as Content-Type
+    metadata = {str(name): value for name, value in attributes.items() if name == name.lower()}
+    body, content_type = answer.bytes().to_bytes(), attributes.get("Content-Type", "")
+    return Object(key, body, meta["size"], meta["e_tag"] or "", meta["last_modified"], metadata, content_type)

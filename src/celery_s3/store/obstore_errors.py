@@ -73,7 +73,7 @@ _KINDS: Mapping[str, type[StoreError]] = {
 _SIGNS: Mapping[str, type[StoreError]] = {
     r"BareRedirect,": WrongRegion,
     r"kind: Builder,": BadRequest,
-    r"error: (?:InvalidCertificate|InvalidMessage|AlertReceived|PeerIncompatible|PeerMisbehaved|NoCertificates)": TLSFailure,
+    r"error: (?:AlertReceived|InvalidCertificate|InvalidMessage|PeerIncompatible|PeerMisbehaved)": TLSFailure,
     r"kind: Connect,": Unreachable,
     r"(?:source: )?HttpError \{": Interrupted,
     r"(?:source: )?(?:MissingEtag|Metadata|InvalidDeleteObjectsResponse)": Interrupted,
@@ -112,9 +112,14 @@ class Failure:
         return cls(exc, sentence or text, debug if sentence else "")
 
     @property
+    def status(self) -> int | None:
+        found = _STATUS.search(self.debug)
+        return int(found[1]) if found else None
+
+    @property
     def range_ignored(self) -> bool:
-        """Whether the server answered a range with the whole object, or has no byte to begin a range with."""
-        return "source: NotPartial," in self.debug or self._status() == 416
+        """Whether the server sent the whole object where a range was asked for."""
+        return "source: NotPartial," in self.debug
 
     def error(self, request: Request, settings: Settings, *, worked: bool) -> StoreError:
         """The error to raise, with the exception as its cause.
@@ -125,7 +130,7 @@ class Failure:
         error = self._error(request, settings, worked)
         # what S3 says of a refused signature repeats the request's headers, among them a session token
         told = settings.redact(str(self.exc))
-        if self._status() in (400, 401, 403):
+        if self.status in (400, 401, 403):
             told = settings.redact(self.sentence.partition(" - ")[0])
         error.__cause__ = self.exc if told == str(self.exc) else type(self.exc)(told)
         return error
@@ -133,22 +138,18 @@ class Failure:
     def _error(self, request: Request, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._passing() else BadCredentials
-            return request.error(kind, settings, f"no credentials: {self._cause()}", self._status())
+            return request.error(kind, settings, f"no credentials: {self._cause()}", self.status)
         if failed := _DELETE_FAILED.search(self.debug):
             return Answer(None, failed[1], failed[2]).error(request, settings)
-        if self._status() is not None:
+        if self.status is not None:
             return self._answer().error(request, settings)
         return request.error(self._kind(settings), settings, self._cause())
-
-    def _status(self) -> int | None:
-        found = _STATUS.search(self.debug)
-        return int(found[1]) if found else None
 
     def _answer(self) -> Answer:
         found = _BODY.search(self.debug)
         body = found[1] if found else ""
         code, message, region = (_field(name, body) for name in ("Code", "Message", "Region"))
-        return Answer(self._status(), code, message, region, foreign=bool(body) and not code)
+        return Answer(self.status, code, message, region, foreign=bool(body) and not code)
 
     def _kind(self, settings: Settings) -> type[StoreError]:
         if self._timed_out_before(settings.read_timeout):
@@ -174,7 +175,7 @@ class Failure:
         return found[1] is None or bool(_METADATA_SERVICE.match(found[1])) or found[1] == full
 
     def _passing(self) -> bool:
-        status = self._status()
+        status = self.status
         return status is None or status == 429 or status >= 500
 
     def _cause(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
@@ -32,13 +32,13 @@ class Pool:
         """Each item with its result or with what ``fn`` raised, in order of completion.
 
         Items are taken as threads get free; closing the iterator takes no more, and leaves those under way to end
-        by themselves.
+        by themselves. ``items`` may pause: an iterator that is exhausted is asked again after each result.
         """
         waiting = iter(items)
         first = list(islice(waiting, 2))
         if len(first) < 2 or self._concurrency < 2 or self._inside():
-            return _one_by_one(fn, chain(first, waiting))
-        return _Stream(self._threads.get(), fn).run(chain(first, waiting), self._concurrency)
+            return _one_by_one(fn, first, waiting)
+        return _Stream(self._threads.get(), fn).run(first, waiting, self._concurrency)
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -73,9 +73,12 @@ def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
         return exc
 
 
-def _one_by_one(fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
-    for item in items:
-        yield item, _outcome(fn, item)
+def _one_by_one(
+    fn: Callable[[_T], _R], first: Iterable[_T], rest: Iterator[_T]
+) -> Iterator[tuple[_T, _R | BaseException]]:
+    for items in (first, rest):
+        for item in items:
+            yield item, _outcome(fn, item)
 
 
 class _Stream(Generic[_T, _R]):
@@ -86,12 +89,13 @@ class _Stream(Generic[_T, _R]):
         self._fn = fn
         self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
 
-    def run(self, items: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
-        under_way = self._start(islice(items, limit))
+    def run(self, first: Iterable[_T], rest: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
+        under_way = self._start(first)
+        under_way += self._start(islice(rest, limit - under_way))
         while under_way:
-            finished = self._done.get()
-            under_way += self._start(islice(items, 1)) - 1
-            yield finished
+            yield self._done.get()
+            under_way -= 1
+            under_way += self._start(islice(rest, limit - under_way))
 
     def _start(self, items: Iterable[_T]) -> int:
         started = 0

@@ -99,7 +99,6 @@ class Retrying:
         A refusal is final on the first try. On a later one it may be an earlier try of our own that landed
         unseen: then what is stored is what we write.
         """
-
         earlier = itertools.count()
 
         def request() -> str:
@@ -118,7 +117,7 @@ class Retrying:
     def _landed(self, key: str, body: bytes, refusal: PreconditionFailed, *, create: bool) -> str:
         """The etag of our own write, if that is what stands there."""
         try:
-            stored = self.get(key, length=max(1, len(body)))
+            stored = self._get(key, length=max(1, len(body)))
         except ObjectMissing as exc:
             if create:
                 raise Conflict("the write was refused, yet there is no object", "put", refusal.bucket, key) from exc
@@ -128,10 +127,11 @@ class Retrying:
         raise refusal
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+        return self._until_answered("GET", lambda: self._get(key, start=start, length=length, if_match=if_match))
+
+    def _get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         try:
-            return self._until_answered(
-                "GET", lambda: self._inner.get(key, start=start, length=length, if_match=if_match)
-            )
+            return self._inner.get(key, start=start, length=length, if_match=if_match)
         except AccessDenied as exc:
             if self._denied.means_missing():
                 raise ObjectMissing(exc.detail, "get", exc.bucket, key, exc.status, exc.code) from exc

@@ -4,7 +4,7 @@
 
     boto3, with short time-outs   the main process of a prefork worker
     boto3                         a process whose ancestor used obstore; gevent and eventlet; what the settings or
-                                  the key need (session, empty segments); listings; bodies over 8 MiB
+                                  the key need (session, empty segments); bodies over 8 MiB; listings
     obstore                       everything else
 
 obstore is ten times as fast; the module :mod:`.situation` says when it must not be used.
@@ -56,7 +56,7 @@ class Routing:
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
     ) -> str:
-        client = self._client(key, len(body) > BIG)
+        client = self._client(key, big=len(body) > BIG)
         return client.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
@@ -70,8 +70,8 @@ class Routing:
         self._client(odd).delete_many(keys)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix; obstore lists whole segments only, and empty segments as if they were none."""
-        return self._client("", True).list(prefix, start_after=start_after)
+        """The entries under a prefix, always by boto3: obstore does not list keys as they are."""
+        return self._boto3_client().list(prefix, start_after=start_after)
 
     def close(self) -> None:
         for clients in (self._obstore, self._boto3, self._brief):
@@ -79,20 +79,21 @@ class Routing:
             if client is not None:
                 client.close()
 
-    def _client(self, key: str, prefer_boto3: bool = False) -> Store:
-        """The client for a key; ``prefer_boto3`` for a request that obstore serves badly."""
-        if situation.prefork_parent():
-            # Whatever `client` says: were it obstore here, the children could not use it.
-            return self._brief.get()
+    def _client(self, key: str, *, big: bool = False) -> Store:
+        """The client for a key and, where it matters, a big body."""
         chosen = self._settings.client
-        if chosen == "boto3" or (prefer_boto3 and chosen == "auto"):
-            return self._boto3.get()
+        # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
+        if chosen == "boto3" or (big and chosen == "auto") or situation.prefork_parent():
+            return self._boto3_client()
         if reason := self._not_obstore(key):
             if chosen == "obstore":
                 raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
-            return self._boto3.get()
+            return self._boto3_client()
         situation.obstore_used()
         return self._obstore.get()
+
+    def _boto3_client(self) -> Store:
+        return (self._brief if situation.prefork_parent() else self._boto3).get()
 
     def _not_obstore(self, key: str) -> str:
         """Why obstore cannot serve a key here, empty if it can."""

@@ -116,6 +116,8 @@ _everyone: WeakSet[PerProcess[Any]] = WeakSet()
 _kept: list[object] = []
 # By pid, so that a child never waits for a lock that a thread of its parent held when it forked.
 _locks: dict[int, threading.RLock] = {}
+#: Seconds that a fork waits for a client that another thread is making; importing boto3 takes one at most.
+_FORK_WAIT = 10.0
 
 
 def _lock() -> threading.RLock:
@@ -124,7 +126,7 @@ def _lock() -> threading.RLock:
 
 def _before_fork() -> None:
     # A fork while another thread imports a client would leave the child with import locks that nobody frees.
-    _lock().acquire(timeout=10)
+    _lock().acquire(timeout=_FORK_WAIT)
 
 
 def _after_in_parent() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celery_s3.errors import (
     AccessDenied,
@@ -22,7 +22,9 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 
-__all__ = ["Answer", "Request", "check_headers", "meaning", "path_style"]
+from .api import Object
+
+__all__ = ["Answer", "Request", "check_headers", "cut", "meaning", "path_style"]
 
 _CREDENTIAL_CODES = (
     "AuthFailure",
@@ -168,6 +170,13 @@ def path_style(settings: Settings) -> bool:
     if settings.addressing_style != "auto":
         return settings.addressing_style == "path"
     return settings.endpoint_url is not None or "." in settings.bucket
+
+
+def cut(found: Object, start: int, length: int | None) -> Object:
+    """The bytes that were asked for, of an object that a server without ranges sent whole."""
+    if start and not found.complete:
+        return found
+    return replace(found, body=found.body[start : None if length is None else start + length])
 
 
 def _plain(value: str) -> bool:

@@ -1,0 +1,105 @@
+"""The rows of the table: what is measured, how often, and the goals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["CONTENDERS", "DELAY", "FULL", "QUICK", "ROWS", "Effort", "Goal", "Row"]
+
+#: Key and name of each backend, in the order of the table's columns.
+CONTENDERS = {"celery": "Celery's `s3`", "redis": "Celery's Redis", "ours": "celery-s3"}
+
+#: Seconds that the proxy holds back every answer of the result store, where a row says so.
+DELAY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A limit for the median of a metric; ``most`` unless a larger value is better."""
+
+    metric: str
+    unit: str
+    limit: float
+    larger_is_better: bool = False
+
+    def reached(self, value: float) -> bool:
+        return value >= self.limit if self.larger_is_better else value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of work. The first goal's metric is the one that the chart shows.
+
+    ``requests`` is the most that one unit of work may make, ``None`` where there is no such goal.
+    """
+
+    key: str
+    title: str
+    goals: tuple[Goal, ...]
+    requests: float | None = None
+
+
+ROWS = (
+    Row("store", "Store a result: CPU", (Goal("cpu", "ms", 0.25),), requests=1),
+    Row("fetch", "Fetch a result: CPU", (Goal("cpu", "ms", 0.25),), requests=1),
+    Row("group", "`GroupResult.get()`, 500 finished", (Goal("wall", "s", 0.25),), requests=500),
+    Row("wait-0.05", "Task of 0.05 s: `get()` returns after it is stored", (Goal("late", "ms", 45),)),
+    Row("wait-1.3", "Task of 1.3 s: the same", (Goal("late", "ms", 80),), requests=20),
+    Row("wait-7.7", "Task of 7.7 s: the same", (Goal("late", "ms", 200),), requests=30),
+    Row("tasks", "300 trivial tasks, 2 processes", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
+    # The chord rows come here: last header task → body, and the whole chord with its requests.
+    Row("first", "Import and first result stored", (Goal("wall", "s", 0.08), Goal("memory", "MB", 8))),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How often everything is done.
+
+    Attributes:
+        rounds: fresh client processes per contender that store, and that fetch.
+        batches, batch: samples in each of them, and results in each sample.
+        group: members of the group.
+        groups: how often it is fetched, by contender (Celery's `s3` backend takes half a minute).
+        waits: how many tasks of each length (seconds) are waited for.
+        tasks: how many tasks the worker runs.
+        bursts: how often it does.
+        firsts: fresh processes per contender that store their first result.
+    """
+
+    rounds: int
+    batches: int
+    batch: int
+    group: int
+    groups: Mapping[str, int]
+    waits: Mapping[float, int]
+    tasks: int
+    bursts: int
+    firsts: int
+
+
+FULL = Effort(
+    rounds=3,
+    batches=5,
+    batch=50,
+    group=500,
+    groups={"celery": 1, "redis": 7, "ours": 7},
+    waits={0.05: 30, 1.3: 24, 7.7: 8},
+    tasks=300,
+    bursts=3,
+    firsts=7,
+)
+
+#: Too few samples to judge the goals by: for a look while one works on something.
+QUICK = Effort(
+    rounds=1,
+    batches=3,
+    batch=30,
+    group=100,
+    groups={"celery": 1, "redis": 3, "ours": 3},
+    waits={0.05: 8, 1.3: 3, 7.7: 1},
+    tasks=100,
+    bursts=1,
+    firsts=2,
+)

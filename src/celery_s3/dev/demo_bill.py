@@ -1,0 +1,44 @@
+"""Which requests belong to which task, and what a million of that task would cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote, urlsplit
+
+from celery_s3.cost import Prices, requests_cost
+from celery_s3.dev.proxy import Record
+
+__all__ = ["by_task", "elsewhere", "million", "together"]
+
+_MARK = "celery-task-meta-"
+MILLION = 1_000_000
+
+
+def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
+    """The requests for the result of each task id, by verb, whoever made them."""
+    requests: dict[str, Counter[str]] = {}
+    for record in records:
+        task_id = _task_id(record)
+        if task_id:
+            requests.setdefault(task_id, Counter())[record.kind] += 1
+    return requests
+
+
+def elsewhere(records: Iterable[Record]) -> Counter[str]:
+    """The requests that concern no task's result, by verb."""
+    return Counter(record.kind for record in records if not _task_id(record))
+
+
+def together(requests: Mapping[str, Counter[str]], task_ids: Iterable[str]) -> Counter[str]:
+    """The requests for all of these tasks."""
+    return sum((requests.get(task_id, Counter()) for task_id in task_ids), Counter())
+
+
+def million(requests: Mapping[str, int], tasks: int, prices: Prices) -> float:
+    """Dollars for a million tasks that need requests as these ``tasks`` did."""
+    return requests_cost(requests, prices) / tasks * MILLION
+
+
+def _task_id(record: Record) -> str:
+    return unquote(urlsplit(record.target).path).partition(_MARK)[2]

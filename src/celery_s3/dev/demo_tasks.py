@@ -1,0 +1,64 @@
+"""The demo's tasks: what a user's ``tasks.py`` would hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from celery import Task, shared_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+    def task(**options: Any) -> Callable[[F], Any]: ...
+else:
+    task = shared_task
+
+
+class OrderNotFound(Exception):
+    """What the failing task raises, and the client gets back."""
+
+
+@task(name="demo.add")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@task(name="demo.find_order")
+def find_order(number: int) -> None:
+    raise OrderNotFound(f"no order {number}")
+
+
+@task(name="demo.unsteady", bind=True, max_retries=1)
+def unsteady(self: Task) -> str:
+    """Fail the first time."""
+    if self.request.retries == 0:
+        raise self.retry(exc=ConnectionError("try again"), countdown=0.2)
+    return f"done on attempt {self.request.retries + 1}"
+
+
+@task(name="demo.notify", ignore_result=True)
+def notify(name: str) -> str:
+    return f"hello {name}"
+
+
+@task(name="demo.report")
+def report(size: int) -> str:
+    """A result of ``size`` characters."""
+    return "0123456789" * (size // 10)
+
+
+@task(name="demo.work")
+def work(number: int) -> int:
+    """50 ms of work."""
+    time.sleep(0.05)
+    return number
+
+
+@task(name="demo.total")
+def total(numbers: Iterable[int]) -> int:
+    return sum(numbers)

@@ -1,0 +1,64 @@
+"""The demo's worker: a real ``celery worker``, configured by a ``celeryconfig.py`` as a user would write it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from celery_s3.dev.process import ServerNotStarted, environment, spawn, stop, tail, wait_until
+
+__all__ = ["PROCESSES", "Worker"]
+
+#: The size of the worker's prefork pool.
+PROCESSES = 2
+
+
+class Worker:
+    """A worker with two processes in a process group of its own.
+
+    Arguments:
+        conf: Celery's settings.
+        folder: an empty directory for its configuration and log.
+
+    Attributes:
+        pid: of its main process, which is also the process group's id.
+    """
+
+    def __init__(self, conf: Mapping[str, Any], folder: Path) -> None:
+        lines = [f"{name} = {value!r}\n" for name, value in conf.items()]
+        (folder / "celeryconfig.py").write_text("".join(lines), encoding="utf-8")
+        self.log = folder / "worker.log"
+        command = [sys.executable, "-m", "celery", "worker", f"--concurrency={PROCESSES}", "--loglevel=INFO"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        env = environment(**{name: value for name, value in os.environ.items() if name.startswith("AWS_")})
+        self._process: subprocess.Popen[bytes] = spawn(command, self.log, env, folder, signal.SIGTERM)
+        self.pid = self._process.pid
+
+    def ready(self, timeout: float = 40.0) -> None:
+        """Wait until it takes tasks.
+
+        Raises:
+            ServerNotStarted: it ended, or did not come up in time; the message has the end of its log.
+        """
+        if not wait_until(lambda: self.has_logged(r" ready\.$"), self._process, timeout):
+            raise ServerNotStarted(f"The worker did not come up; the end of its log:\n{tail(self.log)}")
+
+    def finished(self, task_id: str, timeout: float = 30.0) -> bool:
+        """Wait until its log says that the task is done, stored result or not."""
+        return wait_until(lambda: self.has_logged(re.escape(f"[{task_id}] succeeded")), self._process, timeout)
+
+    def has_logged(self, pattern: str) -> bool:
+        return re.search(pattern, self.log.read_text(errors="replace"), re.MULTILINE) is not None
+
+    def stop(self) -> None:
+        """End it as a deployment does, by SIGTERM; by force where that takes longer than a few seconds."""
+        stop(self._process, 5.0)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)

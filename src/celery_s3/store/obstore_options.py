@@ -1,0 +1,187 @@
+"""How obstore is set up: everything that it would look for in the environment, said in so many words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from obstore.store import MemoryStore, S3Store
+
+from celery_s3.settings import CredentialSource, Settings
+
+from .translate import path_style
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Config, S3Credential
+
+__all__ = ["credential_provider", "new_store"]
+
+#: One thread waits for all sockets; more of them cost memory and gain nothing (measured with 32 callers).
+_TOKIO_THREADS = "1"
+#: Seconds that one request may take in all.
+_PATIENCE = 60.0
+#: What obstore would take from the environment and no parameter can take back; botocore knows none of it.
+_STRAY = (
+    "AWS_CHECKSUM_ALGORITHM",
+    "AWS_COPY_IF_NOT_EXISTS",
+    "AWS_SERVER_SIDE_ENCRYPTION",
+    "AWS_SSE_BUCKET_KEY_ENABLED",
+    "AWS_SSE_CUSTOMER_KEY_BASE64",
+    "AWS_SSE_KMS_KEY_ID",
+)
+#: The variables with which obstore's own chain ends where botocore's does.
+_CHAIN = (
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+    ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+)
+#: What changes botocore's search for the container's and the instance's credentials, and not obstore's.
+_ONLY_BOTOCORE = (
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+)
+
+_environment_lock = threading.Lock()
+_runtime_started = False
+
+
+def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None, *, patient: bool) -> S3Store:
+    """A store that connects at its first request.
+
+    Arguments:
+        credentials: who tells them, ``None`` for obstore's own chain.
+        patient: waits for an answer as long as a large body takes, and deletes many objects in one request.
+    """
+    _start_runtime()
+    with _environment(dict.fromkeys(_STRAY)):
+        return S3Store(
+            settings.bucket,
+            config=_config(settings, patient),
+            client_options=_client_options(settings, patient),
+            # retries are the business of celery_s3.store.retrying
+            retry_config={"max_retries": 0},
+            credential_provider=credentials,
+        )
+
+
+def _config(settings: Settings, patient: bool) -> S3Config:
+    config: S3Config = {
+        "region": settings.region,
+        "virtual_hosted_style_request": not path_style(settings),
+        "request_payer": settings.request_payer,
+        "s3_express": settings.bucket.endswith("--x-s3"),
+        "disable_bulk_delete": not patient,
+        "conditional_put": "etag",
+        "disable_tagging": False,
+        "skip_signature": False,
+        "unsigned_payload": False,
+    }
+    if endpoint := _endpoint(settings):
+        config |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+    if settings.sse:
+        config["server_side_encryption"] = settings.sse
+    if settings.sse_kms_key_id:
+        config["sse_kms_key_id"] = settings.sse_kms_key_id
+    if settings.bucket_key is not None:
+        config["sse_bucket_key_enabled"] = settings.bucket_key
+    return config
+
+
+def _endpoint(settings: Settings) -> str:
+    """The URL that keys are appended to; empty for a directory bucket, whose host obstore knows."""
+    if settings.endpoint_url is None and settings.bucket.endswith("--x-s3"):
+        return ""
+    base = settings.endpoint_url or f"https://s3.{settings.region}.amazonaws.com"
+    if path_style(settings):
+        return base
+    url = urlsplit(base)
+    return url._replace(netloc=f"{settings.bucket}.{url.netloc}").geturl()
+
+
+def _client_options(settings: Settings, patient: bool) -> ClientConfig:
+    options: ClientConfig = {
+        "allow_http": (settings.endpoint_url or "").startswith("http://"),
+        "allow_invalid_certificates": settings.verify is False,
+        "connect_timeout": timedelta(seconds=settings.connect_timeout),
+        "timeout": timedelta(seconds=max(_PATIENCE, 12 * settings.read_timeout)),
+    }
+    if not patient:
+        options["read_timeout"] = timedelta(seconds=settings.read_timeout)
+    if isinstance(settings.verify, str):
+        options["root_certificate"] = Path(settings.verify).read_bytes()
+    if settings.expected_bucket_owner:
+        # sent and signed with every request
+        options["default_headers"] = {"x-amz-expected-bucket-owner": settings.expected_bucket_owner}
+    return options
+
+
+def credential_provider(settings: Settings) -> Callable[[], S3Credential] | None:
+    """Who tells obstore the credentials; ``None`` where its own chain finds them."""
+    if settings.credential_source is CredentialSource.STATIC:
+        return partial(_static_credentials, settings)
+    if settings.credential_source is CredentialSource.SDK and _chain_of_obstore(os.environ):
+        return None
+    from .session import SessionCredentials
+
+    return SessionCredentials(settings)
+
+
+def _static_credentials(settings: Settings) -> S3Credential:
+    # by a provider, since obstore adds the environment's AWS_SESSION_TOKEN to keys in its configuration
+    key, secret, token = settings.access_key_id, settings.secret_access_key, settings.session_token
+    return {
+        "access_key_id": key.reveal() if key else "",
+        "secret_access_key": secret.reveal() if secret else "",
+        "token": token.reveal() if token else None,
+        "expires_at": None,
+    }
+
+
+def _chain_of_obstore(environ: Mapping[str, str]) -> bool:
+    """Whether obstore finds the credentials that botocore would find, without the cost of importing it."""
+    for names in _CHAIN:
+        if all(map(environ.get, names)):
+            return True
+    # the instance's, unless something is said that obstore does not understand
+    return not any(map(environ.get, _ONLY_BOTOCORE))
+
+
+def _start_runtime() -> None:
+    """Start obstore's threads, which reads TOKIO_WORKER_THREADS once: by default there is one for every core."""
+    global _runtime_started
+    if not _runtime_started:
+        with _environment({"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}):
+            MemoryStore().put("start", b"")
+        _runtime_started = True
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables as given (``None``: absent) for as long as a library reads them."""
+    with _environment_lock:
+        before = {name: os.environ.get(name) for name in values}
+        _set_environment(values)
+        try:
+            yield
+        finally:
+            _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if os.environ.get(name) == value:
+            continue
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value

@@ -1,0 +1,74 @@
+"""Both clients, each server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from scripted import ScriptedServer
+
+from celery_s3.settings import Secret, Settings
+from celery_s3.store.api import Store
+from celery_s3.store.boto3_client import Boto3Client
+from celery_s3.store.obstore_client import ObstoreClient
+
+CLIENTS: dict[str, Callable[[Settings], Store]] = {"obstore": ObstoreClient, "boto3": Boto3Client}
+SERVERS = ("seaweed", "moto_s3")
+
+
+@pytest.fixture
+def open_client() -> Iterator[Callable[[str, Settings], Store]]:
+    """``open_client("boto3", settings)``: a client that is closed after the test."""
+    with ExitStack() as stack:
+
+        def make(name: str, settings: Settings) -> Store:
+            store = CLIENTS[name](settings)
+            stack.callback(store.close)
+            return store
+
+        yield make
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=CLIENTS)
+def client_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def store(server: Any, client_name: str, settings_for: Callable[..., Settings], open_client: Any) -> Store:
+    return open_client(client_name, settings_for(server))
+
+
+@pytest.fixture
+def script() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def scripted_settings(script: ScriptedServer) -> Callable[..., Settings]:
+    def make(**overrides: Any) -> Settings:
+        values = {
+            "bucket": "scripted",
+            "endpoint_url": script.endpoint_url,
+            "access_key_id": Secret("AKSCRIPTED"),
+            "secret_access_key": Secret("a-secret-of-the-test"),
+            "connect_timeout": 0.4,
+            "read_timeout": 0.8,
+        }
+        return Settings(**(values | overrides))
+
+    return make
+
+
+@pytest.fixture
+def scripted(client_name: str, scripted_settings: Callable[..., Settings], open_client: Any) -> Callable[..., Store]:
+    """A client of the scripted server; settings may be given."""
+    return lambda **overrides: open_client(client_name, scripted_settings(**overrides))
