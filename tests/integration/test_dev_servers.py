@@ -151,6 +151,7 @@ class TestSeaweedFS:
             parent.kill()
         eventually(lambda: not alive(pid))
 
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12: it has threads
     def test_survives_a_forked_copy_of_its_parent(self, seaweed):
         """A child that was forked from the program does not take the server with it when it ends."""
         child = os.fork()

@@ -1,38 +1,50 @@
-"""Forks against a real server: nothing hangs, no socket is shared, and every child's answers are its own."""
+"""Forks against a real server: nothing hangs, no socket is shared, and every child's answers are its own.
+
+Each scenario runs in a fresh interpreter: in one whose ancestor has used obstore, none could use it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import billiard
 import pytest
 
-from celery_s3.errors import PreconditionFailed
-from celery_s3.settings import Secret, Settings
-from celery_s3.store import Opened, open_store, situation
+from celery_s3.settings import Settings
+from celery_s3.store import Opened, open_store
 from celery_s3.store.api import CREATE
-
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 #: Seconds that a child may take; a hang is for ever.
 DEADLINE = 30
 
+Scenario = Callable[[Settings], None]
+
 
 @pytest.fixture
-def ancestry(monkeypatch):
-    """As if no process had used obstore before this test."""
-    ancestry = situation._Ancestry()
-    monkeypatch.setattr(situation, "_ancestry", ancestry)
-    return ancestry
+def fresh(seaweed, settings_for) -> Callable[..., None]:
+    """Runs a scenario in a fresh interpreter."""
+
+    def run(scenario: Scenario, *arguments: Any, **overrides: Any) -> None:
+        settings = settings_for(seaweed, **overrides)
+        process = multiprocessing.get_context("spawn").Process(target=scenario, args=(settings, *arguments))
+        process.start()
+        process.join(3 * DEADLINE)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail("the scenario hung")
+        assert process.exitcode == 0, "see its traceback on standard error"
+
+    return run
 
 
 class Child:
@@ -45,10 +57,10 @@ class Child:
             try:
                 work()
                 status = 0
-            except BaseException as exc:
-                sys.__stderr__.write(f"child: {exc!r}\n")
-                sys.__stderr__.flush()
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
 
     def end(self) -> int:
@@ -61,162 +73,197 @@ class Child:
             time.sleep(0.01)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        pytest.fail("the child hung")
+        raise AssertionError("the child hung")
 
 
-def client_of(opened: Opened) -> str:
-    """The kind of client that this process has used."""
+def used(opened: Opened) -> str:
+    """The clients that this process has used."""
     routing = opened.store._inner._inner
     made = (routing._obstore.peek(), routing._boto3.peek(), routing._brief.peek())
     return " ".join(type(client).__name__ for client in made if client is not None)
 
 
-def round_trips(opened: Opened, name: str, count: int) -> None:
-    """Write and read objects that only ``name`` writes; each answer must be its own."""
+def round_trips(opened: Opened, key: str, count: int) -> None:
+    """Write and read objects that only the caller writes; each answer must be its own."""
     for number in range(count):
-        key, body = f"{name}/{number}", f"{name} {number} ".encode() * 20
-        opened.store.put(key, body, precondition=CREATE)
-        found = opened.store.get(key)
-        assert (found.key, found.body) == (key, body)
+        name, body = f"{key}/{number}", f"{key} {number} ".encode() * 20
+        opened.store.put(name, body, precondition=CREATE)
+        found = opened.store.get(name)
+        assert (found.key, found.body) == (name, body)
 
 
-@pytest.fixture
-def opened(seaweed, settings_for, ancestry):
-    made: list[Opened] = []
-
-    def make(**overrides: Any) -> Opened:
-        made.append(open_store(settings_for(seaweed, **overrides)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+# -- obstore does not survive a fork
 
 
-def test_the_parent_used_obstore(opened, prefix):
+def parent_used_obstore(settings: Settings) -> None:
+    opened = open_store(settings)
+    round_trips(opened, f"{settings.base}parent", 2)
+
+    def work() -> None:
+        round_trips(opened, f"{settings.base}child", 5)
+        assert used(opened) == "Boto3Client"
+
+    assert Child(work).end() == 0
+    round_trips(opened, f"{settings.base}parent-again", 2)
+    assert used(opened) == "ObstoreClient"
+
+
+def test_the_parent_used_obstore(fresh):
     """A child whose parent made requests uses boto3 and does not hang; the parent goes on with obstore."""
-    store = opened()
-    round_trips(store, f"{prefix}parent", 2)
-
-    def work() -> None:
-        round_trips(store, f"{prefix}child", 5)
-        assert client_of(store) == "Boto3Client"
-
-    assert Child(work).end() == 0
-    round_trips(store, f"{prefix}parent-again", 2)
-    assert client_of(store) == "ObstoreClient"
+    fresh(parent_used_obstore)
 
 
-def test_the_parent_made_no_request(opened, prefix):
-    """A store that was only opened does not keep children from obstore, nor do their siblings."""
-    store = opened()
+def parent_made_no_request(settings: Settings) -> None:
+    opened = open_store(settings)
+
+    def work(name: str) -> None:
+        round_trips(opened, f"{settings.base}{name}", 5)
+        assert used(opened) == "ObstoreClient"
+
     for name in ("a", "b"):
-
-        def work(name: str = name) -> None:
-            round_trips(store, f"{prefix}{name}", 5)
-            assert client_of(store) == "ObstoreClient"
-
-        assert Child(work).end() == 0
+        assert Child(lambda name=name: work(name)).end() == 0
 
 
-def test_grandchildren(opened, prefix):
-    """A child used obstore and forks: its child must not, its sibling may."""
-    store = opened()
+def test_the_parent_made_no_request(fresh):
+    """A store that was only opened keeps neither children nor their siblings from obstore."""
+    fresh(parent_made_no_request)
 
-    def work() -> None:
-        round_trips(store, f"{prefix}child", 2)
 
-        def grandchild() -> None:
-            round_trips(store, f"{prefix}grandchild", 2)
-            assert client_of(store) == "Boto3Client"
+def grandchildren(settings: Settings) -> None:
+    opened = open_store(settings)
 
+    def grandchild() -> None:
+        round_trips(opened, f"{settings.base}grandchild", 2)
+        assert used(opened) == "Boto3Client"
+
+    def child() -> None:
+        round_trips(opened, f"{settings.base}child", 2)
         assert Child(grandchild).end() == 0
-        round_trips(store, f"{prefix}child-again", 2)
-        assert client_of(store) == "ObstoreClient"
+        round_trips(opened, f"{settings.base}child-again", 2)
+        assert used(opened) == "ObstoreClient"
 
-    assert Child(work).end() == 0
-    round_trips(store, f"{prefix}parent", 2)
-    assert client_of(store) == "ObstoreClient"
+    assert Child(child).end() == 0
+    round_trips(opened, f"{settings.base}parent", 2)
+    assert used(opened) == "ObstoreClient"
 
 
-def test_fork_while_another_thread_is_inside_obstore(opened, proxy, prefix):
-    """A fork in the middle of a request: the child works, and the request gets its answer."""
-    proxy.configure(delay=0.5)
-    store = opened(endpoint_url=proxy.endpoint_url)
+def test_grandchildren(fresh):
+    """A child used obstore and forks: its child must not use it, its parent may."""
+    fresh(grandchildren)
+
+
+def billiard_child_forks(settings: Settings) -> None:
+    opened = open_store(settings)
+
+    def child() -> None:
+        round_trips(opened, f"{settings.base}child", 2)
+        assert used(opened) == "ObstoreClient"
+        assert Child(lambda: round_trips(opened, f"{settings.base}grandchild", 2)).end() == 0
+
+    process = billiard.Process(target=child)
+    process.start()
+    process.join(DEADLINE)
+    assert process.exitcode == 0
+
+
+def test_a_task_that_forks(fresh):
+    """os.fork() inside of billiard's child, as a task may do, does not hang either."""
+    fresh(billiard_child_forks)
+
+
+def fork_inside_a_request(settings: Settings) -> None:
+    opened = open_store(settings)
     etags: list[str] = []
-    thread = threading.Thread(target=lambda: etags.append(store.store.put(f"{prefix}slow", b"slow")))
+    thread = threading.Thread(target=lambda: etags.append(opened.store.put(f"{settings.base}slow", b"slow")))
     thread.start()
     time.sleep(0.2)
-    child = Child(lambda: round_trips(store, f"{prefix}child", 1))
+    child = Child(lambda: round_trips(opened, f"{settings.base}child", 1))
     thread.join(DEADLINE)
     assert child.end() == 0
-    assert store.store.get(f"{prefix}slow").etag == etags[0]
+    assert [opened.store.get(f"{settings.base}slow").etag] == etags
 
 
-def test_a_child_that_ends_like_any_program(opened, prefix):
-    """A child that runs its finalisers, dropping its parent's clients, does not disturb the parent."""
-    store = opened()
-    round_trips(store, f"{prefix}parent", 5)
-    list(store.store.list(prefix))
-    program = os.fork()
-    if program == 0:
-        # leave pytest's handlers out: only the interpreter's own end is wanted
-        import atexit
+def test_a_fork_while_another_thread_is_inside_obstore(fresh, proxy):
+    """The child works, and the request gets its answer."""
+    proxy.configure(delay=0.5)
+    fresh(fork_inside_a_request, endpoint_url=proxy.endpoint_url)
 
-        atexit._clear()
-        os.close(1)
-        os.close(2)
-        store.close()
-        del store
-        import ctypes
 
+def finalising_child(settings: Settings) -> None:
+    opened = open_store(settings)
+    round_trips(opened, f"{settings.base}parent", 5)
+    list(opened.store.list(settings.base))
+    assert used(opened) == "ObstoreClient Boto3Client"
+
+    def work() -> None:
+        nonlocal opened
+        opened.close()
+        del opened
+        gc.collect()
         ctypes.pythonapi.Py_FinalizeEx()
         os._exit(0)
-    os.waitpid(program, 0)
-    round_trips(store, f"{prefix}parent-again", 20)
-    assert len(list(store.store.list(prefix))) == 25
+
+    assert Child(work).end() == 0
+    round_trips(opened, f"{settings.base}parent-again", 20)
+    assert len(list(opened.store.list(settings.base))) == 25
 
 
-@pytest.mark.parametrize("make", [multiprocessing.get_context("fork").Process, billiard.Process], ids=["mp", "billiard"])
-def test_many_children_share_no_socket(opened, prefix, make):
-    """Children of a parent with open boto3 connections write at the same time: each reads back its own."""
-    store = opened(client="boto3")
-    round_trips(store, f"{prefix}parent", 3)
-    children = [make(target=round_trips, args=(store, f"{prefix}child-{number}", 200)) for number in range(4)]
+def test_a_child_that_finalises_its_parents_clients(fresh):
+    """A child that drops the store and ends as any program does leaves the parent's connections as they were."""
+    fresh(finalising_child)
+
+
+# -- no socket is shared
+
+
+def many_children(settings: Settings, kind: str) -> None:
+    make = billiard.Process if kind == "billiard" else multiprocessing.get_context("fork").Process
+    opened = open_store(settings)
+    round_trips(opened, f"{settings.base}parent", 3)
+    children = [make(target=round_trips, args=(opened, f"{settings.base}child-{n}", 200)) for n in range(4)]
     for child in children:
         child.start()
-    round_trips(store, f"{prefix}parent-meanwhile", 20)
+    round_trips(opened, f"{settings.base}parent-meanwhile", 20)
     for child in children:
         child.join(2 * DEADLINE)
     assert [child.exitcode for child in children] == [0] * 4
 
 
-@pytest.mark.parametrize("client", ["obstore", "boto3"])
-def test_a_killed_child(opened, proxy, prefix, client):
-    """A child that is killed in the middle of a request leaves its parent's connections as they were."""
-    store = opened(client=client, endpoint_url=proxy.endpoint_url)
-    if client == "boto3":
-        round_trips(store, f"{prefix}parent", 2)
-    proxy.fail(f"PUT {prefix}victim", "hang", seconds=20)
-    proxy.reset()
-    child = Child(lambda: store.store.put(f"{prefix}victim", b"x"))
-    deadline = time.monotonic() + DEADLINE
-    while not proxy.records() and time.monotonic() < deadline:
-        time.sleep(0.02)
+@pytest.mark.parametrize("kind", ["multiprocessing", "billiard"])
+def test_many_children_share_no_socket(fresh, kind):
+    """Children of a parent with open boto3 connections write at the same time: each reads back its own."""
+    fresh(many_children, kind, client="boto3")
+
+
+def killed_child(settings: Settings) -> None:
+    opened = open_store(settings)
+    if settings.client == "boto3":
+        round_trips(opened, f"{settings.base}parent", 2)
+    ready, begins = os.pipe()
+    child = Child(lambda: os.write(begins, b"x") and opened.store.put(f"{settings.base}victim", b"x"))
+    os.read(ready, 1)
+    time.sleep(0.5)
     os.kill(child.pid, signal.SIGKILL)
     assert child.end() == -signal.SIGKILL
-    round_trips(store, f"{prefix}parent-again", 5)
+    round_trips(opened, f"{settings.base}parent-again", 5)
+    assert Child(lambda: round_trips(opened, f"{settings.base}child", 2)).end() == 0
 
 
-@pytest.mark.parametrize("client", ["obstore", "boto3"])
-def test_threads_share_one_client(opened, prefix, client):
-    """Eight threads use one client, and none gets another's answer."""
-    store = opened(client=client)
+@pytest.mark.parametrize("client", ["auto", "boto3"])
+def test_a_killed_child(fresh, proxy, prefix, client):
+    """A child that is killed in the middle of a request disturbs neither its parent nor the next child."""
+    proxy.fail(f"PUT {prefix}victim", "hang", seconds=20)
+    fresh(killed_child, client=client, endpoint_url=proxy.endpoint_url)
+    assert [record.fault for record in proxy.records()].count("hang") == 1
+
+
+def eight_threads(settings: Settings) -> None:
+    opened = open_store(settings)
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
-            round_trips(store, f"{prefix}thread-{number}", 50)
+            round_trips(opened, f"{settings.base}thread-{number}", 50)
         except BaseException as exc:
             failures.append(exc)
 
@@ -226,43 +273,67 @@ def test_threads_share_one_client(opened, prefix, client):
     for thread in threads:
         thread.join(2 * DEADLINE)
     assert failures == []
-    assert client_of(store) == ("ObstoreClient" if client == "obstore" else "Boto3Client")
-    assert store.tally.snapshot()["PUT"]["requests"] >= 400
+    assert used(opened) == ("Boto3Client" if settings.client == "boto3" else "ObstoreClient")
+    assert opened.tally.snapshot()["PUT"]["requests"] == 400
 
 
-def test_parallel_reads(opened, prefix):
-    """The pool reads many objects through one client."""
-    store = opened()
-    keys = [f"{prefix}{number}" for number in range(60)]
-    store.pool.map(lambda key: store.store.put(key, key.encode()), keys)
-    assert [found.body.decode() for found in store.pool.map(store.store.get, keys)] == keys
+@pytest.mark.parametrize("client", ["auto", "boto3"])
+def test_threads_share_one_client(fresh, client):
+    """Eight threads use one client, and none gets another's answer."""
+    fresh(eight_threads, client=client)
 
 
-def test_two_children_probe_at_once(opened, prefix):
-    """Two processes that ask at the same moment both find out what is so."""
-    store = opened(endpoint_url=f"{opened().store._inner._inner._settings.endpoint_url}/")
+def parallel_reads(settings: Settings) -> None:
+    opened = open_store(settings)
+    keys = [f"{settings.base}{number}" for number in range(60)]
+    opened.pool.map(lambda key: opened.store.put(key, key.encode()), keys)
+
+    def read() -> None:
+        assert [found.body.decode() for found in opened.pool.map(opened.store.get, keys)] == keys
+
+    read()
+    assert Child(read).end() == 0
+
+
+def test_parallel_reads(fresh):
+    """The pool reads many objects through one client, and does so in a child too."""
+    fresh(parallel_reads)
+
+
+# -- the probe
+
+
+def two_probes(settings: Settings) -> None:
+    opened = open_store(settings)
     gate = multiprocessing.get_context("fork").Event()
 
     def work() -> None:
         gate.wait(DEADLINE)
-        assert store.conditional.supported()
+        assert opened.conditional.supported()
 
     children = [Child(work) for _ in range(2)]
     gate.set()
     assert [child.end() for child in children] == [0, 0]
-    assert store.conditional.supported()
-    assert store.tally.snapshot() == {}
-    with pytest.raises(PreconditionFailed):
-        store.store.put(f"{prefix}celery-s3-probe", b"", precondition=CREATE)
+    assert opened.conditional.supported()
+    assert opened.tally.snapshot() == {}
+    assert opened.store.get(f"{settings.base}celery-s3-probe").size
 
 
-def test_a_server_without_conditional_writes(opened, proxy, prefix, caplog):
-    """Behind a proxy that hides the headers, the probe finds it out and one warning says so."""
+def test_two_children_probe_at_once(fresh):
+    """Two processes that ask at the same moment both find out what is so; their parent need not ask."""
+    fresh(two_probes)
+
+
+def no_conditional_writes(settings: Settings) -> None:
+    opened = open_store(settings)
+    for _ in range(2):
+        assert not opened.conditional.supported()
+        assert Child(lambda: (opened.conditional.supported(), opened.tally.snapshot()) == (False, {})).end() == 0
+
+
+def test_a_server_without_conditional_writes(fresh, proxy, capfd):
+    """Where the headers do nothing, the probe finds it out; one warning is printed for all processes."""
     proxy.configure(strip_preconditions=True)
-    store = opened(endpoint_url=proxy.endpoint_url, bucket=opened().store._inner._inner._settings.bucket)
-    from celery_s3.store import probe
-
-    probe._pages.clear()
-    for conditional in (store.conditional, open_store(store.store._inner._inner._settings).conditional):
-        assert conditional.supported() is False
-    assert len([record for record in caplog.records if "conditional writes" in record.getMessage()]) == 1
+    fresh(no_conditional_writes, endpoint_url=proxy.endpoint_url)
+    assert capfd.readouterr().err.count("ignores conditional writes") == 1
+    assert proxy.counts() == {"PUT": 2}

@@ -38,6 +38,8 @@ _KINDS: Mapping[str, type[StoreError]] = {
     "ConfigParseError": BadCredentials,
     "CredentialRetrievalError": BadCredentials,
     "InvalidConfigError": BadCredentials,
+    "InvalidIMDSEndpointError": BadCredentials,
+    "InvalidIMDSEndpointModeError": BadCredentials,
     "LoginError": BadCredentials,
     "MetadataRetrievalError": BadCredentials,
     "NoAuthTokenError": BadCredentials,
@@ -57,13 +59,13 @@ _KINDS: Mapping[str, type[StoreError]] = {
 
 
 def translated(exc: BaseException, request: Request, settings: Settings) -> StoreError:
-    """The error to raise, with ``exc`` as its cause."""
+    """The error to raise, with ``exc`` as its cause, freed of what S3 repeats of the request."""
     if isinstance(exc, ClientError):
-        error = _answer(exc.response).error(request, settings)
-        error.__cause__ = _without_echo(exc)
-    else:
-        error = request.error(_kind(exc), settings, str(exc))
-        error.__cause__ = exc if settings.redact(str(exc)) == str(exc) else Exception(settings.redact(repr(exc)))
+        error = _of_answer(exc.response, request, settings)
+        error.__cause__ = ClientError(_without_echo(exc.response, error.detail), exc.operation_name)
+        return error
+    error = request.error(_kind(exc), settings, str(exc))
+    error.__cause__ = exc if error.detail == str(exc) else Exception(settings.redact(repr(exc)))
     return error
 
 
@@ -76,20 +78,21 @@ def _kind(exc: BaseException) -> type[StoreError]:
     return next(_KINDS[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in _KINDS)
 
 
-def _answer(response: Mapping[str, Any]) -> Answer:
+def _of_answer(response: Mapping[str, Any], request: Request, settings: Settings) -> StoreError:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status, headers = metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
     code = str(error.get("Code", ""))
     region = error.get("Region") or headers.get("x-amz-bucket-region", "")
-    if not code.isdigit():
-        return Answer(status, code, error.get("Message", ""), region)
-    # botocore puts the status where the code was not found; a body that has none is not S3's
-    foreign = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    return Answer(status, region=region, foreign=foreign)
+    if code and not code.isdigit():
+        return Answer(status, code, error.get("Message", ""), region).error(request, settings)
+    # botocore found no code, and put the status in its place
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if has_body and "xml" in headers.get("content-type", ""):
+        return request.error(Interrupted, settings, "the answer is cut off", status)
+    return Answer(status, region=region, foreign=has_body).error(request, settings)
 
 
-def _without_echo(exc: ClientError) -> ClientError:
-    """The error without what S3 repeats of the request: its signed headers, among them a session token."""
-    error = exc.response.get("Error", {})
-    exc.response["Error"] = {name: error[name] for name in ("Code", "Message", "Region") if name in error}
-    return exc
+def _without_echo(response: Mapping[str, Any], message: str) -> dict[str, Any]:
+    """The answer without the signed headers that S3 repeats, among them a session token."""
+    code = response.get("Error", {}).get("Code", "")
+    return {**response, "Error": {"Code": code, "Message": message}}
