@@ -13,6 +13,7 @@
 ``settings_for``    ``settings_for(server, **overrides)``: :class:`Settings`
 ``make_app``        ``make_app(server, broker="memory", **conf)``: a Celery app with our backend
 ``worker``          ``worker(app, tasks, pool="prefork", concurrency=2, args=(), env={})``: a real worker, ready
+``eventually``      ``eventually(condition, timeout=10)``: wait for a true value and return it
 ==================  =====================================================================================
 
 A server whose binary is missing skips its tests; under CI (``CI`` is set) it fails them.
@@ -326,11 +327,14 @@ def worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         yield start
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-    """Wait for a true value of ``condition`` and return it; fail after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"still not so after {timeout} s")
-        time.sleep(0.02)
-    return value
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    def wait(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"still not so after {timeout} s")
+            time.sleep(0.02)
+        return value
+
+    return wait

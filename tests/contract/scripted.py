@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -54,11 +55,15 @@ class ScriptedServer:
         self._tls = tls
         #: sent to whoever connects, before anything is read
         self.greeting = b""
+        #: how fast bodies are read; 0 is at once
+        self.bytes_per_second = 0
         self.answer = Answer(headers={"ETag": '"e1"'})
         self.answers: list[Answer] = []
         self.requests: list[Request] = []
         self._stopped = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
+        # the less waits in buffers, the sooner a slow reader is felt
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     @property
@@ -104,8 +109,7 @@ class ScriptedServer:
                 if not self._send(connection, request, answer):
                     return
 
-    @staticmethod
-    def _read(stream: IO[bytes], connection: socket.socket) -> Request | None:
+    def _read(self, stream: IO[bytes], connection: socket.socket) -> Request | None:
         line = stream.readline().decode("latin-1").split()
         if len(line) < 2:
             return None
@@ -115,8 +119,16 @@ class ScriptedServer:
             headers[name.lower()] = value.strip()
         if headers.get("expect", "").lower() == "100-continue":
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = stream.read(int(headers.get("content-length", 0)))
-        return Request(line[0], line[1], headers, body)
+        return Request(line[0], line[1], headers, self._read_body(stream, int(headers.get("content-length", 0))))
+
+    def _read_body(self, stream: IO[bytes], length: int) -> bytes:
+        if not self.bytes_per_second:
+            return stream.read(length)
+        body = b""
+        while len(body) < length and (piece := stream.read(min(65536, length - len(body)))):
+            body += piece
+            time.sleep(len(piece) / self.bytes_per_second)
+        return body
 
     def _send(self, connection: socket.socket, request: Request, answer: Answer) -> bool:
         """Send one answer; whether the connection can take another request."""

@@ -15,7 +15,6 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from conftest import eventually
 
 from celery_s3.dev import process
 from celery_s3.dev import seaweed as seaweed_module
@@ -139,7 +138,7 @@ class TestSeaweedFS:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
     @pytest.mark.parametrize("server", ["seaweed.SeaweedFS", "sqs.SQSServer"])
-    def test_ends_with_a_killed_parent(self, server, tmp_path, monkeypatch):
+    def test_ends_with_a_killed_parent(self, server, tmp_path, monkeypatch, eventually):
         """Even SIGKILL of the program leaves no server behind."""
         monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody is left to remove its directory
         module, name = server.split(".")
@@ -182,7 +181,7 @@ class TestSQS:
             SQSServer().start()
 
     @pytest.mark.parametrize("broker", ["sqs", "redis", "filesystem"])
-    def test_a_real_worker_consumes(self, make_app, worker, moto_s3, tmp_path, broker):
+    def test_a_real_worker_consumes(self, make_app, worker, moto_s3, tmp_path, broker, eventually):
         """A task sent by one process is run by a worker in another, on every broker the tests use."""
         tasks = tmp_path / "touching_tasks.py"
         tasks.write_text(TASKS)

@@ -12,7 +12,7 @@ from celery_s3.dev.proxy import Record
 __all__ = ["by_task", "elsewhere", "million", "together"]
 
 _MARK = "celery-task-meta-"
-MILLION = 1_000_000
+_MILLION = 1_000_000
 
 
 def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
@@ -26,8 +26,8 @@ def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
 
 
 def elsewhere(records: Iterable[Record]) -> Counter[str]:
-    """The requests that concern no task's result, by verb."""
-    return Counter(record.kind for record in records if not _task_id(record))
+    """The requests that concern no task's result, as ``PUT`` and the object's name."""
+    return Counter(f"{record.kind} {_name(record)}" for record in records if not _task_id(record))
 
 
 def together(requests: Mapping[str, Counter[str]], task_ids: Iterable[str]) -> Counter[str]:
@@ -37,8 +37,16 @@ def together(requests: Mapping[str, Counter[str]], task_ids: Iterable[str]) -> C
 
 def million(requests: Mapping[str, int], tasks: int, prices: Prices) -> float:
     """Dollars for a million tasks that need requests as these ``tasks`` did."""
-    return requests_cost(requests, prices) / tasks * MILLION
+    return requests_cost(requests, prices) / tasks * _MILLION
 
 
 def _task_id(record: Record) -> str:
-    return unquote(urlsplit(record.target).path).partition(_MARK)[2]
+    return _path(record).partition(_MARK)[2]
+
+
+def _name(record: Record) -> str:
+    return _path(record).rpartition("/")[2]
+
+
+def _path(record: Record) -> str:
+    return unquote(urlsplit(record.target).path)

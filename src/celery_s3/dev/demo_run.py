@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,102 +10,137 @@ from typing import Any
 
 from celery_s3.cost import price_table
 from celery_s3.dev import demo_bill as bill
-from celery_s3.dev.demo_scenes import SCENES, Outcome, perform
-from celery_s3.dev.demo_screen import Row, Screen, requests_text
-from celery_s3.dev.demo_stage import DELAY, Stage, isolate, release
-from celery_s3.dev.demo_worker import COMMAND
-from celery_s3.dev.process import S3Server, ServerNotStarted
+from celery_s3.dev.demo_scenes import SCENES, Outcome, perform, warm_up
+from celery_s3.dev.demo_screen import Bar, Screen
+from celery_s3.dev.demo_stage import Stage, release
+from celery_s3.dev.demo_table import Asked, Row, money, table
+from celery_s3.dev.demo_worker import COMMAND, Worker
+from celery_s3.dev.process import S3Server
 
-__all__ = ["run"]
+__all__ = ["SETTINGS", "show"]
 
-_PRICES = price_table()["s3-standard"]
-_PASTE = (
-    'broker_url = "sqs://"  # or any other broker',
+#: What to paste, to have this on AWS.
+SETTINGS = (
+    'broker_url = "sqs://"',
     'result_backend = "celery_s3.backends.S3Backend"',
     's3_backend_settings = {"bucket": "my-bucket", "aws_region": "eu-central-1"}',
 )
+_PRICES = price_table()["s3-standard"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """All scenes with one backend; ``requests`` by task id, ``others`` those that belong to no task."""
+    """All scenes with one backend: the ``requests`` by task id, the ``others`` by verb and object."""
 
     outcomes: tuple[Outcome, ...]
     requests: Mapping[str, Counter[str]]
     others: Counter[str]
 
-    def of(self, outcome: Outcome) -> tuple[Counter[str], float]:
-        """The requests of a scene, and what a million of its tasks cost."""
+    def asked(self, outcome: Outcome) -> Asked:
         ids = outcome.ended.task_ids
         requests = bill.together(self.requests, ids)
-        return requests, bill.million(requests, len(ids), _PRICES)
+        return Asked(requests, bill.million(requests, len(ids), _PRICES))
 
 
-def run() -> int:
-    """Show everything, end everything; the process's exit code."""
-    isolate()
-    screen = Screen()
-    stage = Stage()
-    code = 1
-    try:
-        code = _guarded(stage, screen)
-    finally:
-        # a second Ctrl-C must not leave half of it running
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        left = stage.close()
-        _farewell(screen, code, left)
-    return code or int(bool(left))
+class _Audience:
+    """Passes on how far a group is, and what the worker does."""
+
+    def __init__(self, worker: Worker, bar: Bar) -> None:
+        self.check = worker.check
+        self.has_run = worker.has_run
+        self.moved = bar.moved
 
 
-def _guarded(stage: Stage, screen: Screen) -> int:
-    """The show; what goes wrong is told here."""
-    try:
-        _show(stage, screen)
-    except KeyboardInterrupt:
-        screen.failed("Interrupted.")
-        return 130
-    except SystemExit as exc:
-        screen.failed("Terminated.")
-        return int(exc.code or 1)
-    except ServerNotStarted as exc:
-        screen.failed(f"The demo could not start: {exc}")
-        screen.heading("It works with a bucket of your own just as well: these three lines, and docs/quickstart.md")
-        screen.listing(_PASTE)
-    except BrokenPipeError:
-        raise
-    except Exception as exc:  # noqa: BLE001 (told, with the log, and the exit code)
-        screen.failed(f"The demo failed: {type(exc).__name__}: {exc}", stage.log_tail())
-    else:
-        return 0
-    return 1
-
-
-def _show(stage: Stage, screen: Screen) -> None:
+def show(stage: Stage, screen: Screen) -> None:
+    """Run everything and tell of it."""
     start = time.monotonic()
     screen.say(f"celery-s3 {release('celery-s3')} with Celery {release('celery')}", "bold")
-    screen.say("Real servers, a real worker, all on this machine, for less than a minute.")
+    screen.say("Everything runs on this machine, for this demo alone.")
     _start(stage, screen)
-    ours = _play(stage, screen, "celery-s3", _our_settings(stage.proxy))
-    theirs = _play(stage, screen, "Celery's own s3 backend", _their_settings(stage.proxy), brief=True)
-    _account(screen, ours, theirs)
-    screen.heading(f"Shown in {time.monotonic() - start:.0f} s. To go on, put this into your celeryconfig.py:")
-    screen.listing(_PASTE)
-    screen.say("docs/quickstart.md has the first task, docs/settings.md every setting.")
+    ours = _pass(stage, screen, "celery-s3", _our_settings(stage.proxy))
+    theirs = _pass(stage, screen, "Celery's own s3 backend", _their_settings(stage.proxy))
+    _compare(screen, ours, theirs)
+    screen.heading(f"That took {time.monotonic() - start:.0f} s. The same on AWS, in your celeryconfig.py:")
+    screen.listing(SETTINGS)
+    screen.say("Step by step: docs/quickstart.md. Every setting: docs/settings.md.")
 
 
 def _start(stage: Stage, screen: Screen) -> None:
     screen.heading("Starting")
     started = stage.start()
-    for what in ("the S3 server", "the proxy", "the broker"):
-        with screen.waiting(f"starting {what}"):
+    for what in ("S3 server", "proxy", "broker"):
+        with screen.waiting(f"{what} …"):
             one = next(started)
-        screen.done(one.what, f"{one.detail:<34}", one.where)
+        screen.started(one.what, one.detail, one.where)
 
 
-def _play(stage: Stage, screen: Screen, name: str, settings: Mapping[str, Any], *, brief: bool = False) -> Pass:
-    screen.heading(f"The same with {name}" if brief else f"Results in S3, by {name}")
-    outcomes = []
-    with screen.waiting("starting the worker"), stage.worker(settings) as worker:
-        pass
-    return Pass(tuple(outcomes), {}, Counter())
+def _pass(stage: Stage, screen: Screen, backend: str, settings: Mapping[str, Any]) -> Pass:
+    """Every scene with a worker of its own."""
+    first = "s3_backend_settings" in settings
+    screen.heading(f"{'Tasks' if first else 'The same tasks'}, with their results stored by {backend}")
+    stage.proxy.reset()
+    with screen.waiting("worker …"):
+        worker = stage.start_worker(settings)
+        warm_up(worker.check)
+    screen.started("Worker", COMMAND, f"pid {worker.pid}, warmed up")
+    outcomes = tuple(_scene(screen, worker, number) for number in range(len(SCENES)))
+    with screen.waiting("ending the worker …"):
+        stage.stop_worker()
+    records = stage.proxy.records()
+    return Pass(outcomes, bill.by_task(records), bill.elsewhere(records))
+
+
+def _scene(screen: Screen, worker: Worker, number: int) -> Outcome:
+    scene = SCENES[number]
+    with screen.waiting(scene.title) as bar:
+        outcome = perform(scene, _Audience(worker, bar))
+    screen.ended(outcome)
+    return outcome
+
+
+def _compare(screen: Screen, ours: Pass, theirs: Pass) -> None:
+    screen.heading("S3 requests, and what they cost")
+    pairs = zip(ours.outcomes, theirs.outcomes, strict=True)
+    rows = [Row(mine.scene.title, mine.ended, (ours.asked(mine), theirs.asked(other))) for mine, other in pairs]
+    screen.show(table(("celery-s3", "Celery's own s3"), rows, wide=screen.wide))
+    screen.show()
+    for line in _legend(ours, money(wide=screen.wide)):
+        screen.note(line)
+
+
+def _legend(ours: Pass, money: str) -> list[str]:
+    put, get = (f"{price * 1000:.2f}" for price in (_PRICES.put, _PRICES.get))
+    once = ", ".join(f"{count} {what}" for what, count in ours.others.items())
+    return [
+        "Requests of worker and client together, as the proxy counted them. Waiting longer takes more of them.",
+        (
+            f"{money}: dollars for the requests of a million such tasks (in a group or chord: of its members) at list"
+            f" price, {_PRICES.title}, us-east-1, {_PRICES.date}: a million PUT {put}, a million GET or HEAD {get}."
+            " Storage and broker are not in it."
+        ),
+        (
+            f"In no row: a task to warm up each worker, and {once or 'nothing'} by celery-s3, once, to learn whether"
+            " the server has conditional writes."
+        ),
+    ]
+
+
+def _our_settings(server: S3Server) -> dict[str, Any]:
+    return {
+        "result_backend": "celery_s3.backends.S3Backend",
+        "s3_backend_settings": {**server.settings(), "base_path": "celery-s3"},
+        "task_default_queue": "celery-s3",
+    }
+
+
+def _their_settings(server: S3Server) -> dict[str, Any]:
+    return {
+        "result_backend": "s3",
+        "s3_bucket": server.bucket,
+        "s3_base_path": "celery/",
+        "s3_endpoint_url": server.endpoint_url,
+        "s3_region": server.region,
+        "s3_access_key_id": server.access_key,
+        "s3_secret_access_key": server.secret_key,
+        "task_default_queue": "celery-own",
+    }

@@ -13,26 +13,35 @@ from celery.result import AsyncResult
 from celery.signals import after_task_publish
 
 from celery_s3.dev import demo_tasks as tasks
-from celery_s3.dev.demo_worker import Worker
 
-__all__ = ["CHORD", "GROUP", "SCENES", "SIZE", "Outcome", "Progress", "Scene", "Unexpected", "perform"]
+__all__ = ["GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
 
 GROUP = 200
 CHORD = 20
 #: Characters of the larger result.
 SIZE = 300_000
-#: Seconds to wait for one scene's results.
-_PATIENCE = 60.0
+#: Seconds to wait for the results of one scene.
+PATIENCE = 60.0
 
 
 class Unexpected(Exception):
     """A task ended otherwise than it should."""
 
 
-class Progress(Protocol):
-    """Told how far the group is."""
+class Watcher(Protocol):
+    """Who looks on: is told how far the group is, and keeps an eye on the worker."""
 
-    def update(self, sent: int, finished: int) -> None: ...
+    def check(self, *_: object) -> None:
+        """Raise an error when the worker is gone."""
+        ...
+
+    def moved(self, sent: int, finished: int) -> None:
+        """So many tasks of the group have gone to the broker, and so many results have come."""
+        ...
+
+    def has_run(self, task_id: str, timeout: float) -> bool:
+        """Wait until the worker has said that the task succeeded; False after ``timeout`` seconds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,11 @@ class Ended:
 
 @dataclass(frozen=True)
 class Scene:
-    """One row of the demo: ``title`` for the table, ``says`` for the line that is printed when it is over."""
+    """One row of the demo; ``call`` is what a user would write for it."""
 
     title: str
-    says: str
-    run: Callable[[Worker, Progress], Ended]
+    call: str
+    run: Callable[[Watcher], Ended]
 
 
 @dataclass(frozen=True)
@@ -62,82 +71,87 @@ class Outcome:
     seconds: float
 
 
-def perform(scene: Scene, worker: Worker, progress: Progress) -> Outcome:
-    """Run a scene with the current app.
+def warm_up(check: Callable[..., None]) -> None:
+    """One task, so that the first connections of client and worker do not count for the first scene."""
+    tasks.add.delay(0, 0).get(timeout=PATIENCE, on_interval=check)
+
+
+def perform(scene: Scene, watcher: Watcher) -> Outcome:
+    """Run a scene with Celery's current app.
 
     Raises:
         Unexpected: a task ended otherwise than it should.
-        celery.exceptions.TimeoutError: a result did not come in a minute.
+        celery.exceptions.TimeoutError: a result did not come within :data:`PATIENCE`.
     """
     start = time.monotonic()
-    ended = scene.run(worker, progress)
+    ended = scene.run(watcher)
     return Outcome(scene, ended, time.monotonic() - start)
 
 
-def _succeed(worker: Worker, progress: Progress) -> Ended:
-    return _one(tasks.add.delay(2, 3))
+def _succeed(watcher: Watcher) -> Ended:
+    return _one(tasks.add.delay(2, 3), watcher)
 
 
-def _fail(worker: Worker, progress: Progress) -> Ended:
+def _fail(watcher: Watcher) -> Ended:
     sent = tasks.find_order.delay(7)
     try:
-        sent.get(timeout=_PATIENCE)
-    except tasks.OrderNotFound as exc:
-        return Ended(sent.state, f"{type(exc).__name__}: {exc}", (sent.id,))
+        sent.get(timeout=PATIENCE, on_interval=watcher.check)
+    except tasks.NotFound as exc:
+        return Ended(sent.state, repr(exc), (sent.id,))
     raise Unexpected("the failing task did not fail")
 
 
-def _retry(worker: Worker, progress: Progress) -> Ended:
-    return _one(tasks.unsteady.delay())
+def _retry(watcher: Watcher) -> Ended:
+    return _one(tasks.unsteady.delay(), watcher)
 
 
-def _ignore(worker: Worker, progress: Progress) -> Ended:
+def _ignore(watcher: Watcher) -> Ended:
     sent = tasks.notify.delay("Ada")
-    if not worker.finished(sent.id, _PATIENCE):
+    if not watcher.has_run(sent.id, PATIENCE):
         raise Unexpected("the task without a result did not run")
-    return Ended("not stored", "not stored", (sent.id,))
+    return Ended("none", "not stored", (sent.id,))
 
 
-def _large(worker: Worker, progress: Progress) -> Ended:
+def _large(watcher: Watcher) -> Ended:
     sent = tasks.report.delay(SIZE)
-    _expect(len(sent.get(timeout=_PATIENCE)), SIZE)
-    return Ended(sent.state, f"{SIZE:,} characters", (sent.id,))
+    _expect(len(sent.get(timeout=PATIENCE, on_interval=watcher.check)), SIZE)
+    return Ended(sent.state, f"{SIZE // 1000} KB", (sent.id,))
 
 
-def _group(worker: Worker, progress: Progress) -> Ended:
+def _group(watcher: Watcher) -> Ended:
     results: dict[str, int] = {}
 
     def finished(task_id: str, value: int) -> None:
         results[task_id] = value
-        progress.update(GROUP, len(results))
+        watcher.moved(GROUP, len(results))
 
-    with _counting_sent(progress):
+    with _counting_sent(watcher):
         sent = group(tasks.work.s(number) for number in range(GROUP)).apply_async()
-    sent.get(timeout=_PATIENCE, callback=finished)
+    sent.get(timeout=PATIENCE, callback=finished, on_interval=watcher.check)
     _expect(sum(results.values()), sum(range(GROUP)))
-    return Ended(f"{len(results)} SUCCESS", f"sum {sum(results.values()):,}", tuple(results))
+    return Ended("SUCCESS", f"sum {sum(results.values()):,}", tuple(results))
 
 
-def _chord(worker: Worker, progress: Progress) -> Ended:
+def _chord(watcher: Watcher) -> Ended:
     sent = chord(tasks.work.s(number) for number in range(CHORD))(tasks.total.s())
-    _expect(sent.get(timeout=_PATIENCE), sum(range(CHORD)))
+    _expect(sent.get(timeout=PATIENCE, on_interval=watcher.check), sum(range(CHORD)))
     header = tuple(member.id for member in sent.parent.results)
     return Ended(sent.state, f"sum {sent.get():,}", (*header, sent.id))
 
 
 SCENES = (
-    Scene("succeeds", "a task that succeeds", _succeed),
-    Scene("fails", "a task that fails: its exception is raised here", _fail),
-    Scene("retries", "a task that retries once, then succeeds", _retry),
-    Scene("ignore_result", "a task with ignore_result", _ignore),
-    Scene("large result", "a task with a result of 300 KB", _large),
-    Scene(f"group of {GROUP}", f"a group of {GROUP} tasks of 50 ms", _group),
-    Scene(f"chord of {CHORD}", f"a chord: {CHORD} tasks of 50 ms, then the sum of them (by chord_unlock)", _chord),
+    Scene("succeeds", "add.delay(2, 3).get()", _succeed),
+    Scene("fails", "find_order.delay(7).get()", _fail),
+    Scene("retries", "unsteady.delay().get()", _retry),
+    Scene("no result", 'notify.delay("Ada")  # ignore_result', _ignore),
+    Scene("large result", f"report.delay({SIZE:_}).get()", _large),
+    Scene(f"group of {GROUP}", "group(work.s(n) for n in …)().get()", _group),
+    Scene(f"chord of {CHORD}", "chord(work.s(n) for n in …)(total.s())", _chord),
 )
 
 
-def _one(sent: AsyncResult) -> Ended:
-    value = sent.get(timeout=_PATIENCE)
+def _one(sent: AsyncResult, watcher: Watcher) -> Ended:
+    value = sent.get(timeout=PATIENCE, on_interval=watcher.check)
     return Ended(sent.state, str(value), (sent.id,))
 
 
@@ -147,16 +161,15 @@ def _expect(value: object, right: object) -> None:
 
 
 @contextmanager
-def _counting_sent(progress: Progress) -> Iterator[None]:
-    """Tell how many tasks have gone to the broker."""
+def _counting_sent(watcher: Watcher) -> Iterator[None]:
     sent = 0
 
     def count(**_: Any) -> None:
         nonlocal sent
         sent += 1
-        progress.update(sent, 0)
+        watcher.moved(sent, 0)
 
-    after_task_publish.connect(count)
+    after_task_publish.connect(count, weak=False)
     try:
         yield
     finally:

@@ -3,152 +3,104 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from celery_s3.cost import Prices
-from celery_s3.dev.demo_scenes import GROUP, Outcome, Scene
+from celery_s3.dev.demo_scenes import GROUP, Outcome
 
-__all__ = ["Row", "Screen"]
+__all__ = ["Bar", "Screen"]
 
 #: Columns that are used where there is no terminal, and at most.
 _WIDTH = 100
-_NARROW = 96
-_VERBS = ("PUT", "GET", "HEAD", "DELETE")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; ``theirs`` is of Celery's own backend, costs are dollars for a million tasks."""
-
-    outcome: Outcome
-    ours: Counter[str]
-    our_cost: float
-    theirs: Counter[str]
-    their_cost: float
-    their_seconds: float
+#: Columns that the table takes where it need not be narrow.
+_WIDE = 96
 
 
 class Screen:
     def __init__(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        console = Console(highlight=False)
-        width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
-        self.console = Console(highlight=False, width=width, soft_wrap=False)
-        self._live = self.console.is_terminal
+        console = Console()
+        self.live = console.is_terminal
+        width = min(console.width, _WIDTH) if self.live else _WIDTH
+        self._console = Console(highlight=False, width=width)
+        self.wide = width >= _WIDE
 
-    def say(self, text: str = "", style: str = "") -> None:
-        self.console.print(Text(text), style=style)
+    def show(self, renderable: RenderableType = "") -> None:
+        self._console.print(renderable)
+
+    def say(self, text: str, style: str = "") -> None:
+        self.show(Text(text, style))
 
     def heading(self, text: str) -> None:
-        self.console.print()
-        self.console.print(Text(text), style="bold")
+        self.show()
+        self.say(text, "bold")
 
-    def done(self, what: str, detail: str, aside: str = "") -> None:
-        """A line with a tick: what, in a column of its own, then the detail, then something less important."""
-        line = Text("  ").append("✓", "green").append(f" {what:<14}", "bold").append(detail)
-        self.console.print(line.append(f"  {aside}" if aside else "", "dim"))
+    def started(self, what: str, detail: str, where: str) -> None:
+        self.show(_ticked(what).append(f"{detail:<32}").append(where, "dim"))
+
+    def ended(self, outcome: Outcome) -> None:
+        line = _ticked(outcome.scene.title).append(f"{outcome.scene.call:<38}").append(" → ", "dim")
+        self.show(line.append(f"{outcome.ended.result:<11}", "cyan").append(f"{outcome.seconds:6.2f} s", "dim"))
 
     def listing(self, lines: Iterable[str]) -> None:
-        """Lines to read or paste, as they are."""
+        """Lines to read or paste: never broken, whatever the width."""
         for line in lines:
-            self.console.print(Text(f"    {line}"), style="cyan", soft_wrap=True)
+            self._console.print(Text(f"    {line}", "cyan"), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.show(Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False))
 
     def failed(self, message: str, log: str = "") -> None:
-        self.console.print()
-        self.console.print(Text(message), style="bold red", soft_wrap=True)
+        self.show()
+        self._console.print(Text(message, "bold red"), soft_wrap=True)
         if log:
-            self.console.print(Text(f"\nThe end of the worker's log:\n{log}"), soft_wrap=True)
+            self._console.print(Text(f"\nThe end of the worker's log:\n{log}"), soft_wrap=True)
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Show that something is under way; nothing where there is no terminal."""
-        if not self._live:
-            yield
-            return
-        with self._moving(Spinner("dots", Text(f"{text} …", style="dim"))):
-            yield
-
-    @contextmanager
-    def playing(self, scene: Scene) -> Iterator[Bar]:
-        """While a scene runs; the bar is for the group."""
-        bar = Bar(self.console, scene)
-        if not self._live:
+    def waiting(self, text: str) -> Iterator[Bar]:
+        """Show that something is under way; without a terminal only what the bar has to tell."""
+        bar = Bar(self, text)
+        if not self.live:
             yield bar
             return
-        with self._moving(bar):
+        with Live(bar, console=self._console, transient=True, refresh_per_second=12.5):
             yield bar
-
-    def _moving(self, renderable: Bar | Spinner) -> Live:
-        return Live(renderable, console=self.console, transient=True, refresh_per_second=15)
-
-    def outcome(self, outcome: Outcome) -> None:
-        state, result = outcome.ended.state, outcome.ended.result
-        said = state if state == result else f"{state}: {result}"
-        self.done(outcome.scene.title, outcome.scene.says, "")
-        self.console.print(Text(f"{'':19}→ {said}").append(f"  {outcome.seconds:.2f} s", "dim"))
-
-    def table(self, rows: Sequence[Row]) -> None:
-        narrow = self.console.width < _NARROW
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
-        for name in ("\nTask", "\nState", "\nResult"):
-            table.add_column(name, overflow="fold")
-        for name in ("celery-s3", "Celery's own s3"):
-            table.add_column(f"{name}\nrequests", no_wrap=not narrow)
-            table.add_column("\n$ / million", justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*_cells(row))
-        self.console.print(table)
-
-
-def _cells(row: Row) -> tuple[Text, ...]:
-    ended = row.outcome.ended
-    colour = {"SUCCESS": "green", "FAILURE": "red"}.get(ended.state.split()[-1], "dim")
-    return (
-        Text(row.outcome.scene.title, "bold"),
-        Text(ended.state, colour),
-        Text(ended.result),
-        Text(_requests(row.ours)),
-        Text(f"{row.our_cost:.2f}", "green"),
-        Text(_requests(row.theirs), "dim"),
-        Text(f"{row.their_cost:.2f}", "dim"),
-    )
-
-
-def _requests(requests: Counter[str]) -> str:
-    names = [*_VERBS, *sorted(set(requests) - set(_VERBS))]
-    return ", ".join(f"{requests[name]} {name}" for name in names if requests[name]) or "none"
 
 
 class Bar:
-    """How many of the group are sent and finished: a bar on a terminal, a line for every quarter without one."""
+    """A spinner, and a bar once a group moves; a line for every quarter where there is no terminal."""
 
-    def __init__(self, console: Console, scene: Scene) -> None:
-        self._console = console
-        self._scene = scene
+    def __init__(self, screen: Screen, text: str) -> None:
+        self._screen = screen
+        self._text = text
         self._sent = self._finished = 0
-        self._spinner = Spinner("dots", Text(f"{scene.says} …", style="dim"))
+        self._spinner = Spinner("dots", Text(text, "dim"))
 
-    def update(self, sent: int, finished: int) -> None:
+    def moved(self, sent: int, finished: int) -> None:
+        """So many members of the group are sent and finished."""
         quarter = finished * 4 // GROUP > self._finished * 4 // GROUP
         self._sent, self._finished = sent, finished
-        if quarter and not self._console.is_terminal:
-            self._console.print(f"    {self._scene.title}: {finished} of {GROUP} finished")
+        if quarter and not self._screen.live:
+            self._screen.say(f"    {self._text}: {finished} of {GROUP} finished")
 
-    def __rich__(self) -> Table | Spinner:
+    def __rich__(self) -> RenderableType:
         if not self._sent:
-            return self._spinner
+            return Padding(self._spinner, (0, 0, 0, 2))
         grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=GROUP, completed=self._finished, width=40)
-        grid.add_row(f"    {self._scene.title}", bar, f"{self._finished} finished", f"of {self._sent} sent")
+        verb, count, style = ("finished", self._finished, "green") if self._finished else ("sent", self._sent, "cyan")
+        bar = ProgressBar(total=GROUP, completed=count, width=GROUP // 5, complete_style=style)
+        grid.add_row(f"    {self._text}", bar, f"{count} of {GROUP} {verb}")
         return grid
+
+
+def _ticked(what: str) -> Text:
+    return Text("  ").append("✓", "green").append(f" {what:<15}", "bold")

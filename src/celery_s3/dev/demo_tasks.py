@@ -19,7 +19,7 @@ else:
     task = shared_task
 
 
-class OrderNotFound(Exception):
+class NotFound(Exception):
     """What the failing task raises, and the client gets back."""
 
 
@@ -30,7 +30,7 @@ def add(x: int, y: int) -> int:
 
 @task(name="demo.find_order")
 def find_order(number: int) -> None:
-    raise OrderNotFound(f"no order {number}")
+    raise NotFound(number)
 
 
 @task(name="demo.unsteady", bind=True, max_retries=1)
@@ -38,7 +38,7 @@ def unsteady(self: Task) -> str:
     """Fail the first time."""
     if self.request.retries == 0:
         raise self.retry(exc=ConnectionError("try again"), countdown=0.2)
-    return f"done on attempt {self.request.retries + 1}"
+    return f"attempt {self.request.retries + 1}"
 
 
 @task(name="demo.notify", ignore_result=True)

@@ -14,10 +14,14 @@ from typing import Any
 
 from celery_s3.dev.process import ServerNotStarted, environment, spawn, stop, tail, wait_until
 
-__all__ = ["PROCESSES", "Worker"]
+__all__ = ["COMMAND", "Worker", "WorkerEnded"]
 
-#: The size of the worker's prefork pool.
-PROCESSES = 2
+#: As a user would type it.
+COMMAND = "celery worker --concurrency=2"
+
+
+class WorkerEnded(Exception):
+    """The worker is gone before its time."""
 
 
 class Worker:
@@ -35,7 +39,7 @@ class Worker:
         lines = [f"{name} = {value!r}\n" for name, value in conf.items()]
         (folder / "celeryconfig.py").write_text("".join(lines), encoding="utf-8")
         self.log = folder / "worker.log"
-        command = [sys.executable, "-m", "celery", "worker", f"--concurrency={PROCESSES}", "--loglevel=INFO"]
+        command = [sys.executable, "-m", *COMMAND.split(), "--loglevel=INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         env = environment(**{name: value for name, value in os.environ.items() if name.startswith("AWS_")})
         self._process: subprocess.Popen[bytes] = spawn(command, self.log, env, folder, signal.SIGTERM)
@@ -50,15 +54,26 @@ class Worker:
         if not wait_until(lambda: self.has_logged(r" ready\.$"), self._process, timeout):
             raise ServerNotStarted(f"The worker did not come up; the end of its log:\n{tail(self.log)}")
 
-    def finished(self, task_id: str, timeout: float = 30.0) -> bool:
-        """Wait until its log says that the task is done, stored result or not."""
-        return wait_until(lambda: self.has_logged(re.escape(f"[{task_id}] succeeded")), self._process, timeout)
+    def check(self, *_: object) -> None:
+        """See that it is there; ``get()`` calls this while it waits, for some results with an argument.
+
+        Raises:
+            WorkerEnded: it is not.
+        """
+        if self._process.poll() is not None:
+            raise WorkerEnded(f"the worker ended by itself, with exit code {self._process.returncode}")
+
+    def has_run(self, task_id: str, timeout: float) -> bool:
+        """Wait until its log says that the task succeeded; False after ``timeout`` seconds."""
+        done = wait_until(lambda: self.has_logged(re.escape(f"[{task_id}] succeeded")), self._process, timeout)
+        self.check()
+        return done
 
     def has_logged(self, pattern: str) -> bool:
         return re.search(pattern, self.log.read_text(errors="replace"), re.MULTILINE) is not None
 
-    def stop(self) -> None:
-        """End it as a deployment does, by SIGTERM; by force where that takes longer than a few seconds."""
-        stop(self._process, 5.0)
+    def stop(self, patience: float = 0.0) -> None:
+        """End it as a deployment does, by SIGTERM; by force where that takes longer than ``patience`` seconds."""
+        stop(self._process, patience)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ from celery_s3.settings import Settings
 
 from .api import Create, Entry, Match, Object, Precondition, Store, batches
 from .obstore_errors import FAILURES, Failure, is_panic
-from .obstore_options import credential_provider, new_store
+from .obstore_options import Use, credential_provider, new_store
 from .translate import Request, check_headers, cut
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ObstoreClient:
         self._settings = settings
         self._tags = dict(settings.tags) or None
         self._attributes = {"Storage-Class": settings.storage_class} if settings.storage_class else {}
-        self._stores: dict[bool, S3Store] = {}
+        self._stores: dict[Use, S3Store] = {}
         self._credentials: Callable[[], S3Credential] | None = None
         self._worked = False
         self._lister: Store | None = None
@@ -74,7 +74,7 @@ class ObstoreClient:
             answer = store.put(key, body, attributes=attributes, tags=self._tags, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
 
-        return self._call(request, write, patient=len(body) > _BIG)
+        return self._call(request, write, "patient" if len(body) > _BIG else "quick")
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         request = Request("get", key)
@@ -106,7 +106,7 @@ class ObstoreClient:
         for key in keys:
             self._check(Request("delete_many", key))
         for batch in batches(keys):
-            self._call(Request("delete_many"), methodcaller("delete", batch), patient=True)
+            self._call(Request("delete_many"), methodcaller("delete", batch), "bulk")
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix, by botocore: obstore lists whole segments only, and ``a//b`` as ``a/b``."""
@@ -129,10 +129,9 @@ class ObstoreClient:
         if refused:
             raise request.error(BadRequest, self._settings, refused)
 
-    def _call(self, request: Request, action: Callable[[S3Store], T], *, patient: bool = False) -> T:
-        """Do something with a store; a ``patient`` one waits for bodies longer, and deletes in bulk."""
+    def _call(self, request: Request, action: Callable[[S3Store], T], use: Use = "quick") -> T:
         try:
-            answer = action(self._stores.get(patient) or self._open(patient))
+            answer = action(self._stores.get(use) or self._open(use))
         except FAILURES as exc:
             error = self._translated(exc, request)
         except BaseException as exc:
@@ -157,16 +156,13 @@ class ObstoreClient:
             return translated(failure, request, self._settings)
         return Failure.of(exc).error(request, self._settings, worked=self._worked)
 
-    def _open(self, patient: bool) -> S3Store:
+    def _open(self, use: Use) -> S3Store:
         with self._lock:
-            if patient not in self._stores:
-                self._stores[patient] = self._new_store(patient)
-            return self._stores[patient]
-
-    def _new_store(self, patient: bool) -> S3Store:
-        if self._credentials is None:
-            self._credentials = credential_provider(self._settings)
-        return new_store(self._settings, self._credentials, patient=patient)
+            if self._credentials is None:
+                self._credentials = credential_provider(self._settings)
+            if use not in self._stores:
+                self._stores[use] = new_store(self._settings, self._credentials, use)
+            return self._stores[use]
 
 
 def _mode(precondition: Precondition) -> PutMode:

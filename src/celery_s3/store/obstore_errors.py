@@ -40,7 +40,7 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 
-from .translate import Answer, Request
+from .translate import ROUTINE, Answer, Request
 
 __all__ = ["FAILURES", "Failure", "is_panic"]
 
@@ -81,12 +81,12 @@ _SIGNS: Mapping[str, type[StoreError]] = {
 }
 
 _MARK = "\n\nDebug source:\n"
-_STATUS = re.compile(r"^ +status: (\d{3}),$", re.MULTILINE)
-_BODY = re.compile(r'^ +body: (?:Some\(\n +)?"(.*)",$', re.MULTILINE)
-_URI = re.compile(r"^ +uri: (?:None|Some\(\n +(\S+)),$", re.MULTILINE)
-_ELAPSED = re.compile(r"^ +elapsed: ([\d.]+)(ns|µs|ms|s),$", re.MULTILINE)
-_DELETE_FAILED = re.compile(r'^ +code: "(.*)",\n +message: "(.*)",$', re.MULTILINE)
-_FIELD = r"<{0}>([^<]*)</{0}>"
+# each of them spans a line break, which no value contains; a literal at the start makes the search fast
+_ANSWER = re.compile(r'inner: (?:Status|Response) \{\n +status: (\d{3}),\n +body: (?:Some\(\n +)?(?:None|"(.*)"),\n')
+_URI = re.compile(r"uri: (?:None|Some\(\n +(\S+)),\n")
+_ELAPSED = re.compile(r"elapsed: ([\d.]+)(ns|µs|ms|s),\n")
+_DELETE_FAILED = re.compile(r'DeleteFailed \{\n.*\n +code: "(.*)",\n +message: "(.*)",\n')
+_QUOTED = re.compile(r'^ +(?:\w+: )?"(.*)",$', re.MULTILINE)
 _SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _METADATA_SERVICE = re.compile(r"https?://[^/]+/latest/(?:api/token|meta-data/iam/)|http://169\.254\.170\.")
 
@@ -98,23 +98,27 @@ def is_panic(exc: BaseException) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One exception of obstore, taken apart: the sentence, and the debug form."""
+    """One exception of obstore, taken apart.
+
+    Attributes:
+        sentence, debug: the two halves of its text.
+        status, body: the answer, ``None`` and empty where none came.
+    """
 
     exc: BaseException
     sentence: str
     debug: str
+    status: int | None
+    body: str
 
     @classmethod
     def of(cls, exc: BaseException) -> Failure:
-        text = str(exc)
         # the last mark is obstore's own: a body that holds one is escaped below it
-        sentence, _, debug = text.rpartition(_MARK)
-        return cls(exc, sentence or text, debug if sentence else "")
-
-    @property
-    def status(self) -> int | None:
-        found = _STATUS.search(self.debug)
-        return int(found[1]) if found else None
+        sentence, _, debug = str(exc).rpartition(_MARK)
+        answer = _ANSWER.search(debug)
+        if answer is None:
+            return cls(exc, sentence or debug, debug if sentence else "", None, "")
+        return cls(exc, sentence, debug, int(answer[1]), answer[2] or "")
 
     @property
     def range_ignored(self) -> bool:
@@ -128,28 +132,30 @@ class Failure:
             worked: whether a request of this client has succeeded, so that there were credentials.
         """
         error = self._error(request, settings, worked)
-        # what S3 says of a refused signature repeats the request's headers, among them a session token
-        told = settings.redact(str(self.exc))
-        if self.status in (400, 401, 403):
-            told = settings.redact(self.sentence.partition(" - ")[0])
-        error.__cause__ = self.exc if told == str(self.exc) else type(self.exc)(told)
+        error.__cause__ = self.exc if isinstance(error, ROUTINE) else self._cause(settings)
         return error
 
     def _error(self, request: Request, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._passing() else BadCredentials
-            return request.error(kind, settings, f"no credentials: {self._cause()}", self.status)
+            return request.error(kind, settings, f"no credentials: {self._reason()}", self.status)
+        if self.status is not None:
+            return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
             return Answer(None, failed[1], failed[2]).error(request, settings)
-        if self.status is not None:
-            return self._answer().error(request, settings)
-        return request.error(self._kind(settings), settings, self._cause())
+        return request.error(self._kind(settings), settings, self._reason())
 
-    def _answer(self) -> Answer:
-        found = _BODY.search(self.debug)
-        body = found[1] if found else ""
-        code, message, region = (_field(name, body) for name in ("Code", "Message", "Region"))
-        return Answer(self.status, code, message, region, foreign=bool(body) and not code)
+    def _cause(self, settings: Settings) -> BaseException:
+        """The exception without secrets: S3 answers a refused signature with the signed headers, tokens among them."""
+        refused = self.status in (400, 401, 403)
+        told = settings.redact(self.sentence.partition(" - ")[0] if refused else str(self.exc))
+        return self.exc if told == str(self.exc) else type(self.exc)(told)
+
+    def _answer(self, status: int) -> Answer:
+        code = _field("Code", self.body)
+        return Answer(
+            status, code, _field("Message", self.body), _field("Region", self.body), bool(self.body) and not code
+        )
 
     def _kind(self, settings: Settings) -> type[StoreError]:
         if self._timed_out_before(settings.read_timeout):
@@ -178,13 +184,13 @@ class Failure:
         status = self.status
         return status is None or status == 429 or status >= 500
 
-    def _cause(self) -> str:
+    def _reason(self) -> str:
         """The innermost texts of the debug form, as ``tcp connect error: Connection refused``."""
-        quoted = re.findall(r'^ +(?:\w+: )?"(.*)",$', self.debug.partition("inner: ")[2], re.MULTILINE)
+        quoted = _QUOTED.findall(self.debug.partition("inner: ")[2])
         words = [line.strip(" ,(){}") for line in self.debug.splitlines()]
         return ": ".join(filter(None, quoted)) or next(filter(None, reversed(words)), self.sentence)
 
 
 def _field(name: str, body: str) -> str:
-    found = re.search(_FIELD.format(name), body)
-    return html.unescape(found[1]).replace('\\"', '"').replace("\\'", "'").replace("\\n", " ") if found else ""
+    text = body.partition(f"<{name}>")[2].partition(f"</{name}>")[0]
+    return html.unescape(text).replace('\\"', '"').replace("\\'", "'").replace("\\n", " ")

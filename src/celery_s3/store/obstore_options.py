@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from obstore.store import MemoryStore, S3Store
@@ -21,7 +21,10 @@ from .translate import path_style
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
-__all__ = ["credential_provider", "new_store"]
+__all__ = ["Use", "credential_provider", "new_store"]
+
+#: obstore has time-outs and the way of deleting per store, not per request.
+Use = Literal["quick", "bulk", "patient"]
 
 #: One thread waits for all sockets; more of them cost memory and gain nothing (measured with 32 callers).
 _TOKIO_THREADS = "1"
@@ -55,32 +58,33 @@ _environment_lock = threading.Lock()
 _runtime_started = False
 
 
-def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None, *, patient: bool) -> S3Store:
+def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None, use: Use) -> S3Store:
     """A store that connects at its first request.
 
     Arguments:
         credentials: who tells them, ``None`` for obstore's own chain.
-        patient: waits for an answer as long as a large body takes, and deletes many objects in one request.
+        use: a ``bulk`` store deletes many objects in one request instead of one, a ``patient`` one waits for the
+            answer as long as it takes to send a large body.
     """
     _start_runtime()
     with _environment(dict.fromkeys(_STRAY)):
         return S3Store(
             settings.bucket,
-            config=_config(settings, patient),
-            client_options=_client_options(settings, patient),
+            config=_config(settings, use),
+            client_options=_client_options(settings, use),
             # retries are the business of celery_s3.store.retrying
             retry_config={"max_retries": 0},
             credential_provider=credentials,
         )
 
 
-def _config(settings: Settings, patient: bool) -> S3Config:
+def _config(settings: Settings, use: Use) -> S3Config:
     config: S3Config = {
         "region": settings.region,
         "virtual_hosted_style_request": not path_style(settings),
         "request_payer": settings.request_payer,
         "s3_express": settings.bucket.endswith("--x-s3"),
-        "disable_bulk_delete": not patient,
+        "disable_bulk_delete": use != "bulk",
         "conditional_put": "etag",
         "disable_tagging": False,
         "skip_signature": False,
@@ -108,14 +112,14 @@ def _endpoint(settings: Settings) -> str:
     return url._replace(netloc=f"{settings.bucket}.{url.netloc}").geturl()
 
 
-def _client_options(settings: Settings, patient: bool) -> ClientConfig:
+def _client_options(settings: Settings, use: Use) -> ClientConfig:
     options: ClientConfig = {
         "allow_http": (settings.endpoint_url or "").startswith("http://"),
         "allow_invalid_certificates": settings.verify is False,
         "connect_timeout": timedelta(seconds=settings.connect_timeout),
         "timeout": timedelta(seconds=max(_PATIENCE, 12 * settings.read_timeout)),
     }
-    if not patient:
+    if use != "patient":
         options["read_timeout"] = timedelta(seconds=settings.read_timeout)
     if isinstance(settings.verify, str):
         options["root_certificate"] = Path(settings.verify).read_bytes()

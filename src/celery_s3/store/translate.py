@@ -24,7 +24,7 @@ from celery_s3.settings import Settings
 
 from .api import Object
 
-__all__ = ["Answer", "Request", "check_headers", "cut", "meaning", "path_style"]
+__all__ = ["ROUTINE", "Answer", "Request", "check_headers", "cut", "meaning", "path_style"]
 
 _CREDENTIAL_CODES = (
     "AuthFailure",
@@ -86,6 +86,9 @@ _BY_STATUS: Mapping[int, type[StoreError]] = {
     501: BadRequest,
 }
 
+#: Outcomes rather than failures; their class says all that the server says.
+ROUTINE = (ObjectMissing, PreconditionFailed)
+
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -121,8 +124,11 @@ class Answer:
     foreign: bool = False
 
     def error(self, request: Request, settings: Settings) -> StoreError:
+        kind = meaning(self, request)
+        if kind in ROUTINE:
+            return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
         detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
-        return request.error(meaning(self, request), settings, detail, self.status, self.code)
+        return request.error(kind, settings, detail, self.status, self.code)
 
 
 def meaning(answer: Answer, request: Request) -> type[StoreError]:

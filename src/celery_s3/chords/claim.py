@@ -1,0 +1,109 @@
+"""Who decides about a chord, and what was decided: one object, every version of it with a nonce.
+
+::
+
+    created → renewed → sent | failed
+
+Only the owner acts. It renews right before it sends, and stops if it has lost the claim by then. A claim that
+is not decided and older than its lease may be taken over. A decided claim stays as a tombstone, so that a late
+duplicate cannot fire again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import uuid4
+
+from ..errors import ObjectMissing, PreconditionFailed
+from ..store.api import CREATE, Match, Precondition, Store
+
+__all__ = ["Claim", "Held", "State"]
+
+State = Literal["claimed", "renewed", "sent", "failed"]
+DECIDED: frozenset[State] = frozenset({"sent", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One version of a claim; ``modified`` on the server's clock."""
+
+    owner: str
+    state: State
+    etag: str
+    modified: datetime
+
+    @property
+    def decided(self) -> bool:
+        return self.state in DECIDED
+
+
+class Claim:
+    """The claim of one run of a chord, as one party sees it.
+
+    Arguments:
+        key: of the claim.
+        lease: seconds after which an undecided claim may be taken over.
+        owner: who asks; a fresh name by default.
+    """
+
+    def __init__(
+        self, store: Store, key: str, lease: float, owner: str | None = None, nonce: Callable[[], str] | None = None
+    ) -> None:
+        self.store = store
+        self.key = key
+        self.lease = lease
+        self._nonce = nonce or (lambda: uuid4().hex)
+        self.owner = owner or self._nonce()
+        self._etag = ""
+
+    def read(self) -> Held | None:
+        """What stands there, ``None`` where nobody has claimed yet."""
+        try:
+            found = self.store.get(self.key)
+        except ObjectMissing:
+            return None
+        content = json.loads(found.body)
+        return Held(content["owner"], content["state"], found.etag, found.modified)
+
+    def take(self) -> Held | None:
+        """Claim; ``None`` when it is ours, else what stands there."""
+        while not self._write("claimed", CREATE):
+            held = self.read()
+            if held is None:
+                continue
+            return None if held.owner == self.owner and not held.decided and self._resume(held) else held
+        return None
+
+    def take_over(self, held: Held) -> bool:
+        """Take an expired claim; ``False`` when somebody else did or decided."""
+        return self._write("claimed", Match(held.etag))
+
+    def renew(self) -> bool:
+        """Right before sending; ``False`` when the claim is lost: then nothing may be sent."""
+        return self._write("renewed", Match(self._etag))
+
+    def mark(self, state: Literal["sent", "failed"]) -> bool:
+        """Record the outcome; ``False`` when the claim was lost meanwhile."""
+        return self._write(state, Match(self._etag))
+
+    def remaining(self, held: Held, now: datetime) -> float:
+        """Seconds until ``held`` expires; ``now`` on the server's clock."""
+        return self.lease - (now - held.modified).total_seconds()
+
+    def _resume(self, held: Held) -> bool:
+        self._etag = held.etag
+        return True
+
+    def _write(self, state: State, precondition: Precondition) -> bool:
+        body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": self._nonce()})
+        try:
+            self._etag = self.store.put(
+                self.key, body.encode(), precondition=precondition, content_type="application/json"
+            )
+        except PreconditionFailed:
+            return False
+        return True

@@ -1,0 +1,76 @@
+"""What a chord is: written once, before its header is published, so that anybody can repair it later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from celery.result import ResultBase, ResultSet
+
+__all__ = ["Manifest", "Nesting", "arrange", "leaf_ids", "nesting"]
+
+#: How the members' values are nested in the list that the body gets: the number of a leaf, or a list.
+Nesting: TypeAlias = "int | list[Nesting]"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One chord.
+
+    Attributes:
+        run: how often the same frozen chord was applied before.
+        ids: the task ids of the leaves of the header, in order.
+        nesting: ``None`` where the values are a plain list.
+        body: the body's signature, serialised.
+        serializer: the content type of ``body``.
+    """
+
+    run: int
+    ids: tuple[str, ...]
+    nesting: list[Nesting] | None
+    body: bytes
+    serializer: str
+
+    @property
+    def flat(self) -> bool:
+        """Whether Celery's group indexes number the members without gap or repetition."""
+        return self.nesting is None and len(set(self.ids)) == len(self.ids)
+
+    def dumps(self) -> bytes:
+        """A line of JSON, then the body."""
+        head = {"run": self.run, "ids": self.ids, "nesting": self.nesting, "serializer": self.serializer}
+        return json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.body
+
+    @classmethod
+    def loads(cls, text: bytes) -> Manifest:
+        line, _, body = text.partition(b"\n")
+        head = json.loads(line)
+        return cls(head["run"], tuple(head["ids"]), head["nesting"], body, head["serializer"])
+
+
+def leaf_ids(results: list[ResultBase]) -> Iterator[str]:
+    """The ids of the leaves in order: a group counts with its members."""
+    for result in results:
+        if isinstance(result, ResultSet):
+            yield from leaf_ids(result.results)
+        else:
+            yield result.id
+
+
+def nesting(results: list[ResultBase]) -> list[Nesting] | None:
+    """How the leaves are nested; ``None`` where they are not."""
+    numbers = iter(range(10**9))
+
+    def nested(results: list[ResultBase]) -> list[Nesting]:
+        return [nested(one.results) if isinstance(one, ResultSet) else next(numbers) for one in results]
+
+    return nested(results) if any(isinstance(one, ResultSet) for one in results) else None
+
+
+def arrange(values: list[Any], nesting: list[Nesting] | None) -> list[Any]:
+    """The values as the body gets them."""
+    if nesting is None:
+        return values
+    return [values[one] if isinstance(one, int) else arrange(values, one) for one in nesting]

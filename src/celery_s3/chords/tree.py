@@ -1,0 +1,179 @@
+"""The fan-in tree of a chord: which part belongs where, and how its parts are looked at.
+
+Level 0 has one slot for each member of the header. 32 neighbouring slots are a node; a complete node is
+summed up in one part of the next level, until a level fits in one node, the root::
+
+    level 0   0 … 31   32 … 63   …   992 … 999
+    level 1      0        1      …      31           the root's node
+
+Pure arithmetic, and the reading and writing of parts; who decides stands in ``claim.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Protocol
+
+from ..errors import ObjectMissing, PreconditionFailed
+from ..store.api import CREATE, Store
+
+__all__ = ["FAN_IN", "INLINE_BYTES", "Shape", "Tree", "pack", "unpack"]
+
+FAN_IN = 32
+#: Values up to this size travel in the summaries, larger ones stay in their part until the end.
+INLINE_BYTES = 4 * 1024
+
+#: The encoded parts of some members in order; ``None`` where one is too large to be carried along.
+Leaves = list[bytes | None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The tree of a header of ``size`` members."""
+
+    size: int
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """The number of slots of each level."""
+        counts = [self.size]
+        while counts[-1] > FAN_IN:
+            counts.append(-(-counts[-1] // FAN_IN))
+        return tuple(counts)
+
+    @property
+    def top(self) -> int:
+        """The level whose one node is the root."""
+        return len(self.counts) - 1
+
+    def node(self, level: int, slot: int) -> range:
+        """The slots of the node that ``slot`` belongs to."""
+        first = slot // FAN_IN * FAN_IN
+        return range(first, min(first + FAN_IN, self.counts[level]))
+
+    def leaves(self, level: int, slot: int) -> range:
+        """The members under a slot."""
+        width = FAN_IN**level
+        return range(slot * width, min((slot + 1) * width, self.size))
+
+    def slots(self) -> Iterator[tuple[int, int]]:
+        """Every level and slot."""
+        return ((level, slot) for level, count in enumerate(self.counts) for slot in range(count))
+
+
+def pack(leaves: Sequence[bytes | None]) -> bytes:
+    """A summary: a line of JSON with the length of each part (``null``: not carried along), then the parts."""
+    lengths = [None if leaf is None else len(leaf) for leaf in leaves]
+    return json.dumps(lengths, separators=(",", ":")).encode() + b"\n" + b"".join(leaf or b"" for leaf in leaves)
+
+
+def unpack(summary: bytes) -> Leaves:
+    """The parts in a summary.
+
+    Raises:
+        ValueError: it is none.
+    """
+    line, _, rest = summary.partition(b"\n")
+    lengths = json.loads(line)
+    leaves: Leaves = []
+    position = 0
+    for length in lengths:
+        leaves.append(None if length is None else rest[position : position + length])
+        position += length or 0
+    if position != len(rest):
+        raise ValueError(f"a summary of {len(rest)} bytes says that it has {position}")
+    return leaves
+
+
+class Parallel(Protocol):
+    """Of the pool, what the tree needs."""
+
+    def stream(
+        self, fn: Callable[[int], bytes | None], items: Iterator[int]
+    ) -> Iterator[tuple[int, bytes | None | BaseException]]: ...
+
+
+class Tree:
+    """The parts of one run of a chord.
+
+    Arguments:
+        key: the key of a level and slot.
+    """
+
+    def __init__(self, store: Store, pool: Parallel, shape: Shape, key: Callable[[int, int], str]) -> None:
+        self.store = store
+        self.pool = pool
+        self.shape = shape
+        self.key = key
+
+    def put(self, level: int, slot: int, body: bytes) -> bool:
+        """Create a part; ``False`` where one stands there: the first one counts."""
+        try:
+            self.store.put(self.key(level, slot), body, precondition=CREATE)
+        except PreconditionFailed:
+            return False
+        return True
+
+    def get(self, level: int, slot: int) -> bytes | None:
+        """The part, ``None`` where there is none."""
+        try:
+            return self.store.get(self.key(level, slot)).body
+        except ObjectMissing:
+            return None
+
+    def look(self, level: int, slot: int, own: bytes | None) -> list[bytes] | None:
+        """The parts of the slot's node in order, ``None`` where one is missing.
+
+        The highest other slot is the one most likely to be missing, so it is asked for first; the others then
+        at the same time. ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
+        """
+        node = self.shape.node(level, slot)
+        wanted = iter([one for one in reversed(node) if one != slot or own is None])
+        parts: dict[int, bytes] = {} if own is None else {slot: own}
+        for ahead in (1, FAN_IN):
+            for one, part in self.pool.stream(lambda one: self.get(level, one), islice(wanted, ahead)):
+                if isinstance(part, BaseException):
+                    raise part
+                if part is None:
+                    return None
+                parts[one] = part
+        return [parts[one] for one in node]
+
+    def climb(self, level: int, slot: int, own: bytes | None, seen: list[bytes] | None = None) -> Leaves | None:
+        """Go up as long as nodes are complete.
+
+        Arguments:
+            seen: what :meth:`look` has answered for this slot, where it was asked before.
+
+        Returns:
+            All members' parts in order once the root is complete, else ``None``: somebody else goes on.
+        """
+        while True:
+            parts = seen or self.look(level, slot, own)
+            if parts is None:
+                return None
+            leaves = self._leaves(level, parts)
+            if level == self.shape.top:
+                return leaves
+            level, slot, seen = level + 1, slot // FAN_IN, None
+            own = pack([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
+            # Whoever completes the node writes the same bytes: that another one was first changes nothing.
+            self.put(level, slot, own)
+
+    def _leaves(self, level: int, parts: list[bytes]) -> Leaves:
+        if level == 0:
+            return list(parts)
+        return [leaf for part in parts for leaf in unpack(part)]
+
+    def rest(self, leaves: Leaves) -> list[bytes] | None:
+        """The parts with those that were too large to be carried along; ``None`` where one is gone by now."""
+        missing = iter([index for index, leaf in enumerate(leaves) if leaf is None])
+        for index, part in self.pool.stream(lambda index: self.get(0, index), missing):
+            if isinstance(part, BaseException):
+                raise part
+            leaves[index] = part
+        return None if None in leaves else [leaf for leaf in leaves if leaf is not None]
