@@ -78,14 +78,14 @@ def _in_batches(work: Callable[[str], object], order: Answer, ids: list[str] | N
 
 
 def floor(order: Answer) -> Answer:
-    samples = {}
+    samples: dict[str, list[float]] = {}
     for name, work in (_obstore(order["server"]) | _bytes(order["server"])).items():
-        measured = _in_batches(lambda _, work=work: work(), order)["samples"]
+        measured = _in_batches(work, order)["samples"]
         samples |= {f"{name} {metric}": values for metric, values in measured.items()}
     return {"samples": samples}
 
 
-def _obstore(server: Answer) -> dict[str, Callable[[], object]]:
+def _obstore(server: Answer) -> dict[str, Callable[[str], object]]:
     import obstore
     from obstore.store import S3Store
 
@@ -99,12 +99,12 @@ def _obstore(server: Answer) -> dict[str, Callable[[], object]]:
     )
     body = json.dumps(RESULT).encode()
     return {
-        "obstore PUT": lambda: obstore.put(bucket, "floor/object", body),
-        "obstore GET": lambda: bytes(obstore.get(bucket, "floor/object").bytes()),
+        "obstore PUT": lambda _: obstore.put(bucket, "floor/object", body),
+        "obstore GET": lambda _: bytes(obstore.get(bucket, "floor/object").bytes()),
     }
 
 
-def _bytes(server: Answer) -> dict[str, Callable[[], object]]:
+def _bytes(server: Answer) -> dict[str, Callable[[str], object]]:
     """Requests that were signed beforehand, on a bare socket: what the kernel alone takes."""
     address = urlsplit(server["endpoint_url"])
     connection = socket.create_connection((address.hostname, address.port))
@@ -117,7 +117,7 @@ def _bytes(server: Answer) -> dict[str, Callable[[], object]]:
         return answer
 
     put, get = (_signed(server, method) for method in ("PUT", "GET"))
-    return {"bytes PUT": lambda: exchange(put), "bytes GET": lambda: exchange(get)}
+    return {"bytes PUT": lambda _: exchange(put), "bytes GET": lambda _: exchange(get)}
 
 
 def _signed(server: Answer, method: str) -> bytes:
@@ -146,7 +146,7 @@ def group(order: Answer) -> Answer:
     AsyncResult(ids[0], app=app).get(timeout=30)
     cpu, wall, windows = [], [], []
     for _ in range(order["times"]):
-        app.backend._cache.clear()
+        app.backend._cache.clear()  # noqa: SLF001 (what it remembers is not fetched)
         members = GroupResult("group", [AsyncResult(id, app=app) for id in ids], app=app)
         began, clock, used = time.time(), time.perf_counter(), time.process_time()
         assert len(members.get(timeout=120)) == len(ids)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def measure(stage: Stage, effort: Effort) -> Iterator[Cell]:
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     output, _ = process.communicate(timeout=300)
     if process.returncode:
-        raise RuntimeError(f"a client process failed: {process.args}")
+        raise RuntimeError(f"a client process failed: {process.args!r}")
     answer: dict[str, Any] = json.loads(output.splitlines()[-1])
     return answer
 
@@ -57,8 +57,8 @@ def _cell(stage: Stage, contender: str, answer: dict[str, Any], units: int = 1) 
 
 def _joined(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """The cells of several processes as one."""
-    samples = {metric: sum((cell["samples"][metric] for cell in cells), []) for metric in cells[0]["samples"]}
-    requests = sum((cell["requests"] for cell in cells), [])
+    samples = {name: list(chain.from_iterable(cell["samples"][name] for cell in cells)) for name in cells[0]["samples"]}
+    requests = list(chain.from_iterable(cell["requests"] for cell in cells))
     return {"samples": samples, "requests": requests, "units": cells[0]["units"]}
 
 
@@ -108,8 +108,10 @@ def _waits(stage: Stage, effort: Effort) -> Iterator[Cell]:
     """All contenders at the same time: they mostly sleep, and it saves minutes."""
     for length, times in effort.waits.items():
         stage.proxy.reset()
-        waiting = {contender: stage.client("clients", "wait", _wait_order(stage, contender, length, times))
-                   for contender in stage.contenders}
+        waiting = {
+            contender: stage.client("clients", "wait", _wait_order(stage, contender, length, times))
+            for contender in stage.contenders
+        }
         answers = {contender: _answer(process) for contender, process in waiting.items()}
         for contender, answer in answers.items():
             yield f"wait-{length:g}", contender, _cell(stage, contender, answer)
@@ -127,8 +129,10 @@ def _wait_order(stage: Stage, contender: str, length: float, times: int) -> dict
 
 def _tasks(stage: Stage, effort: Effort) -> Iterator[Cell]:
     for contender in stage.contenders:
-        cells = [_burst(stage, contender, effort.tasks, stage.folder / f"{contender}-{number}")
-                 for number in range(effort.bursts)]
+        cells = [
+            _burst(stage, contender, effort.tasks, stage.folder / f"{contender}-{number}")
+            for number in range(effort.bursts)
+        ]
         yield "tasks", contender, _joined(cells)
 
 

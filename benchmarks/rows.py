@@ -31,7 +31,8 @@ class Goal:
 class Row:
     """One kind of work. The first goal's metric is the one that the chart shows.
 
-    ``requests`` is the most that one unit of work may make, ``None`` where there is no such goal.
+    ``title`` names fields of :class:`Effort`; ``requests`` is the most that one unit of work may make, ``None``
+    where there is no such goal.
     """
 
     key: str
@@ -41,13 +42,13 @@ class Row:
 
 
 ROWS = (
-    Row("store", "Store a result: CPU", (Goal("cpu", "ms", 0.25),), requests=1),
-    Row("fetch", "Fetch a result: CPU", (Goal("cpu", "ms", 0.25),), requests=1),
-    Row("group", "`GroupResult.get()`, 500 finished", (Goal("wall", "s", 0.25),), requests=500),
-    Row("wait-0.05", "Task of 0.05 s: `get()` returns after it is stored", (Goal("late", "ms", 45),)),
-    Row("wait-1.3", "Task of 1.3 s: the same", (Goal("late", "ms", 80),), requests=20),
-    Row("wait-7.7", "Task of 7.7 s: the same", (Goal("late", "ms", 200),), requests=30),
-    Row("tasks", "300 trivial tasks, 2 processes", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
+    Row("store", "Store a result: CPU in the client", (Goal("cpu", "ms", 0.25),), requests=1),
+    Row("fetch", "Fetch a result: CPU in the client", (Goal("cpu", "ms", 0.25),), requests=1),
+    Row("group", "`GroupResult.get()`, {group} finished, 20 ms", (Goal("wall", "s", 0.25),), requests=500),
+    Row("wait-0.05", "Task of 0.05 s, 20 ms: `get()` returns after its end", (Goal("late", "ms", 45),)),
+    Row("wait-1.3", "Task of 1.3 s, 20 ms", (Goal("late", "ms", 80),), requests=20),
+    Row("wait-7.7", "Task of 7.7 s, 20 ms", (Goal("late", "ms", 200),), requests=30),
+    Row("tasks", "{tasks} trivial tasks, 2 processes, 20 ms", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
     # The chord rows come here: last header task → body, and the whole chord with its requests.
     Row("first", "Import and first result stored", (Goal("wall", "s", 0.08), Goal("memory", "MB", 8))),
 )

@@ -99,7 +99,7 @@ class Stage:
         """A contender's requests in each span of time (seconds since the epoch), by operation."""
         if contender == "redis":
             return []
-        own = [record for record in self.proxy.records() if f"/{contender}" in record.target]
+        own = [record for record in self.proxy.records() if f"/{contender}/" in record.target]
         return [_count(own, begin, end) for begin, end in windows]
 
     # -- servers

@@ -145,13 +145,16 @@ class LazyMeta(dict[str, Any]):
         return self._whole()[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 (dict's own would not load)
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (self._load is not None and name in self._whole())
 
     def __iter__(self) -> Iterator[str]:
         return super(LazyMeta, self._whole()).__iter__()
+
+    def __bool__(self) -> bool:
+        return True
 
     def __len__(self) -> int:
         return super(LazyMeta, self._whole()).__len__()
@@ -171,7 +174,7 @@ class LazyMeta(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return super(LazyMeta, self._whole()).__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __repr__(self) -> str:
         return super().__repr__() if self._load is None else f"<{super().__repr__()} and a body not fetched yet>"

@@ -55,8 +55,8 @@ __all__ = [
     "TLSFailure",
     "Throttled",
     "Transient",
-    "UnreadableResult",
     "Unreachable",
+    "UnreadableResult",
     "WrongRegion",
 ]
 

@@ -18,13 +18,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from types import FrameType
 from typing import Any
 
 from celery import states
 from celery.result import AsyncResult, ResultSet
+
+from .codec import LazyMeta
 
 __all__ = ["Parents", "checking"]
 
@@ -65,28 +69,56 @@ class Parents:
         self._now = now
         self._local = threading.local()
 
-    def waiting(self, task_id: str | None) -> None:
-        """Say which result this thread waits for, ``None`` when it is there."""
-        self._local.waiting = task_id
+    @contextmanager
+    def waiting(self, task_id: str) -> Iterator[None]:
+        """This thread waits for a result; inside, perhaps for another one (in a caller's ``on_interval``)."""
+        outer = getattr(self._local, "wait", None)
+        self._local.wait = _Wait(task_id)
+        self._local.glimpse = None
+        try:
+            yield
+        finally:
+            self._local.wait = outer
 
     def meta(self, waited: AsyncResult, task_id: str) -> Meta:
         """The meta of one parent of ``waited``; PENDING where it need not be known."""
-        if getattr(self._local, "waiting", None) == waited.id:
-            wanted = list(islice(_unfinished(waited), 1))
-            known = dict(self._fetch(wanted)) if task_id in wanted else {}
-        else:
+        wait: _Wait | None = getattr(self._local, "wait", None)
+        if wait is None or wait.id != waited.id:
             known = self._glimpse(waited)
-        return known.get(task_id) or {"status": states.PENDING, "result": None}
+        else:
+            wanted = list(islice(_unfinished(waited, wait.passed), 1))
+            known = dict(self._fetch(wanted)) if task_id in wanted else {}
+        meta = known.get(task_id)
+        if isinstance(meta, LazyMeta):
+            # It succeeded, which is all that is asked; but Celery would take its value too, to throw it away.
+            if wait is not None:
+                wait.passed.add(task_id)
+            meta = None
+        return meta or {"status": states.PENDING, "result": None}
 
     def _glimpse(self, waited: AsyncResult) -> dict[str, Meta | None]:
-        id, good_until, known = getattr(self._local, "glimpse", ("", 0.0, {}))
-        if id != waited.id or self._now() > good_until:
+        glimpse: _Glimpse | None = getattr(self._local, "glimpse", None)
+        if glimpse is None or glimpse.id != waited.id or self._now() > glimpse.good_until:
             known = dict(self._fetch(list(islice(_unfinished(waited), self._limit))))
-            self._local.glimpse = (waited.id, self._now() + _REMEMBERED, known)
-        return known
+            self._local.glimpse = glimpse = _Glimpse(waited.id, self._now() + _REMEMBERED, known)
+        return glimpse.known
 
 
-def _unfinished(waited: AsyncResult) -> Iterator[str]:
+@dataclass
+class _Glimpse:
+    id: str
+    good_until: float
+    known: dict[str, Meta | None]
+
+
+@dataclass
+class _Wait:
+    id: str
+    #: parents that have succeeded, without Celery being told
+    passed: set[str] = field(default_factory=set)
+
+
+def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[str]:
     """The ids of the chain's unfinished parents, earliest first, without the headers of chords."""
     parents = [node for node in waited._parents() if not isinstance(node, ResultSet)]  # noqa: SLF001
-    return (node.id for node in reversed(parents) if node._cache is None)  # noqa: SLF001
+    return (node.id for node in reversed(parents) if node._cache is None and node.id not in passed)  # noqa: SLF001

@@ -137,9 +137,9 @@ class Results:
         if found is None:
             # It may be a SUCCESS in a form this process cannot read: only a SUCCESS may take its place.
             logger.warning("The object %s is no result that this process can read.", stored.key)
-            return state != states.SUCCESS
+            return bool(state != states.SUCCESS)
         # Every worker reports a revoked task.
-        return found == states.SUCCESS or found == state == states.REVOKED
+        return bool(found == states.SUCCESS or found == state == states.REVOKED)
 
     # -- reading
 

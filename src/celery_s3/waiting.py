@@ -56,7 +56,7 @@ def adaptive(jitter: Callable[[float, float], float] = random.uniform) -> Delay:
 
 def fixed(interval: float) -> Delay:
     """The caller's interval, to the letter."""
-    return lambda waited: interval
+    return lambda _waited: interval
 
 
 def schedule(interval: float | None) -> Delay:

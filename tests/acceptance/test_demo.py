@@ -22,6 +22,7 @@ from celery_s3.dev.seaweed import find_weed
 
 pytestmark = pytest.mark.timeout(150)
 
+QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
 TITLES = ["succeeds", "fails", "retries", "no result", "large result", "group of 200", "chord of 20"]
 
 
@@ -48,8 +49,15 @@ class Demo:
         return self.process.returncode, output
 
     def left(self) -> list[str]:
-        """Processes whose environment names this run's directory, and files in it."""
+        """Processes whose temporary directory is this run's or below it, and files in it."""
         return _processes_in(self.temp) + [str(file) for file in self.temp.iterdir()]
+
+
+def _needs_seaweedfs() -> None:
+    try:
+        find_weed()
+    except ServerNotStarted as exc:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(exc))
 
 
 def _processes_in(folder: Path) -> list[str]:
@@ -81,10 +89,7 @@ def temp() -> Iterator[Path]:
 
 @pytest.fixture
 def demo(temp: Path) -> Iterator[Demo]:
-    try:
-        find_weed()
-    except ServerNotStarted as exc:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(exc))
+    _needs_seaweedfs()
     running = _start(temp)
     yield running
     if running.process.poll() is None:
@@ -124,17 +129,16 @@ def test_the_whole_screen(demo: Demo) -> None:
 
 
 def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize(("number", "code", "says"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Te")])
+@pytest.mark.parametrize(
+    ("number", "code", "says"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
 def test_interrupted(demo: Demo, number: int, code: int, says: str) -> None:
     """Ctrl-C and SIGTERM in the middle of it end everything, say so, and fail."""
-    demo.read_until("group of 200: 50 of")
+    demo.read_until("✓ large result")
     demo.process.send_signal(number)
     assert (found := demo.finish())[0] == code
     assert says in found[1]
@@ -179,3 +183,30 @@ def test_no_server_for_this_platform(temp: Path, tmp_path: Path) -> None:
     assert 'result_backend = "celery_s3.backends.S3Backend"' in output
     assert "Traceback" not in output
     assert demo.left() == []
+
+
+def test_the_quickstart_without_an_account(tmp_path: Path) -> None:
+    """The code that docs/quickstart.md has one paste runs, as it stands there."""
+    _needs_seaweedfs()
+    blocks = re.findall(r"```python\n(.*?)```", QUICKSTART.read_text(encoding="utf-8"), re.DOTALL)
+    for name, mark in {"tasks.py": "@app.task", "local.py": "SeaweedFS()"}.items():
+        (tmp_path / name).write_text(next(block for block in blocks if mark in block))
+    local = subprocess.Popen(
+        [sys.executable, "local.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    worker = None
+    try:
+        assert local.stdout is not None
+        assert "are running" in local.stdout.readline()
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency=1"]
+        with (tmp_path / "worker.log").open("wb") as log:
+            worker = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        client = "from tasks import add; print(add.delay(2, 3).get(timeout=30))"
+        said = subprocess.run([sys.executable, "-c", client], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said.stdout == "5\n", said.stderr + (tmp_path / "worker.log").read_text()
+    finally:
+        if worker:
+            worker.terminate()
+            worker.wait(20)
+        local.communicate("\n", timeout=20)
+    assert local.returncode == 0

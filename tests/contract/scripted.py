@@ -143,7 +143,7 @@ class ScriptedServer:
         headers = {"Content-Length": str(len(answer.body)), **answer.headers}
         head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        connection.sendall(head.encode() + b"\r\n" + (body[: len(body) // 2] if half else body))
+        connection.sendall(head.encode("latin-1") + b"\r\n" + (body[: len(body) // 2] if half else body))
         if answer.fault == "stall":
             self._stopped.wait(30)
         return not half

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -396,3 +398,41 @@ def test_close(
     store.put(f"{prefix}k", b"one")
     store.close()
     assert store.get(f"{prefix}k").body == b"one"
+
+
+def test_threads_share_a_client_from_the_first_request_on(store: Store, prefix: str) -> None:
+    """Sixteen threads that begin at the same moment are all served."""
+    barrier, outcomes = threading.Barrier(16), []
+
+    def work(number: int) -> None:
+        barrier.wait()
+        store.put(f"{prefix}{number}", str(number).encode())
+        outcomes.append(store.get(f"{prefix}{number}").body)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes, key=int) == [str(number).encode() for number in range(16)]
+
+
+def test_looking_for_what_is_not_there_leaves_no_garbage(
+    seaweed: Any, prefix: str, settings_for: Callable[..., Settings], open_client: Any
+) -> None:
+    """Polling makes an error each time: none may wait for the cycle collector."""
+    store = open_client("obstore", settings_for(seaweed))
+
+    def look() -> None:
+        with suppress(ObjectMissing):
+            store.get(f"{prefix}none", length=100)
+
+    look()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            look()
+        assert gc.collect() < 20
+    finally:
+        gc.enable()

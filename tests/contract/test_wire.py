@@ -165,20 +165,48 @@ def _deleted(start: int, stop: int) -> Answer:
     return Answer(body=f"<DeleteResult>{found}</DeleteResult>".encode())
 
 
-@pytest.mark.parametrize("style", ["auto", "path", "virtual"])
-def test_addressing_style(script: ScriptedServer, scripted: Callable[..., Store], style: str) -> None:
+@pytest.fixture
+def through_proxy(script: ScriptedServer, monkeypatch: Any) -> None:
+    """The scripted server stands for every host, as their proxy."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, script.endpoint_url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("through_proxy")
+@pytest.mark.parametrize(
+    ("style", "url"),
+    [
+        ("auto", "http://s3.example.test:8333/scripted/k"),
+        ("path", "http://s3.example.test:8333/scripted/k"),
+        ("virtual", "http://scripted.s3.example.test:8333/k"),
+    ],
+)
+def test_addressing_style(script: ScriptedServer, scripted: Callable[..., Store], style: str, url: str) -> None:
     """The bucket is in the path of a custom endpoint, and in its host where that is asked for."""
     script.answer = ANSWERS["get"]
-    url = script.endpoint_url.replace("127.0.0.1", "localhost")
-    store = scripted(addressing_style=style, endpoint_url=url)
-    try:
-        store.get("k")
-    except Unreachable:
-        pytest.skip("names under localhost do not resolve here")
+    scripted(addressing_style=style, endpoint_url="http://s3.example.test:8333").get("k")
     (request,) = script.requests
-    host = url.removeprefix("http://")
-    expected = (f"scripted.{host}", "/k") if style == "virtual" else (host, "/scripted/k")
-    assert (request.headers["host"], request.target) == expected
+    assert request.target == url
+    assert request.headers["host"] == url.split("/")[2]
+
+
+@pytest.mark.usefixtures("through_proxy")
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({}, "scripted.s3.eu-central-1.amazonaws.com"),
+        ({"addressing_style": "path"}, "s3.eu-central-1.amazonaws.com"),
+        ({"bucket": "with.dots"}, "s3.eu-central-1.amazonaws.com"),
+    ],
+)
+def test_hosts_of_aws(script: ScriptedServer, scripted: Callable[..., Store], given: dict[str, Any], host: str) -> None:
+    """Without an endpoint it is the region's S3, by https, the bucket in the host unless its dots would break TLS."""
+    script.answer = Answer(403)
+    with pytest.raises(Unreachable):
+        scripted(endpoint_url=None, region="eu-central-1", **given).put("k", b"x")
+    assert {(request.method, request.target) for request in script.requests} == {("CONNECT", f"{host}:443")}
 
 
 # -- the environment
@@ -354,6 +382,14 @@ def test_a_role_that_cannot_be_assumed(
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
     with pytest.raises(Unreachable):
         scripted(role_arn=arn).get("k")
+
+
+def test_a_web_identity_without_its_token(scripted: Callable[..., Store], monkeypatch: Any, tmp_path: Path) -> None:
+    """A token file that is not there is BadCredentials, and names the file."""
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/results")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "no-token"))
+    with pytest.raises(BadCredentials, match="no-token"):
+        scripted(**NOBODY).get("k")
 
 
 def test_no_credentials_at_all(script: ScriptedServer, scripted: Callable[..., Store]) -> None:

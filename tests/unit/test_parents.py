@@ -41,10 +41,9 @@ class Backend:
 
     def wait_for_pending(self, result, on_interval, **kwargs):
         """Three looks in vain."""
-        self.parents.waiting(result.id)
-        for _ in range(3):
-            on_interval()
-        self.parents.waiting(None)
+        with self.parents.waiting(result.id):
+            for _ in range(3):
+                on_interval()
         return "waited"
 
 

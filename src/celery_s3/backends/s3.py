@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import ResultBase, ResultSet
+from celery.result import ResultBase, ResultSet, result_from_tuple
 from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 
@@ -83,9 +83,12 @@ class S3Backend(KeyValueStoreBackend):
     # -- the key/value verbs of Celery's base class
 
     def get(self, key: str | bytes) -> bytes | None:
-        found = self.results.read(self._full(key))
-        found = found and self.results.whole(found)
+        found = self._whole(key)
         return None if found is None else found.body
+
+    def _whole(self, key: str | bytes) -> Object | None:
+        found = self.results.read(self._full(key))
+        return found and self.results.whole(found)
 
     def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
         return self.pool.map(self.get, keys)
@@ -138,14 +141,26 @@ class S3Backend(KeyValueStoreBackend):
 
     def _restore_group(self, group_id: str) -> Meta | None:
         with _reading(group_id):
-            meta: Meta | None = super()._restore_group(group_id)
-        return meta
+            whole = self._whole(self.get_key_for_group(group_id))
+        if whole is None:
+            return None
+        with self._decoding(group_id, whole):
+            meta: Meta = self._loads(whole.body, whole.content_type)
+            return {**meta, "result": result_from_tuple(meta["result"], self.app)}
 
     def _meta(self, task_id: str, found: Object) -> Meta:
         if not found.complete and codec.state_of(found.metadata) == states.SUCCESS:
             known = {"status": states.SUCCESS, "task_id": task_id, **codec.children_in(found.metadata)}
-            return codec.LazyMeta(known, lambda: self._whole_meta(task_id, found))
+            return codec.LazyMeta(known, lambda: self._rest(task_id, found))
         return self._whole_meta(task_id, found)
+
+    def _rest(self, task_id: str, found: Object) -> Meta:
+        """The whole meta of a SUCCESS, which somebody has been told about already."""
+        meta = self._whole_meta(task_id, found)
+        if meta["status"] != states.SUCCESS:
+            self._cache.pop(task_id, None)
+            raise ResultNotRead(f"The result of task {task_id} was forgotten or replaced while it was read.", task_id)
+        return meta
 
     def _whole_meta(self, task_id: str, found: Object) -> Meta:
         with _reading(task_id):
@@ -153,22 +168,26 @@ class S3Backend(KeyValueStoreBackend):
         return _pending() if whole is None else self._decoded(task_id, whole)
 
     def _decoded(self, task_id: str, whole: Object) -> Meta:
-        try:
+        with self._decoding(task_id, whole):
             meta = self._loads(whole.body, whole.content_type)
             if not isinstance(meta, dict) or not {"status", "result"} <= meta.keys():
                 raise DecodeError("no status and result in it")
             decoded: Meta = self.meta_from_decoded(meta)
-        except Exception as exc:
-            raise UnreadableResult(self._unreadable(task_id, whole, exc), str(task_id)) from exc
         return decoded
 
-    def _unreadable(self, task_id: str, whole: Object, exc: Exception) -> str:
-        return (
-            f"The object s3://{self.settings.bucket}/{whole.key} ({whole.size} bytes,"
-            f" {whole.content_type or 'no content type'}) is not a result that this process can read"
-            f" as {self.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of whoever wrote it"
-            f" and allow it in `result_accept_content`, or forget the result of task {task_id}."
-        )
+    @contextmanager
+    def _decoding(self, id: str, whole: Object) -> Iterator[None]:
+        """Whatever goes wrong with an object's body, as an error that names object and remedy."""
+        try:
+            yield
+        except Exception as exc:
+            message = (
+                f"The object s3://{self.settings.bucket}/{whole.key} ({whole.size} bytes,"
+                f" {whole.content_type or 'no content type'}) is not a result that this process can read"
+                f" as {self.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of whoever wrote"
+                f" it and allow it in `result_accept_content`, or forget the result of {id}."
+            )
+            raise UnreadableResult(message, str(id)) from exc
 
     def decode(self, payload: bytes | str) -> Any:
         return self._loads(_bytes(payload), self.content_type)
@@ -198,16 +217,13 @@ class S3Backend(KeyValueStoreBackend):
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
         self._ensure_not_eager()
-        self._parents.waiting(task_id)
-        try:
+        with self._parents.waiting(task_id):
             return waiting.until(
                 lambda: _ready(self.get_task_meta(task_id)),
                 delay=waiting.schedule(interval),
                 timeout=timeout,
                 on_interval=on_interval,
             )
-        finally:
-            self._parents.waiting(None)
 
     def get_many(
         self,
@@ -222,11 +238,11 @@ class S3Backend(KeyValueStoreBackend):
     ) -> Iterator[tuple[str, Meta]]:
         """Yield ``(id, meta)`` of each task as it becomes ready."""
         ids = list(dict.fromkeys(bytes_to_str(id) for id in task_ids))
-        known = {id: self._cache[id] for id in ids if self._is_known(id, READY_STATES)}
+        known = {id: meta for id in ids if (meta := self._cached(id, READY_STATES))}
         yield from known.items()
         for id, meta in waiting.each(
             (id for id in ids if id not in known),
-            lambda wanted: self._fetch(wanted, READY_STATES),
+            lambda wanted: self._fetch(wanted, READY_STATES, self._value_meta),
             limit=self.settings.concurrency,
             delay=waiting.schedule(interval),
             timeout=timeout,
@@ -238,14 +254,26 @@ class S3Backend(KeyValueStoreBackend):
                 on_message(meta)
             yield id, meta
 
-    def _is_known(self, id: str, ready: frozenset[str]) -> bool:
-        return id in self._cache and self._cache[id]["status"] in ready
+    def _cached(self, id: str, ready: frozenset[str]) -> Meta | None:
+        try:
+            return _ready(self._cache[id], ready)
+        except KeyError:  # asking first would not help: another thread may push it out in between
+            return None
+
+    def _value_meta(self, task_id: str) -> Meta:
+        """The meta with its value, however large: who waits for a group wants them all, and here they come abreast."""
+        with _reading(task_id):
+            whole = self._whole(self.get_key_for_task(task_id))
+        return _pending() if whole is None else self._decoded(task_id, whole)
 
     def _fetch(
-        self, ids: Iterable[str], ready: frozenset[str] = states.READY_STATES
+        self,
+        ids: Iterable[str],
+        ready: frozenset[str] = states.READY_STATES,
+        read: Callable[[str], Meta] | None = None,
     ) -> Iterator[tuple[str, Meta | None]]:
         """Read metas in parallel, unready ones as ``None``."""
-        for id, meta in self.pool.stream(self._get_task_meta_for, ids):
+        for id, meta in self.pool.stream(read or self._get_task_meta_for, ids):
             if isinstance(meta, BaseException):
                 raise meta
             yield id, _ready(meta, ready)
@@ -263,6 +291,7 @@ class S3Backend(KeyValueStoreBackend):
         self._ensure_not_eager()
         own = {member.id for member in result.results if not isinstance(member, ResultSet)}
         groups = [(group, {leaf.id: leaf for leaf in _leaves(group)}) for group in _groups(result)]
+        yield from ((group.id, group.results) for group, missing in groups if not missing)
         for id, meta in self.get_many(
             [leaf.id for leaf in _leaves(result)],
             timeout=timeout,

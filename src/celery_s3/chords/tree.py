@@ -94,7 +94,7 @@ class Parallel(Protocol):
 
     def stream(
         self, fn: Callable[[int], bytes | None], items: Iterator[int]
-    ) -> Iterator[tuple[int, bytes | None | BaseException]]: ...
+    ) -> Iterator[tuple[int, bytes | BaseException | None]]: ...
 
 
 class Tree:

@@ -30,6 +30,8 @@ def main() -> int:
         _set_signal(name, lambda number, _: sys.exit(128 + number))
     try:
         return _run()
+    except KeyboardInterrupt:  # before anything was started
+        return 130
     except BrokenPipeError:  # of `make demo | head`; whatever is still to be flushed goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_s3.cost import price_table
 from celery_s3.dev import demo_bill as bill
-from celery_s3.dev.demo_scenes import SCENES, Outcome, perform, warm_up
+from celery_s3.dev.demo_scenes import SCENES, Outcome, Scene, perform, warm_up
 from celery_s3.dev.demo_screen import Bar, Screen
 from celery_s3.dev.demo_stage import Stage, release
 from celery_s3.dev.demo_table import Asked, Row, money, table
@@ -57,8 +57,10 @@ def show(stage: Stage, screen: Screen) -> None:
     screen.say(f"celery-s3 {release('celery-s3')} with Celery {release('celery')}", "bold")
     screen.say("Everything runs on this machine, for this demo alone.")
     _start(stage, screen)
-    ours = _pass(stage, screen, "celery-s3", _our_settings(stage.proxy))
-    theirs = _pass(stage, screen, "Celery's own s3 backend", _their_settings(stage.proxy))
+    screen.heading("Tasks, with their results stored by celery-s3")
+    ours = _pass(stage, screen, _our_settings(stage.proxy))
+    screen.heading("The same tasks, with their results stored by Celery's own s3 backend")
+    theirs = _pass(stage, screen, _their_settings(stage.proxy))
     _compare(screen, ours, theirs)
     screen.heading(f"That took {time.monotonic() - start:.0f} s. The same on AWS, in your celeryconfig.py:")
     screen.listing(SETTINGS)
@@ -74,24 +76,21 @@ def _start(stage: Stage, screen: Screen) -> None:
         screen.started(one.what, one.detail, one.where)
 
 
-def _pass(stage: Stage, screen: Screen, backend: str, settings: Mapping[str, Any]) -> Pass:
-    """Every scene with a worker of its own."""
-    first = "s3_backend_settings" in settings
-    screen.heading(f"{'Tasks' if first else 'The same tasks'}, with their results stored by {backend}")
+def _pass(stage: Stage, screen: Screen, settings: Mapping[str, Any]) -> Pass:
+    """Every scene, with a worker that has these settings."""
     stage.proxy.reset()
     with screen.waiting("worker …"):
         worker = stage.start_worker(settings)
         warm_up(worker.check)
     screen.started("Worker", COMMAND, f"pid {worker.pid}, warmed up")
-    outcomes = tuple(_scene(screen, worker, number) for number in range(len(SCENES)))
+    outcomes = tuple(_perform(screen, worker, scene) for scene in SCENES)
     with screen.waiting("ending the worker …"):
         stage.stop_worker()
     records = stage.proxy.records()
     return Pass(outcomes, bill.by_task(records), bill.elsewhere(records))
 
 
-def _scene(screen: Screen, worker: Worker, number: int) -> Outcome:
-    scene = SCENES[number]
+def _perform(screen: Screen, worker: Worker, scene: Scene) -> Outcome:
     with screen.waiting(scene.title) as bar:
         outcome = perform(scene, _Audience(worker, bar))
     screen.ended(outcome)

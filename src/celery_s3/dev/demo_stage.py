@@ -89,7 +89,7 @@ class Stage:
         """A worker with these settings and the broker; Celery's current app has them too.
 
         Raises:
-            ServerNotStarted: it did not come up.
+            WorkerEnded: it did not come up.
         """
         everything = {**conf, **self.sqs.broker(), "include": ("celery_s3.dev.demo_tasks",)}
         self._worker = Worker(everything, self._folder("worker"))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from celery_s3.dev.process import ServerNotStarted, environment, spawn, stop, tail, wait_until
+from celery_s3.dev.process import environment, spawn, stop, wait_until
 
 __all__ = ["COMMAND", "Worker", "WorkerEnded"]
 
@@ -41,7 +41,9 @@ class Worker:
         self.log = folder / "worker.log"
         command = [sys.executable, "-m", *COMMAND.split(), "--loglevel=INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        env = environment(**{name: value for name, value in os.environ.items() if name.startswith("AWS_")})
+        aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        # a pool that is killed leaves temporary directories behind: they go with the folder
+        env = environment(**aws, TMPDIR=str(folder))
         self._process: subprocess.Popen[bytes] = spawn(command, self.log, env, folder, signal.SIGTERM)
         self.pid = self._process.pid
 
@@ -49,10 +51,11 @@ class Worker:
         """Wait until it takes tasks.
 
         Raises:
-            ServerNotStarted: it ended, or did not come up in time; the message has the end of its log.
+            WorkerEnded: it ended, or did not come up in time.
         """
         if not wait_until(lambda: self.has_logged(r" ready\.$"), self._process, timeout):
-            raise ServerNotStarted(f"The worker did not come up; the end of its log:\n{tail(self.log)}")
+            self.check()
+            raise WorkerEnded(f"the worker did not come up in {timeout:.0f} seconds")
 
     def check(self, *_: object) -> None:
         """See that it is there; ``get()`` calls this while it waits, for some results with an argument.

@@ -37,6 +37,8 @@ _KINDS: Mapping[str, type[StoreError]] = {
     "ConfigNotFound": BadCredentials,
     "ConfigParseError": BadCredentials,
     "CredentialRetrievalError": BadCredentials,
+    # of a web identity's token
+    "FileNotFoundError": BadCredentials,
     "InvalidConfigError": BadCredentials,
     "InvalidIMDSEndpointError": BadCredentials,
     "InvalidIMDSEndpointModeError": BadCredentials,

@@ -78,6 +78,7 @@ _SIGNS: Mapping[str, type[StoreError]] = {
     r"(?:source: )?HttpError \{": Interrupted,
     r"(?:source: )?(?:MissingEtag|Metadata|InvalidDeleteObjectsResponse)": Interrupted,
     r"source: Missing(?:AccessKeyId|SecretAccessKey)": BadCredentials,
+    r'source: "Failed to read token file': BadCredentials,
 }
 
 _MARK = "\n\nDebug source:\n"

@@ -1,0 +1,6 @@
+"""Chords as a fan-in tree of objects."""
+
+from .manifest import Manifest, arrange, leaf_ids, nesting
+from .service import Chords, Delivery, Outcome, Ticket
+
+__all__ = ["Chords", "Delivery", "Manifest", "Outcome", "Ticket", "arrange", "leaf_ids", "nesting"]

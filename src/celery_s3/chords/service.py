@@ -1,0 +1,232 @@
+"""Chords on a bucket: deliver a part, go up the tree, decide once.
+
+Whoever completes a node goes up; whoever completes the root claims the chord, sends the body and cleans up.
+Every write is a create or replaces a known version, so each step may be done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+from ..errors import ObjectMissing, PreconditionFailed
+from ..keys import encode_id
+from ..store.api import CREATE, Match, Store
+from .claim import Claim, Held
+from .manifest import Manifest
+from .tree import Leaves, Parallel, Shape, Tree
+
+__all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["sent", "failed"]
+#: Sends the body, or reports the failure: the members' encoded parts in order, the manifest, and whether an
+#: owner before may have sent it already. Returns what to mark.
+Act = Callable[[list[bytes], Manifest, bool], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a header task needs to know of its chord; it travels in the body's options.
+
+    Attributes:
+        flat: Celery's group index is the member's slot; else the manifest tells it.
+    """
+
+    group: str
+    run: int
+    size: int
+    flat: bool
+
+    def dumps(self) -> dict[str, Any]:
+        return {"group": self.group, "run": self.run, "size": self.size, "flat": self.flat}
+
+    @classmethod
+    def loads(cls, options: Any) -> Ticket:
+        return cls(str(options["group"]), int(options["run"]), int(options["size"]), bool(options["flat"]))
+
+
+class Timer(Protocol):
+    """Runs a function after so many seconds, without blocking the caller."""
+
+    def __call__(self, seconds: float, fn: Callable[[], None]) -> object: ...
+
+
+class Chords:
+    """The chords under a prefix.
+
+    Arguments:
+        prefix: before every key of a chord, as ``base/chords/``.
+        lease: seconds after which an undecided claim may be taken over.
+        later: looks again after the lease of another's claim.
+    """
+
+    def __init__(self, store: Store, pool: Parallel, prefix: str, *, lease: float, later: Timer) -> None:
+        self.store = store
+        self.pool = pool
+        self.prefix = prefix
+        self.lease = lease
+        self.later = later
+        self._manifests: dict[tuple[str, int], Manifest] = {}
+
+    # -- keys
+
+    def folder(self, group: str) -> str:
+        """The prefix of one chord's keys; a slash in its id is encoded, so that listings can be read back."""
+        return f"{self.prefix}{encode_id(group).replace('/', '%2F')}/"
+
+    def _run(self, group: str, run: int) -> str:
+        return f"{self.folder(group)}{run}/"
+
+    def tree(self, ticket: Ticket) -> Tree:
+        folder = self._run(ticket.group, ticket.run)
+        return Tree(self.store, self.pool, Shape(ticket.size), lambda level, slot: f"{folder}{level}/{slot}")
+
+    def claim(self, group: str, run: int) -> Claim:
+        return Claim(self.store, f"{self._run(group, run)}claim", self.lease)
+
+    # -- opening
+
+    def open(self, group: str, manifest: Manifest) -> Ticket:
+        """Write the manifest. A frozen chord that is applied again gets its next run once the last is decided.
+
+        Raises:
+            StoreError: nothing may be published then.
+        """
+        key = f"{self.folder(group)}manifest"
+        try:
+            self.store.put(key, manifest.dumps(), precondition=CREATE)
+        except PreconditionFailed:
+            manifest = self._reopen(group, key, manifest)
+        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat)
+
+    def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
+        while True:
+            found = self.store.get(key)
+            standing = Manifest.loads(found.body)
+            held = self.claim(group, standing.run).read()
+            if standing.ids == manifest.ids and not (held and held.decided):
+                return standing  # a redelivered applier: it joins the run in progress
+            again = Manifest(standing.run + 1, manifest.ids, manifest.nesting, manifest.body, manifest.serializer)
+            try:
+                self.store.put(key, again.dumps(), precondition=Match(found.etag))
+            except PreconditionFailed:
+                continue
+            return again
+
+    def manifest(self, group: str, run: int) -> Manifest | None:
+        """The manifest of a run, ``None`` where it is gone or of another run."""
+        try:
+            found = Manifest.loads(self.store.get(f"{self.folder(group)}manifest").body)
+        except ObjectMissing:
+            return None
+        return found if found.run == run else None
+
+    # -- delivering
+
+    def deliver(self, ticket: Ticket, task_id: str, index: int | None, part: bytes) -> Delivery | None:
+        """Make a member's part durable; ``None`` where the chord knows no such member."""
+        slot = index if ticket.flat and index is not None else self._slot(ticket, task_id)
+        if slot is None or not 0 <= slot < ticket.size:
+            return None
+        tree = self.tree(ticket)
+        created = tree.put(0, slot, part)
+        # The first part written for a slot stands: where another did, it must be read.
+        return Delivery(ticket, tree, slot, part if created else None)
+
+    def _slot(self, ticket: Ticket, task_id: str) -> int | None:
+        manifest = self._remembered(ticket)
+        if manifest is None or task_id not in manifest.ids:
+            logger.error("Chord %s has no member %s, or no manifest: its part is not delivered.", ticket.group, task_id)
+            return None
+        return manifest.ids.index(task_id)
+
+    def _remembered(self, ticket: Ticket) -> Manifest | None:
+        name = (ticket.group, ticket.run)
+        if name not in self._manifests:
+            found = self.manifest(*name)
+            if found is None:
+                return None
+            if len(self._manifests) >= 32:
+                self._manifests.clear()
+            self._manifests[name] = found
+        return self._manifests[name]
+
+    # -- deciding
+
+    def follow(self, ticket: Ticket, act: Act) -> None:
+        """Decide if the root is complete, whoever completed it."""
+        tree = self.tree(ticket)
+        leaves = tree.climb(tree.shape.top, 0, None)
+        if leaves is not None:
+            self.decide(ticket, tree, leaves, act)
+
+    def decide(self, ticket: Ticket, tree: Tree, leaves: Leaves, act: Act) -> None:
+        """Claim, then send or fail once, then clean up."""
+        claim = self.claim(ticket.group, ticket.run)
+        held = claim.take()
+        if held is not None and not self._take_over(ticket, claim, held, act):
+            return
+        manifest = self.manifest(ticket.group, ticket.run)
+        parts = tree.rest(leaves)
+        if manifest is None or parts is None:
+            logger.warning("Chord %s was cleaned up by somebody else: nothing is sent.", ticket.group)
+            return
+        # Nothing stands between renewal, sending and mark.
+        if not claim.renew():
+            logger.warning(
+                "Chord %s: the claim was lost before the body was sent; its new owner sends it.", ticket.group
+            )
+            return
+        outcome = act(parts, manifest, held is not None and held.state == "renewed")
+        claim.mark(outcome)
+        self.store.delete_many([tree.key(level, slot) for level, slot in tree.shape.slots()])
+
+    def _take_over(self, ticket: Ticket, claim: Claim, held: Held, act: Act) -> bool:
+        if held.decided:
+            return False
+        remaining = claim.remaining(held, self._now(ticket))
+        if remaining <= 0:
+            return claim.take_over(held)
+        # Its owner may have died: otherwise this would be the last party ever to look.
+        self.later(remaining + 1, lambda: self.follow(ticket, act))
+        return False
+
+    def _now(self, ticket: Ticket) -> datetime:
+        """The time on the server's clock."""
+        key = f"{self._run(ticket.group, ticket.run)}now"
+        self.store.put(key, uuid4().hex.encode())
+        return self.store.get(key).modified
+
+
+class Delivery:
+    """A part that is durable, on its way up.
+
+    Attributes:
+        ticket: of its chord.
+    """
+
+    def __init__(self, ticket: Ticket, tree: Tree, slot: int, own: bytes | None) -> None:
+        self.ticket = ticket
+        self._tree = tree
+        self._slot = slot
+        self._own = own
+        self._looked = False
+        self._seen: list[bytes] | None = None
+
+    def look(self) -> None:
+        """Look at the siblings: may run while the result is being stored."""
+        self._seen = self._tree.look(0, self._slot, self._own)
+        self._looked = True
+
+    def climb(self) -> tuple[Tree, Leaves] | None:
+        """Go up; the tree and all parts in order if this completed the root."""
+        if self._looked and self._seen is None:
+            return None
+        leaves = self._tree.climb(0, self._slot, self._own, self._seen)
+        return None if leaves is None else (self._tree, leaves)

@@ -1,0 +1,109 @@
+"""Each pool of Celery's with a real worker: results right, nothing hangs, the client that DESIGN names."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from logs import complaints
+
+TASKS = Path(__file__).with_name("tasks.py")
+#: Seconds that an answer may take; only a hang takes them.
+SOON = 40
+COUNT = 30
+
+
+def probes(proxy):
+    """The requests that asked whether the server has conditional writes."""
+    return [record for record in proxy.records() if record.target.endswith("celery-s3-probe")]
+
+
+def all_right(app):
+    """Let 30 tasks run and compare each result with what it must be."""
+    results = [app.send_task("add", (number, 1)) for number in range(COUNT)]
+    assert [result.get(timeout=SOON) for result in results] == [number + 1 for number in range(COUNT)]
+    return results
+
+
+def clients_of(app, count=1):
+    """The clients that each of the worker's processes has made, by process id."""
+    asked = [app.send_task("clients") for _ in range(count)]
+    told = [result.get(timeout=SOON) for result in asked]
+    return {each["pid"]: each["clients"] for each in told}
+
+
+@pytest.mark.parametrize(
+    ("pool", "concurrency", "client"),
+    [
+        ("prefork", 2, "ObstoreClient"),
+        ("solo", 1, "ObstoreClient"),
+        ("threads", 4, "ObstoreClient"),
+        ("gevent", 10, "Boto3Client"),
+        ("eventlet", 10, "Boto3Client"),
+    ],
+)
+def test_pool(seaweed, proxy, make_app, worker, pool, concurrency, client):
+    """Thirty tasks come out right, by one kind of client, with one PUT each and one probe in all."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
+    one = worker(app, TASKS, pool=pool, concurrency=concurrency)
+    results = all_right(app)
+    for result in results:
+        assert [record.status for record in proxy.records() if record.target.endswith(result.id)].count(200) == 1
+    assert set(map(tuple, clients_of(app, 2).values())) == {(client,)}
+    assert 2 <= len(probes(proxy)) <= (6 if pool == "prefork" else 3)
+    assert complaints(one.log) == []
+
+
+def test_green_threads_wait_together(seaweed, proxy, make_app, worker):
+    """Where every request takes 0.3 s, tasks of gevent's pool store their results at the same time."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
+    one = worker(app, TASKS, pool="gevent", concurrency=10)
+    app.send_task("add", (1, 1)).get(timeout=SOON)
+    proxy.configure(delay=0.3)
+    results = [app.send_task("add", (number, 1)) for number in range(20)]
+    app.backend.pool.close()
+    assert results[-1].get(timeout=SOON) == 20
+    assert proxy.peak() > 3
+    assert complaints(one.log) == []
+
+
+def test_one_task_per_child(seaweed, proxy, make_app, worker):
+    """With `--max-tasks-per-child=1` every task has a process of its own, which need not probe the server again."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
+    one = worker(app, TASKS, args=["--max-tasks-per-child=1"])
+    results = [app.send_task("clients") for _ in range(20)]
+    told = [result.get(timeout=SOON) for result in results]
+    assert len({each["pid"] for each in told}) == 20
+    assert {tuple(each["clients"]) for each in told} == {("ObstoreClient",)}
+    # two processes may ask at the same moment
+    assert 2 <= len(probes(proxy)) <= 6
+    assert complaints(one.log) == []
+
+
+def test_spawned_children(seaweed, make_app, worker):
+    """Children that are spawned instead of forked (Celery 5.7) work the same."""
+    app = make_app(seaweed, broker="sqs", worker_pool_start_method="spawn")
+    one = worker(app, TASKS)
+    all_right(app)
+    assert set(map(tuple, clients_of(app, 4).values())) == {("ObstoreClient",)}
+    assert complaints(one.log) == []
+
+
+def test_a_client_that_was_asked_for(seaweed, make_app, worker):
+    """`client` 'boto3' is used in every process."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"client": "boto3"})
+    one = worker(app, TASKS)
+    all_right(app)
+    assert set(map(tuple, clients_of(app, 4).values())) == {("Boto3Client",)}
+    assert complaints(one.log) == []
+
+
+def test_a_server_without_conditional_writes(seaweed, proxy, make_app, worker):
+    """Results are right, one warning for the whole worker says what is lost."""
+    proxy.configure(strip_preconditions=True)
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
+    one = worker(app, TASKS)
+    all_right(app)
+    assert one.log.count("ignores conditional writes") == 1
+    assert len(complaints(one.log)) == 1
