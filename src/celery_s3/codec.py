@@ -132,6 +132,11 @@ class LazyMeta(dict[str, Any]):
         super().__init__(known)
         self._load: Callable[[], Mapping[str, Any]] | None = load
 
+    @property
+    def partial(self) -> bool:
+        """Whether the body has not been fetched yet."""
+        return self._load is not None
+
     def _whole(self) -> LazyMeta:
         if self._load is not None:
             for name, value in self._load().items():

@@ -119,8 +119,8 @@ Stream = Callable[[Iterator[str]], Iterator[tuple[str, T | None]]]
 class _Look:
     """One look at a group: the ids to ask for, as long as asking is worth it.
 
-    ``size`` questions are free and each found member earns two more, until ``size`` members were missing: a look
-    in vain asks ``size`` times, a finished group is read to its end with ever more requests under way.
+    ``size`` questions are free and each found member earns another: a look in vain asks ``size`` times, a
+    finished group is read to its end with ``size`` requests under way.
 
     Tasks finish roughly in the order in which they were sent, so a look goes along the oldest members. Half of
     the free questions go to the others in ``turn``, so that an early failure or a fast member is seen as well.
@@ -128,7 +128,6 @@ class _Look:
 
     def __init__(self, pending: list[str], size: int, turn: int) -> None:
         self.found = 0
-        self.missed = 0
         self.turn = turn % len(pending)
         self._size = size
         self._asked: set[str] = set()
@@ -146,7 +145,7 @@ class _Look:
         return self
 
     def __next__(self) -> str:
-        if self.missed < self._size and len(self._asked) < self._size + 2 * self.found:
+        if len(self._asked) < self._size + self.found:
             for id in self._order:
                 if id not in self._asked:
                     self._asked.add(id)
@@ -180,9 +179,7 @@ def each(
     while pending:
         look = _Look(list(pending), size if passes is None else len(pending), turn)
         for id, value in stream(look):
-            if value is None:
-                look.missed += 1
-            else:
+            if value is not None:
                 look.found += 1
                 del pending[id]
                 yield id, value

@@ -60,8 +60,8 @@ def scripted_settings(script: ScriptedServer) -> Callable[..., Settings]:
             "endpoint_url": script.endpoint_url,
             "access_key_id": Secret("AKSCRIPTED"),
             "secret_access_key": Secret("a-secret-of-the-test"),
-            "connect_timeout": 0.4,
-            "read_timeout": 0.8,
+            "connect_timeout": 2.0,
+            "read_timeout": 5.0,
         }
         return Settings(**(values | overrides))
 

@@ -237,7 +237,8 @@ def test_unknown_host(scripted: Callable[..., Store], verb: str) -> None:
 @pytest.mark.parametrize("verb", ["get", "create"])
 def test_no_connection_in_time(scripted: Callable[..., Store], deaf: str, verb: str) -> None:
     """A host that does not take the connection within ``connect_timeout``, neither."""
-    assert type(failure(scripted(endpoint_url=deaf), VERBS[verb])) is Unreachable
+    store = scripted(endpoint_url=deaf, connect_timeout=0.3)
+    assert type(failure(store, VERBS[verb])) is Unreachable
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_success(counted, stored, spends):
         assert (result.state, result.successful(), result.traceback, result.children) == ("SUCCESS", True, None, [])
         assert result.date_done.tzinfo is not None
     with spends():
-        assert app.AsyncResult(result.id).result == result.result
+        assert result.get() == result.result
 
 
 def test_pending(counted, spends):
@@ -212,7 +212,12 @@ def test_a_failing_task(counted, run):
 def test_a_value_that_cannot_be_encoded(counted, run):
     """A value that the serializer refuses is a FAILURE that says so, not a lost result."""
     app = counted()
-    result = app.AsyncResult(run(app.task(object, name="job", typing=False)))
+
+    @app.task
+    def job():
+        return object()
+
+    result = app.AsyncResult(run(job))
     assert result.state == "FAILURE"
     with pytest.raises(Exception, match="JSON"):
         result.get()
@@ -248,7 +253,7 @@ def test_ignore_result(counted, run, spends, how):
         return 1
 
     with spends():
-        run(job, request={"ignore_result": how == "request"})
+        run(job, request={"ignore_result": True} if how == "request" else {})
 
 
 def test_ignored_failure(counted, run, spends):
@@ -539,7 +544,7 @@ def test_without_always_retry(counted, stored, proxy):
     """Without it, an error of Celery's kind is raised, which names task, state and cause."""
     app = counted(s3_backend_settings={"max_retries": 0})
     proxy.fail("* celery-task-meta-job", "internal_error", times=2)
-    with pytest.raises(ResultNotStored, match="SUCCESS of task job.*500 InternalError") as caught:
+    with pytest.raises(ResultNotStored, match=r"SUCCESS of task job.*500 InternalError") as caught:
         stored(app, 1, id="job")
     assert (caught.value.task_id, caught.value.state) == ("job", states.SUCCESS)
     with pytest.raises(ResultNotRead, match=r"job.*500 InternalError") as caught:

@@ -209,3 +209,28 @@ def test_work_under_way_does_not_hold_up_the_exit():
     """An interpreter ends while threads of the pool still wait for a server."""
     code = "import time; from celery_s3.store.parallel import Pool; next(Pool(4).stream(time.sleep, [0, 60, 60]))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_items_may_pause():
+    """An iterator that is exhausted for now is asked again after each result."""
+
+    class Paused:
+        """Ten items, one more for each result that has come."""
+
+        def __init__(self):
+            self.allowed, self.given = 4, 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.given >= min(self.allowed, 10):
+                raise StopIteration
+            self.given += 1
+            return self.given
+
+    items, results = Paused(), []
+    for _, result in Pool(4).stream(lambda item: item * 2, items):
+        items.allowed += 1
+        results.append(result)
+    assert sorted(results) == [2 * item for item in range(1, 11)]

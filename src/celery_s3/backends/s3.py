@@ -8,12 +8,13 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import ResultBase, ResultSet, result_from_tuple
+from celery.result import ResultSet, result_from_tuple
 from kombu.exceptions import DecodeError
 from kombu.utils.encoding import bytes_to_str
 
 from .. import codec, keys, waiting
 from ..errors import ResultNotRead, ResultNotStored, StoreError, Transient, UnreadableResult
+from ..groups import gather
 from ..parents import Parents, checking
 from ..results import Results
 from ..settings import resolve
@@ -289,37 +290,12 @@ class S3Backend(KeyValueStoreBackend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
         self._ensure_not_eager()
-        own = {member.id for member in result.results if not isinstance(member, ResultSet)}
-        groups = [(group, {leaf.id: leaf for leaf in _leaves(group)}) for group in _groups(result)]
-        yield from ((group.id, group.results) for group, missing in groups if not missing)
-        for id, meta in self.get_many(
-            [leaf.id for leaf in _leaves(result)],
-            timeout=timeout,
-            interval=interval,
-            on_message=on_message,
-            on_interval=on_interval,
-        ):
-            if id in own:
-                yield id, meta
-            for group, missing in groups:
-                if id in missing:
-                    # join_native() asks each of them again: it finds the answer there
-                    missing.pop(id)._maybe_set_cache(meta)
-                    if not missing:
-                        yield group.id, group.results
-
-
-def _groups(result: ResultSet) -> Iterator[ResultSet]:
-    return (member for member in result.results if isinstance(member, ResultSet))
-
-
-def _leaves(result: ResultBase) -> Iterator[Any]:
-    """The results of single tasks, in their order."""
-    if isinstance(result, ResultSet):
-        for member in result.results:
-            yield from _leaves(member)
-    else:
-        yield result
+        return gather(
+            result,
+            lambda ids: self.get_many(
+                ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
+            ),
+        )
 
 
 def _ready(meta: Meta, ready: frozenset[str] = states.READY_STATES) -> Meta | None:

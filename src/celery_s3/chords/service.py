@@ -16,9 +16,10 @@ from uuid import uuid4
 from ..errors import ObjectMissing, PreconditionFailed
 from ..keys import encode_id
 from ..store.api import CREATE, Match, Store
+from ..store.parallel import Pool
 from .claim import Claim, Held
 from .manifest import Manifest
-from .tree import Leaves, Parallel, Shape, Tree
+from .tree import Leaves, Memory, Shape, Tree
 
 __all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
 
@@ -66,13 +67,14 @@ class Chords:
         later: looks again after the lease of another's claim.
     """
 
-    def __init__(self, store: Store, pool: Parallel, prefix: str, *, lease: float, later: Timer) -> None:
+    def __init__(self, store: Store, pool: Pool, prefix: str, *, lease: float, later: Timer) -> None:
         self.store = store
         self.pool = pool
         self.prefix = prefix
         self.lease = lease
         self.later = later
         self._manifests: dict[tuple[str, int], Manifest] = {}
+        self._memory = Memory()
 
     # -- keys
 
@@ -85,7 +87,9 @@ class Chords:
 
     def tree(self, ticket: Ticket) -> Tree:
         folder = self._run(ticket.group, ticket.run)
-        return Tree(self.store, self.pool, Shape(ticket.size), lambda level, slot: f"{folder}{level}/{slot}")
+        return Tree(
+            self.store, self.pool, Shape(ticket.size), lambda level, slot: f"{folder}{level}/{slot}", self._memory
+        )
 
     def claim(self, group: str, run: int) -> Claim:
         return Claim(self.store, f"{self._run(group, run)}claim", self.lease)
@@ -169,11 +173,14 @@ class Chords:
     def decide(self, ticket: Ticket, tree: Tree, leaves: Leaves, act: Act) -> None:
         """Claim, then send or fail once, then clean up."""
         claim = self.claim(ticket.group, ticket.run)
-        held = claim.take()
+        steps: tuple[Callable[[], Any], ...] = (
+            claim.take,
+            lambda: self.manifest(ticket.group, ticket.run),
+            lambda: tree.rest(leaves),
+        )
+        held, manifest, parts = self.pool.map(lambda step: step(), steps)
         if held is not None and not self._take_over(ticket, claim, held, act):
             return
-        manifest = self.manifest(ticket.group, ticket.run)
-        parts = tree.rest(leaves)
         if manifest is None or parts is None:
             logger.warning("Chord %s was cleaned up by somebody else: nothing is sent.", ticket.group)
             return

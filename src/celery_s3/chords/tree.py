@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Protocol
 
 from ..errors import ObjectMissing, PreconditionFailed
 from ..store.api import CREATE, Store
+from ..store.parallel import Pool
 
-__all__ = ["FAN_IN", "INLINE_BYTES", "Shape", "Tree", "pack", "unpack"]
+__all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "pack", "unpack"]
 
 FAN_IN = 32
 #: Values up to this size travel in the summaries, larger ones stay in their part until the end.
@@ -89,12 +89,29 @@ def unpack(summary: bytes) -> Leaves:
     return leaves
 
 
-class Parallel(Protocol):
-    """Of the pool, what the tree needs."""
+class Memory:
+    """The parts that this process has written or seen lately: a part never changes, so it is read once.
 
-    def stream(
-        self, fn: Callable[[int], bytes | None], items: Iterator[int]
-    ) -> Iterator[tuple[int, bytes | BaseException | None]]: ...
+    At most ``nodes`` nodes, without values that are too large to be carried along.
+    """
+
+    def __init__(self, nodes: int = 64) -> None:
+        self._limit = nodes
+        self._nodes: dict[str, dict[int, bytes]] = {}
+        #: nodes where members were seen to finish out of order
+        self.ragged: set[str] = set()
+
+    def node(self, name: str) -> dict[int, bytes]:
+        """The known parts of a node by slot; what the caller adds is remembered."""
+        known = self._nodes.pop(name, None) or {}
+        for oldest in list(self._nodes)[: len(self._nodes) + 1 - self._limit]:
+            self.forget(oldest)
+        self._nodes[name] = known
+        return known
+
+    def forget(self, name: str) -> None:
+        self._nodes.pop(name, None)
+        self.ragged.discard(name)
 
 
 class Tree:
@@ -104,11 +121,12 @@ class Tree:
         key: the key of a level and slot.
     """
 
-    def __init__(self, store: Store, pool: Parallel, shape: Shape, key: Callable[[int, int], str]) -> None:
+    def __init__(self, store: Store, pool: Pool, shape: Shape, key: Callable[[int, int], str], memory: Memory) -> None:
         self.store = store
         self.pool = pool
         self.shape = shape
         self.key = key
+        self.memory = memory
 
     def put(self, level: int, slot: int, body: bytes) -> bool:
         """Create a part; ``False`` where one stands there: the first one counts."""
@@ -128,19 +146,32 @@ class Tree:
     def look(self, level: int, slot: int, own: bytes | None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
-        The highest other slot is the one most likely to be missing, so it is asked for first; the others then
-        at the same time. ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
+        ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
+
+        The highest slot is the one most likely to be missing, so it is asked for first, then all others at the
+        same time. In a node whose members turned out to finish in no order, ever more are asked for instead.
         """
         node = self.shape.node(level, slot)
-        wanted = iter([one for one in reversed(node) if one != slot or own is None])
-        parts: dict[int, bytes] = {} if own is None else {slot: own}
-        for ahead in (1, FAN_IN):
-            for one, part in self.pool.stream(lambda one: self.get(level, one), islice(wanted, ahead)):
+        name = self.key(level, node.start)
+        known = self.memory.node(name)
+        parts = dict(known)
+        if own is not None:
+            parts[slot] = own
+        wanted = iter([one for one in reversed(node) if one not in parts])
+        ahead = 1
+        while batch := list(islice(wanted, ahead)):
+            for one, part in self.pool.stream(lambda one: self.get(level, one), iter(batch)):
                 if isinstance(part, BaseException):
                     raise part
-                if part is None:
-                    return None
-                parts[one] = part
+                if part is not None:
+                    parts[one] = part
+            known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
+            if any(one not in parts for one in batch):
+                if ahead > 1:
+                    self.memory.ragged.add(name)
+                return None
+            ahead = 2 * ahead if name in self.memory.ragged else FAN_IN
+        known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
         return [parts[one] for one in node]
 
     def climb(self, level: int, slot: int, own: bytes | None, seen: list[bytes] | None = None) -> Leaves | None:

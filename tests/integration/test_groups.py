@@ -1,0 +1,326 @@
+"""Groups: joined with one GET a member, side by side; saved, restored, forgotten."""
+
+from __future__ import annotations
+
+import time
+
+import celery
+import pytest
+from celery import states
+from celery.exceptions import ImproperlyConfigured, TimeoutError
+from celery.result import GroupResult, ResultSet
+from kombu.utils.uuid import uuid
+
+CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
+
+
+@pytest.fixture
+def group(stored):
+    """``group(app, *values)``: a saved-to-be group of stored successes; an exception is a stored failure."""
+
+    def make(app, *values):
+        members = []
+        for value in values:
+            state = states.FAILURE if isinstance(value, Exception) else states.SUCCESS
+            members.append(stored(app, value, state))
+        return app.GroupResult(uuid(), members)
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["get", "join", "join_native"])
+def test_join(counted, group, spends, how):
+    """The values of a group come in its order, for one GET a member."""
+    result = group(counted(), *range(20))
+    with spends(GET=20):
+        assert getattr(result, how)(timeout=5) == list(range(20))
+    with spends():
+        assert (result.get(), result.ready(), result.completed_count()) == (list(range(20)), True, 20)
+
+
+def test_joined_after_it_was_ready(counted, group, spends):
+    """``get()`` after ``ready()`` asks for nothing again."""
+    result = group(counted(), *range(5))
+    with spends(GET=5):
+        assert result.ready()
+        assert result.get() == [0, 1, 2, 3, 4]
+
+
+def test_read_side_by_side(counted, group, proxy):
+    """A group is read with `concurrency` requests at the same time, and no more."""
+    result = group(counted(s3_backend_settings={"concurrency": 4}), *range(16))
+    proxy.configure(delay=0.02)
+    proxy.reset()
+    assert result.get(timeout=5) == list(range(16))
+    assert 2 <= proxy.peak() <= 4
+
+
+def test_large_members_side_by_side(counted, group, proxy):
+    """So are the bodies of large results, not one after the other."""
+    result = group(counted(), *("x" * (70_000 + number) for number in range(8)))
+    proxy.configure(delay=0.05)
+    proxy.reset()
+    assert [len(value) for value in result.get(timeout=5)] == [70_000 + number for number in range(8)]
+    rests = [record.time for record in proxy.records() if not record.headers["range"].startswith("bytes=0-")]
+    assert len(rests) == 8
+    assert proxy.counts() == {"GET": 16}
+    assert max(rests) - min(rests) < 8 * 0.05
+
+
+@pytest.mark.parametrize("how", ["get", "join", "join_native"])
+def test_failed_member(counted, group, how):
+    """A member's failure is raised; with ``propagate=False`` it stands in its place."""
+    app = counted()
+    with pytest.raises(KeyError, match="two"):
+        getattr(group(app, 1, KeyError("two"), 3), how)(timeout=5)
+    values = getattr(group(app, 1, KeyError("two"), 3), how)(timeout=5, propagate=False)
+    assert (values[0], type(values[1]), values[2]) == (1, KeyError, 3)
+
+
+def test_failure_is_raised_before_the_rest_is_there(counted, group):
+    """A failure that is there is raised although another member never comes."""
+    app = counted()
+    result = app.GroupResult(uuid(), [app.AsyncResult("never"), *group(app, KeyError("early"))])
+    with pytest.raises(KeyError, match="early"):
+        result.get(timeout=5)
+
+
+def test_nested_groups(counted, group, spends):
+    """A group in a group gives its list in its place, at any depth, each leaf for one GET."""
+    app = counted()
+    inner = app.GroupResult(uuid(), [*group(app, 3), group(app, 4, 5)])
+    result = app.GroupResult(uuid(), [*group(app, 1), group(app, 2), inner, *group(app, 6)])
+    with spends(GET=6):
+        assert result.join_native(timeout=5) == [1, [2], [3, [4, 5]], 6]
+    with spends():
+        assert result.join(timeout=5) == [1, [2], [3, [4, 5]], 6]
+
+
+def test_unfinished_nested_group(counted, group):
+    """A group in a group that is not finished keeps the deadline of the whole."""
+    app = counted()
+    result = app.GroupResult(uuid(), [*group(app, 1), app.GroupResult(uuid(), [app.AsyncResult("never")])])
+    with pytest.raises(TimeoutError):
+        result.get(timeout=0.1)
+
+
+def test_failure_in_a_nested_group(counted, group):
+    """A failure in the depth is raised, or stands in its place."""
+    app = counted()
+    for propagate in (True, False):
+        result = app.GroupResult(uuid(), [*group(app, 1), group(app, KeyError("deep"), 3)])
+        if propagate:
+            with pytest.raises(KeyError, match="deep"):
+                result.get(timeout=5)
+        else:
+            one, (error, three) = result.get(timeout=5, propagate=False)
+            assert (one, type(error), three) == (1, KeyError, 3)
+
+
+def test_empty_groups(counted, group, spends):
+    """An empty group is an empty list, alone and inside of another, and asks for nothing."""
+    app = counted()
+    with spends():
+        for how in ("get", "join", "join_native"):
+            assert getattr(app.GroupResult("empty", []), how)(timeout=5) == []
+        assert app.GroupResult("only", [app.GroupResult("empty", [])]).get(timeout=5) == [[]]
+    result = app.GroupResult("outer", [*group(app, 1), app.GroupResult("empty", [])])
+    assert result.get(timeout=5) == [1, []]
+
+
+def test_duplicate_members(counted, stored, spends):
+    """A task that is in a group twice is read once, in the group and in groups in it."""
+    app = counted()
+    id = stored(app, 1).id
+    members = [app.AsyncResult(id), app.AsyncResult(id)]
+    with spends(GET=1):
+        assert [each for each, _ in ResultSet(members, app=app).iter_native(timeout=5)] == [id]
+        assert [member.get() for member in members] == [1, 1]
+    nested = app.GroupResult("g", [app.AsyncResult(id), app.GroupResult("h", [app.AsyncResult(id)] * 2)])
+    with spends(GET=1):
+        assert nested.get(timeout=5) == [1, [1, 1]]
+
+
+def test_iter_native(counted, group):
+    """Results are yielded as they become ready, not in the group's order."""
+    app = counted()
+    late, early = app.AsyncResult(uuid()), group(app, "early")[0]
+
+    def store_late():
+        app.backend.store_result(late.id, "late", states.SUCCESS)
+
+    result = app.GroupResult(uuid(), [late, early])
+    found = [(id, meta["result"]) for id, meta in result.iter_native(timeout=10, on_interval=store_late)]
+    assert found == [(early.id, "early"), (late.id, "late")]
+    assert result.get() == ["late", "early"]
+
+
+def test_callback(counted, group):
+    """A callback gets id and value of each member instead of a list of them."""
+    result, found = group(counted(), "a", "b"), {}
+    result.join(timeout=5, callback=found.__setitem__)
+    native = {}
+    result.join_native(timeout=5, callback=native.__setitem__)
+    assert found == native == {member.id: value for member, value in zip(result, "ab", strict=True)}
+
+
+def test_on_message(counted, group):
+    """``on_message`` is called with each meta that arrives; for a single result it is refused, as ever without push."""
+    result, metas = group(counted(), "a", "b"), []
+    result.get(timeout=5, on_message=metas.append)
+    assert sorted(meta["result"] for meta in metas) == ["a", "b"]
+    with pytest.raises(ImproperlyConfigured, match="on_message"):
+        result.backend.wait_for_pending(result[0], on_message=metas.append)
+
+
+def test_on_interval(counted, spends):
+    """``on_interval`` is called after every look in vain."""
+    app, calls = counted(), []
+    result = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(3)])
+
+    def call():
+        calls.append(time.monotonic())
+        if len(calls) == 2:
+            for member in result:
+                app.backend.store_result(member.id, 1, states.SUCCESS)
+
+    with spends(GET=9, PUT=3):
+        assert result.get(timeout=10, on_interval=call) == [1, 1, 1]
+    assert len(calls) == 2
+
+
+# -- get_many
+
+
+def test_get_many(counted, stored, spends):
+    """``get_many`` yields each task once, whatever names it: text, bytes, an iterator, twice the same."""
+    app = counted()
+    ids = [stored(app, number).id for number in range(3)]
+    with spends(GET=3):
+        found = {id: meta["result"] for id, meta in app.backend.get_many(iter([*ids, ids[0].encode()]), timeout=5)}
+    assert found == dict(zip(ids, range(3), strict=True))
+
+
+def test_get_many_from_memory(counted, stored, spends):
+    """What this process remembers is yielded first, without a request."""
+    app = counted(result_cache_max=10)
+    one, other = stored(app, 1), stored(app, 2)
+    one.get()
+    with spends(GET=1):
+        assert [id for id, _ in app.backend.get_many([other.id, one.id], timeout=5)] == [one.id, other.id]
+
+
+def test_get_many_once(counted, stored, spends):
+    """``max_iterations`` ends it quietly after so many looks, each at every task."""
+    app, done = counted(), None
+    done = stored(app, 1)
+    pending = [uuid() for _ in range(50)]
+    with spends(GET=51):
+        assert [id for id, _ in app.backend.get_many([*pending, done.id], max_iterations=1)] == [done.id]
+
+
+def test_get_many_of_nothing(counted, spends):
+    """No ids, no requests, no waiting."""
+    with spends():
+        assert list(counted().backend.get_many([])) == []
+
+
+def test_abandoned(counted, group):
+    """A caller that stops in the middle leaves nothing behind that hinders the next."""
+    app = counted()
+    result = group(app, *range(30))
+    next(iter(app.backend.get_many([member.id for member in result])))
+    assert result.get(timeout=5) == list(range(30))
+
+
+# -- deadlines
+
+
+@pytest.mark.parametrize("how", ["get", "join_native", "join"])
+def test_timeout_zero(counted, group, how, spends):
+    """``timeout=0`` is one look: what is there is returned, else it times out at once."""
+    if how == "join" and CELERY < (5, 7):
+        pytest.skip("join() of this Celery takes 0 for no deadline")
+    app = counted()
+    assert getattr(group(app, 1, 2), how)(timeout=0) == [1, 2]
+    result = app.GroupResult(uuid(), [app.AsyncResult(uuid())])
+    with pytest.raises(TimeoutError), spends(GET=1):
+        getattr(result, how)(timeout=0)
+
+
+@pytest.mark.parametrize("how", ["get", "join_native", "join"])
+def test_deadline(counted, group, how):
+    """A member that does not come raises TimeoutError; the others' values are not lost."""
+    app = counted()
+    members = [*group(app, 1), app.AsyncResult(uuid())]
+    with pytest.raises(TimeoutError):
+        getattr(app.GroupResult(uuid(), members), how)(timeout=0.1)
+    assert members[0].get(timeout=0) == 1
+
+
+def test_large_group_waits_with_few_requests(counted, stored, proxy):
+    """A look at a big running group asks for a window of it, not for every member."""
+    app = counted()
+    result = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(200)])
+    with pytest.raises(TimeoutError):
+        result.get(timeout=0.25, interval=0.1)
+    assert proxy.counts()["GET"] <= 32 + 16 + 8 + 4
+
+
+# -- saved groups
+
+
+def test_save_and_restore(counted, group, spends):
+    """A saved group is one PUT, restored with one GET, deleted with one DELETE; its results stay."""
+    app = counted()
+    result = group(app, 1, 2)
+    result.parent = group(app, 0)[0]
+    with spends(PUT=1):
+        result.save()
+    with spends(GET=1):
+        restored = GroupResult.restore(result.id, app=app)
+    assert restored == result
+    assert (restored.get(timeout=5), restored.parent.id) == ([1, 2], result.parent.id)
+    with spends(DELETE=1):
+        restored.delete()
+    assert GroupResult.restore(result.id, app=app) is None
+    assert result.get() == [1, 2]
+
+
+def test_restored_by_another_process(counted, make_app, seaweed, group):
+    """A saved group is restored by any process, nested groups included."""
+    app = counted()
+    outer = app.GroupResult(uuid(), [*group(app, 1), group(app, 2, 3)])
+    outer.save()
+    other = make_app(seaweed)
+    assert other.GroupResult.restore(outer.id, backend=other.backend, app=other).get(timeout=5) == [1, [2, 3]]
+
+
+def test_saved_again(counted, group):
+    """A group that is saved again is replaced."""
+    app = counted()
+    result = group(app, 1)
+    result.save()
+    result.results.append(group(app, 2)[0])
+    result.save()
+    assert GroupResult.restore(result.id, app=app).get(timeout=5) == [1, 2]
+
+
+def test_forget(counted, group, spends):
+    """Forgetting a group is one DELETE a member."""
+    app = counted()
+    result = group(app, 1, 2, 3)
+    result.get()
+    with spends(DELETE=3):
+        result.forget()
+    with spends(GET=1):
+        assert not result.ready()
+
+
+@pytest.mark.parametrize("id", ["", None])
+def test_group_without_id(counted, group, id):
+    """A group without an id is not saved, and says so."""
+    result = group(counted(), 1)
+    result.id = id
+    with pytest.raises(ValueError, match="group_id must not be empty"):
+        result.save()

@@ -1,0 +1,218 @@
+"""The tree of a chord over the in-memory store: shape, looks, summaries, claim."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_s3.chords import Chords, Manifest
+from celery_s3.chords.tree import FAN_IN, INLINE_BYTES, Shape, pack, unpack
+from celery_s3.store.memory import MemoryStore
+from celery_s3.store.parallel import Pool
+
+
+class World:
+    """A chord of ``size`` members, timers that wait for the test, and what was sent."""
+
+    def __init__(self, size, clock=None):
+        self.now = 1_000_000.0
+        self.store = MemoryStore(clock=lambda: self.now)
+        self.timers = []
+        self.sent = []
+        self.chords = Chords(
+            self.store, Pool(1), "base/chords/", lease=30, later=lambda seconds, fn: self.timers.append((seconds, fn))
+        )
+        self.manifest = Manifest(0, tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
+        self.ticket = self.chords.open("g", self.manifest)
+
+    def act(self, parts, manifest, perhaps_sent):
+        self.sent.append([part.decode() for part in parts])
+        return "sent"
+
+    def finish(self, index, act=None):
+        delivery = self.chords.deliver(self.ticket, f"t{index}", index, f"v{index}".encode())
+        delivery.look()
+        complete = delivery.climb()
+        if complete:
+            self.chords.decide(self.ticket, *complete, act or self.act)
+
+    def requests(self, verb):
+        return sum(one == verb for one, _ in self.store.requests)
+
+
+def values(size):
+    return [f"v{index}" for index in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 64, 65, 1000, 1024, 1025, 1056])
+@pytest.mark.parametrize("order", ["forward", "backward", "random"])
+def test_body_is_sent_once_with_all_values_in_order(size, order):
+    """Whatever the size and the order in which members finish: one body, all values, in the header's order."""
+    world = World(size)
+    members = list(range(size))
+    if order != "forward":
+        members.reverse() if order == "backward" else random.Random(size).shuffle(members)
+    for index in members:
+        world.finish(index)
+    assert world.sent == [values(size)]
+
+
+@pytest.mark.parametrize("size", [64, 1000])
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_requests(size, order):
+    """Per member one PUT and at most 4 GETs on average, 0.04 PUT of summaries, a small constant, and no LIST."""
+    world = World(size)
+    members = list(range(size))
+    if order == "random":
+        random.Random(1).shuffle(members)
+    for index in members:
+        world.finish(index)
+    assert world.requests("PUT") <= size * 1.04 + 6
+    assert world.requests("GET") <= size * 4
+    assert world.requests("LIST") == 0
+    assert world.requests("DELETE_OBJECTS") <= 2
+
+
+def test_only_manifest_and_claim_stay():
+    """Once the body is sent, the parts are gone; manifest and claim stay as a tombstone."""
+    world = World(40)
+    for index in range(40):
+        world.finish(index)
+    left = [entry.key for entry in world.store.list("base/chords/")]
+    assert left == ["base/chords/g/0/claim", "base/chords/g/manifest"]
+
+
+def test_late_duplicate_changes_nothing():
+    """A member that is delivered again after the end sends nothing, even if all of them are."""
+    world = World(3)
+    for index in (0, 1, 2, 1, 0, 2):
+        world.finish(index)
+    assert world.sent == [values(3)]
+
+
+def test_first_part_of_a_slot_stands():
+    """A member that ran twice with different values counts with its first one."""
+    world = World(2)
+    world.chords.deliver(world.ticket, "t0", 0, b"first")
+    world.chords.deliver(world.ticket, "t0", 0, b"second")
+    world.finish(1)
+    assert world.sent == [["first", "v1"]]
+
+
+def test_duplicate_that_completes_the_node_reads_the_part_that_stands():
+    """A duplicate whose part was refused goes up with the part that stands there."""
+    world = World(2)
+    world.chords.deliver(world.ticket, "t0", 0, b"first")
+    world.chords.deliver(world.ticket, "t1", 1, b"other")
+    world.finish(0)
+    assert world.sent == [["first", "other"]]
+
+
+def test_large_values_are_read_once():
+    """A value above the limit is not carried up the tree, and still arrives."""
+    size = 2 * FAN_IN
+    world = World(size)
+    large = b"x" * (INLINE_BYTES + 1)
+    for index in range(size):
+        delivery = world.chords.deliver(world.ticket, f"t{index}", index, large if index == 5 else b"v")
+        complete = delivery.climb()
+    world.chords.decide(world.ticket, *complete, world.act)
+    assert len(world.sent[0][5]) == INLINE_BYTES + 1
+    summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/0/1/" in key]
+    assert len(summaries) == 2
+
+
+def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
+    """Who meets an undecided claim looks again when its lease is over, and then sends."""
+    world = World(2)
+    world.finish(0)
+
+    def die(*_):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        world.finish(1, act=die)
+    world.finish(1)
+    assert world.sent == []
+    ((seconds, again),) = world.timers
+    assert 29 <= seconds <= 31
+    world.now += seconds
+    again()
+    assert world.sent == [values(2)]
+
+
+def test_claim_that_is_alive_is_left_alone():
+    """Before the lease is over nobody else sends."""
+    world = World(1)
+    claim = world.chords.claim("g", 0)
+    assert claim.take() is None
+    world.finish(0)
+    assert world.sent == []
+    assert claim.renew()
+    assert claim.mark("sent")
+    world.now += 100
+    world.timers[0][1]()
+    assert world.sent == []
+
+
+def test_owner_that_lost_its_claim_does_not_send():
+    """An owner that slept past its lease finds its claim gone and stops."""
+    world = World(1)
+    slow, fast = world.chords.claim("g", 0), world.chords.claim("g", 0)
+    assert slow.take() is None
+    held = fast.take()
+    assert fast.take_over(held)
+    assert not slow.renew()
+    assert fast.renew()
+
+
+def test_frozen_chord_applied_again_is_a_new_run():
+    """After its first run is decided, the same frozen chord gets a run of its own."""
+    world = World(2)
+    for index in (0, 1):
+        world.finish(index)
+    world.ticket = world.chords.open("g", world.manifest)
+    assert world.ticket.run == 1
+    for index in (1, 0):
+        world.finish(index)
+    assert world.sent == [values(2)] * 2
+
+
+def test_redelivered_applier_joins_the_run_in_progress():
+    """An applier that is run again while its chord is under way does not start another."""
+    world = World(2)
+    world.finish(0)
+    assert world.chords.open("g", world.manifest).run == 0
+    world.finish(1)
+    assert world.sent == [values(2)]
+
+
+def test_members_without_index_are_found_in_the_manifest():
+    """A chord that is not flat takes the slot from the manifest."""
+    world = World(3)
+    ticket = type(world.ticket)("g", 0, 3, flat=False)
+    for index in range(3):
+        delivery = world.chords.deliver(ticket, f"t{index}", 0, f"v{index}".encode())
+        complete = delivery.climb()
+        if complete:
+            world.chords.decide(ticket, *complete, world.act)
+    assert world.sent == [values(3)]
+    assert world.chords.deliver(ticket, "stranger", 0, b"") is None
+
+
+@given(st.lists(st.none() | st.binary(max_size=50), max_size=40))
+def test_summary_round_trip(leaves):
+    """A summary gives its parts back."""
+    assert unpack(pack(leaves)) == leaves
+
+
+@given(st.integers(1, 40_000))
+def test_shape(size):
+    """Levels end in one node, and the slots of a level cover all members once."""
+    shape = Shape(size)
+    assert shape.counts[-1] <= FAN_IN
+    assert shape.node(shape.top, 0) == range(shape.counts[-1])
+    for level, count in enumerate(shape.counts):
+        covered = [leaf for slot in range(count) for leaf in shape.leaves(level, slot)]
+        assert covered == list(range(size))
