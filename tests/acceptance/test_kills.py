@@ -37,7 +37,7 @@ def stored_by(proxy, task_id):
 
 def goes_on(app):
     """Whether all processes of the worker do their work, and which they are."""
-    results = [app.send_task("clients") for _ in range(20)]
+    results = [app.send_task("clients") for _ in range(8)]
     told = [result.get(timeout=SOON) for result in results]
     assert {tuple(each["clients"]) for each in told} == {("ObstoreClient",)}
     return {each["pid"] for each in told}
@@ -91,10 +91,9 @@ def test_a_child_that_kills_itself(work, proxy):
 
 def test_a_lost_task_runs_again(work, tmp_path):
     """With `acks_late` and `reject_on_worker_lost` the second run's result is stored, and no FAILURE."""
-    app, one = work("filesystem")
+    app, one = work("redis")
     twice = app.send_task("die_once", (str(tmp_path / "mark"),))
     assert twice.get(timeout=SOON) == "second run"
-    print(one.log)
     goes_on(app)
     assert ours(one.log) == []
 
@@ -103,8 +102,8 @@ def test_success_outlives_the_child(work, proxy, eventually):
     """A child that dies after it stored SUCCESS: the main process believes it lost, SUCCESS stays."""
     app, one = work()
     stored = app.send_task("die_stored")
-    eventually(lambda: "SIGKILL" in one.log, SOON)
-    print(one.log)
+    # Celery 5.7 looks whether SUCCESS is stored, older ones try to store FAILURE
+    eventually(lambda: "before the worker was lost" in one.log or "Task handler raised error" in one.log, SOON)
     goes_on(app)
     assert stored.get(timeout=SOON) == "stored"
     assert stored_by(proxy, stored.id) == {"object_store"}

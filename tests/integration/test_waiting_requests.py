@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -23,54 +24,72 @@ def chain():
     return make
 
 
-class Looks:
-    """An ``on_interval`` that does what it is told to after so many looks in vain."""
+class Naps(list):
+    """The naps between looks, in seconds; they are not slept. In some of them something happens."""
 
-    def __init__(self, **after):
-        self.count = 0
-        self._after = {int(number.removeprefix("look_")): do for number, do in after.items()}
+    def __init__(self):
+        super().__init__()
+        self.happens = {}
 
-    def __call__(self):
-        self.count += 1
-        self._after.get(self.count, lambda: None)()
+    def sleep(self, seconds):
+        self.append(seconds)
+        self.happens.get(len(self), lambda: None)()
 
 
-def test_single_result(counted, stored, spends):
+@pytest.fixture
+def naps(monkeypatch):
+    """``naps(nap_2=do)`` does something in the second nap; the :class:`Naps`."""
+    taken, sleep = Naps(), time.sleep
+
+    def nap(seconds):
+        waiting = sys._getframe(1).f_globals["__name__"] == "celery_s3.waiting"
+        (taken.sleep if waiting else sleep)(seconds)
+
+    def begin(**happens):
+        taken.clear()
+        taken.happens = {int(name.removeprefix("nap_")): do for name, do in happens.items()}
+        return taken
+
+    monkeypatch.setattr(time, "sleep", nap)
+    return begin
+
+
+def enough():
+    raise KeyboardInterrupt
+
+
+def test_single_result(counted, stored, spends, naps):
     """Waiting for a result without parents is one GET a look."""
     app, id = counted(), uuid()
-    looks = Looks(look_3=lambda: stored(app, "there", id=id))
+    naps(nap_3=lambda: stored(app, "there", id=id))
     with spends(GET=4, PUT=1):
-        assert app.AsyncResult(id).get(timeout=10, on_interval=looks) == "there"
+        assert app.AsyncResult(id).get(timeout=10) == "there"
 
 
-def test_interval_is_obeyed(counted, monkeypatch):
+def test_interval_is_obeyed(counted, naps):
     """A caller's interval is slept to the letter, for a result and for a group."""
-    app, naps = counted(), []
-    monkeypatch.setattr("celery_s3.waiting.time.sleep", naps.append)
+    app = counted()
     for result in (app.AsyncResult("x"), app.GroupResult("g", [app.AsyncResult("x")])):
-        naps.clear()
-
-        def stop(naps=naps):
-            if len(naps) == 3:
-                raise KeyError("enough")
-
-        with pytest.raises(KeyError):
-            result.get(interval=5, timeout=600, on_interval=stop)
-        assert naps == [5, 5, 5]
+        taken = naps(nap_3=enough)
+        with pytest.raises(KeyboardInterrupt):
+            result.get(interval=5, timeout=600)
+        assert taken == [5, 5, 5]
 
 
-def test_no_interval_is_adaptive(counted, monkeypatch):
+def test_no_interval_is_adaptive(counted, naps):
     """Celery's own default interval means that nothing was said: the first naps are short."""
-    app, naps = counted(), []
-    monkeypatch.setattr("celery_s3.waiting.time.sleep", naps.append)
+    taken = naps(nap_3=enough)
+    with pytest.raises(KeyboardInterrupt):
+        counted().AsyncResult("x").get()
+    assert all(nap < 0.2 for nap in taken)
 
-    def stop():
-        if len(naps) == 3:
-            raise KeyError("enough")
 
-    with pytest.raises(KeyError):
-        app.AsyncResult("x").get(on_interval=stop)
-    assert all(nap < 0.2 for nap in naps)
+def test_on_interval(counted, stored):
+    """The caller's ``on_interval`` is called while a result is waited for, and what it raises ends the wait."""
+    app, id = counted(), uuid()
+    assert app.AsyncResult(id).get(timeout=10, on_interval=lambda: stored(app, "there", id=id)) == "there"
+    with pytest.raises(KeyboardInterrupt):
+        app.AsyncResult("x").get(timeout=10, on_interval=enough)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0])
@@ -106,27 +125,25 @@ def test_finished_chain(counted, chain, stored, spends):
         assert [result.get() for result in results] == [0, 1, 2, 3, 4]
 
 
-def test_running_chain(counted, chain, stored, spends):
+def test_running_chain(counted, chain, stored, spends, naps):
     """A look at a running chain is two GETs, however long the chain: its end, and its earliest unfinished parent."""
     app = counted()
     results = chain(app, 20)
-    looks = Looks(look_4=lambda: stored(app, "end", id=results[-1].id))
+    naps(nap_4=lambda: stored(app, "end", id=results[-1].id))
     with spends(GET=19 + 4 * 2 + 1, PUT=1):
-        assert results[-1].get(timeout=10, on_interval=looks) == "end"
+        assert results[-1].get(timeout=10) == "end"
 
 
-def test_failed_parent(counted, chain, stored, spends):
+def test_failed_parent(counted, chain, stored, spends, naps):
     """The failure of a task in a chain is raised to who waits for its end, before the wait and during it."""
     app = counted()
     results = chain(app, 4)
+    naps(
+        nap_1=lambda: stored(app, 1, id=results[0].id),
+        nap_3=lambda: stored(app, KeyError("second"), states.FAILURE, id=results[1].id),
+    )
     with pytest.raises(KeyError, match="second"):
-        results[-1].get(
-            timeout=10,
-            on_interval=Looks(
-                look_1=lambda: stored(app, 1, id=results[0].id),
-                look_3=lambda: stored(app, KeyError("second"), states.FAILURE, id=results[1].id),
-            ),
-        )
+        results[-1].get(timeout=10)
     with pytest.raises(KeyError, match="second"), spends(GET=2):
         results[-1].get(timeout=10)
 
@@ -142,54 +159,54 @@ def test_failed_parent_is_not_followed(counted, chain, stored, spends):
         assert app.AsyncResult(results[-1].id, parent=results[1]).get(timeout=5, propagate=False) == "end"
 
 
-def test_large_parents(counted, chain, stored, proxy):
+def test_large_parents(counted, chain, stored, proxy, naps):
     """Of a parent's large value, nothing but the first bytes is fetched: that it succeeded is all that is asked."""
     app = counted()
     results = chain(app, 3)
     for result in results[:2]:
         stored(app, "x" * 1_000_000, id=result.id)
-    looks = Looks(look_3=lambda: stored(app, "end", id=results[-1].id))
+    naps(nap_3=lambda: stored(app, "end", id=results[-1].id))
     proxy.reset()
-    assert results[-1].get(timeout=10, on_interval=looks) == "end"
+    assert results[-1].get(timeout=10) == "end"
     assert sum(record.received for record in proxy.records()) < 300_000
     assert proxy.counts()["GET"] <= 2 + 2 + 4
     assert len(results[0].get(timeout=5)) == 1_000_000
 
 
-def test_chord_body(counted, spends, stored):
+def test_chord_body(counted, spends, stored, naps):
     """Waiting for a chord's body asks no member of the header: one GET a look, for fifty members as for one."""
     app = counted()
     header = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(50)])
     body = app.AsyncResult(uuid(), parent=header)
-    looks = Looks(look_5=lambda: stored(app, "joined", id=body.id))
+    naps(nap_5=lambda: stored(app, "joined", id=body.id))
     with spends(GET=6, PUT=1):
-        assert body.get(timeout=10, on_interval=looks) == "joined"
+        assert body.get(timeout=10) == "joined"
 
 
-def test_chain_of_chords(counted, spends, stored):
+def test_chain_of_chords(counted, spends, stored, naps):
     """A chain through a chord: headers are not asked, the tasks before them are."""
     app = counted()
     first = app.AsyncResult(uuid())
     header = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(50)], parent=first)
     body = app.AsyncResult(uuid(), parent=header)
     last = app.AsyncResult(uuid(), parent=body)
-    looks = Looks(look_3=lambda: stored(app, "end", id=last.id))
+    naps(nap_3=lambda: stored(app, "end", id=last.id))
     with spends(GET=2 + 3 * 2 + 1, PUT=1):
-        assert last.get(timeout=10, on_interval=looks) == "end"
+        assert last.get(timeout=10) == "end"
     stored(app, KeyError("first"), states.FAILURE, id=first.id)
     with pytest.raises(KeyError, match="first"):
         app.AsyncResult(last.id, parent=body).get(timeout=5)
 
 
-def test_waiting_inside_of_waiting(counted, chain, stored, spends):
+def test_waiting_inside_of_waiting(counted, chain, stored, spends, naps):
     """An ``on_interval`` that waits for another chain leaves the first one's parents to be asked one a look."""
     app = counted()
     results, others = chain(app, 10), chain(app, 3)
     for other in others:
         stored(app, "other", id=other.id)
-    looks = Looks(look_1=others[-1].get, look_4=lambda: stored(app, "end", id=results[-1].id))
+    naps(nap_1=others[-1].get, nap_4=lambda: stored(app, "end", id=results[-1].id))
     with spends(GET=9 + 4 * 2 + 1 + 3, PUT=1):
-        assert results[-1].get(timeout=10, on_interval=looks) == "end"
+        assert results[-1].get(timeout=10) == "end"
 
 
 def test_parents_of_several_threads(counted, chain, stored):

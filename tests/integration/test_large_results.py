@@ -1,0 +1,203 @@
+"""Results beyond the first GET: known by their head, fetched when somebody wants them, always of one version."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+
+import pytest
+from celery import states
+from kombu.utils.uuid import uuid
+
+from celery_s3.codec import LazyMeta
+from celery_s3.errors import ResultNotRead
+from celery_s3.results import HEAD_BYTES, PART_BYTES
+
+LARGE = 300_000
+
+
+def ranges(proxy):
+    """First and last byte of each GET, in order."""
+    found = (re.fullmatch(r"bytes=(\d+)-(\d*)", record.headers.get("range", "")) for record in proxy.records())
+    return sorted((int(match[1]), int(match[2] or -1)) for match in found if match)
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_around_the_first_bytes(counted, proxy, offset):
+    """A result that fits into the first GET exactly is one GET, one byte more is two."""
+    app, id = counted(), uuid()
+    frame = len(json.dumps({"status": "SUCCESS", "result": ""}))
+    body = json.dumps({"status": "SUCCESS", "result": "x" * (HEAD_BYTES + offset - frame)}).encode()
+    key = app.backend._full(app.backend.get_key_for_task(id))
+    app.backend.store.put(key, body, metadata={"celery-state": "SUCCESS"}, content_type="application/json")
+    proxy.reset()
+    assert len(app.AsyncResult(id).get(timeout=5)) == HEAD_BYTES + offset - frame
+    last = HEAD_BYTES - 1
+    assert ranges(proxy) == ([(0, last), (HEAD_BYTES, HEAD_BYTES + PART_BYTES - 1)] if offset == 1 else [(0, last)])
+
+
+def test_known_without_the_body(counted, stored, proxy, spends):
+    """State, readiness, existence and children of a large result are one GET of its first bytes, and never the rest."""
+    app = counted()
+    child = app.AsyncResult("the-child")
+    result = stored(app, "x" * LARGE, _children=[child])
+    questions = (
+        lambda: result.state == "SUCCESS",
+        lambda: app.AsyncResult(result.id).ready(),
+        lambda: app.AsyncResult(result.id).successful(),
+        lambda: app.AsyncResult(result.id).children == [child],
+        lambda: app.backend.task_result_exists(result.id),
+        lambda: app.backend.get_state(result.id) == "SUCCESS",
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id)]).completed_count() == 1,
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id)]).ready(),
+        lambda: [r.id for _, r in app.AsyncResult(result.id).iterdeps(intermediate=True)] == [result.id, child.id],
+    )
+    for asks in questions:
+        with spends(GET=2 if asks is questions[-1] else 1):
+            assert asks()
+        assert max(record.received for record in proxy.records()) <= HEAD_BYTES
+
+
+def test_value(counted, stored, spends):
+    """The value of a large result is fetched once, by one GET more, of the version whose head was seen."""
+    app = counted()
+    result = stored(app, "x" * LARGE)
+    with spends(GET=1):
+        assert result.ready()
+    with spends(GET=1):
+        assert len(result.get(timeout=5)) == len(result.result) == LARGE
+        assert (result.traceback, result.date_done is None) == (None, False)
+
+
+def test_in_parts(counted, stored, proxy):
+    """20 MB come in parallel parts of 8 MiB, all bound to one version."""
+    value = "".join(f"{number:07}," for number in range(2_500_000))
+    app = counted()
+    result = stored(app, value)
+    proxy.reset()
+    assert result.get(timeout=30) == value
+    starts = [start for start, _ in ranges(proxy)]
+    assert starts == [0, HEAD_BYTES, HEAD_BYTES + PART_BYTES, HEAD_BYTES + 2 * PART_BYTES]
+    assert len({record.headers.get("if-match") for record in proxy.records()} - {None}) == 1
+
+
+def test_with_a_small_cache(counted, stored, spends):
+    """What is remembered of a large result is its whole meta once it has been fetched."""
+    app = counted(result_cache_max=10)
+    result = stored(app, "x" * LARGE)
+    with spends(GET=2):
+        assert len(result.get()) == LARGE
+    with spends():
+        assert len(app.AsyncResult(result.id).get()) == LARGE
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_pickled(counted, stored, fetched):
+    """The meta of a large result can be pickled, fetched or not, and comes out whole."""
+    app = counted()
+    result = stored(app, "x" * LARGE)
+    meta = app.backend.get_task_meta(result.id)
+    assert isinstance(meta, LazyMeta)
+    if fetched:
+        assert meta["result"]
+    copy = pickle.loads(pickle.dumps(meta))
+    assert (type(copy), copy["status"], len(copy["result"])) == (dict, "SUCCESS", LARGE)
+
+
+def test_replaced_while_it_is_read(counted, stored, make_app, seaweed):
+    """A result that is replaced by another SUCCESS between its head and its rest comes whole, in the new version."""
+    app, other = counted(), make_app(seaweed)
+    result = stored(app, "a" * LARGE)
+    assert result.ready()
+    other.AsyncResult(result.id).forget()
+    stored(other, "b" * (LARGE + 9), id=result.id)
+    assert result.get(timeout=5) == "b" * (LARGE + 9)
+
+
+@pytest.mark.parametrize("state", [None, "STARTED", "FAILURE"])
+def test_gone_while_it_is_read(counted, stored, make_app, seaweed, state):
+    """A result that is forgotten between its head and its rest, or failed in a new run, is an error, not a value."""
+    app, other = counted(), make_app(seaweed)
+    result = stored(app, "a" * LARGE)
+    assert result.ready()
+    other.AsyncResult(result.id).forget()
+    if state:
+        stored(other, KeyError("x") if state == "FAILURE" else {}, state, id=result.id)
+    for _ in range(2):
+        with pytest.raises(ResultNotRead, match=f"{result.id} was forgotten or replaced"):
+            result.get(timeout=5)
+    assert app.AsyncResult(result.id).state == state or "PENDING"
+
+
+def test_gone_while_a_group_is_read(counted, stored, make_app, proxy, seaweed):
+    """A member that is forgotten between its head and its rest is pending again."""
+    app, other = counted(), make_app(seaweed)
+    result = stored(app, "a" * LARGE)
+    whole, later = app.backend.results.whole, {"forget": True}
+
+    def forget_first(found):
+        if later.pop("forget", False):
+            other.AsyncResult(result.id).forget()
+        return whole(found)
+
+    app.backend.results.whole = forget_first
+    store_again = lambda: stored(other, "again", id=result.id)  # noqa: E731
+    assert app.GroupResult("g", [result]).get(timeout=5, on_interval=store_again) == ["again"]
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "truncate", "reset"])
+def test_faults_in_the_rest(counted, stored, proxy, fault):
+    """A fault while the rest is fetched is tried again."""
+    app = counted()
+    result = stored(app, "x" * LARGE)
+    assert result.ready()
+    proxy.fail("GET", fault, times=2)
+    assert len(result.get(timeout=5)) == LARGE
+
+
+def test_large_failure(counted, stored):
+    """A failure with a large message, or a large traceback, is a failure like any other."""
+    app = counted()
+    result = stored(app, ValueError("x" * LARGE), states.FAILURE)
+    assert (result.state, result.failed()) == ("FAILURE", True)
+    with pytest.raises(ValueError, match="x{1000}"):
+        result.get(timeout=5)
+
+
+def test_large_progress(counted, stored):
+    """A large custom state is read like a small one."""
+    app = counted()
+    result = stored(app, {"log": "x" * LARGE}, "PROGRESS")
+    assert (result.state, len(result.info["log"])) == ("PROGRESS", LARGE)
+    stored(app, "done", id=result.id)
+    assert result.get() == "done"
+
+
+def test_large_result_of_another_backend(counted, spends):
+    """A large object without our metadata is read whole to know its state, and is final where it is a SUCCESS."""
+    app, id = counted(), uuid()
+    key = app.backend._full(app.backend.get_key_for_task(id))
+    app.backend.store.put(key, json.dumps({"status": "SUCCESS", "result": "x" * LARGE}).encode())
+    with spends(GET=2):
+        assert app.AsyncResult(id).state == "SUCCESS"
+    with spends(PUT=1, GET=2):
+        app.backend.mark_as_failure(id, KeyError("late"))
+    assert len(app.AsyncResult(id).get()) == LARGE
+
+
+def test_large_and_compressed(counted, stored, spends):
+    """A large compressed result is put together before it is decompressed."""
+    app = counted(result_compression="gzip")
+    value = uuid() + "".join(uuid() for _ in range(8_000))
+    result = stored(app, value)
+    with spends(GET=2):
+        assert result.get() == value
+
+
+def test_large_group(counted, stored):
+    """A saved group of thousands is restored whole."""
+    app = counted()
+    result = app.GroupResult("g", [app.AsyncResult(f"{number}-{'x' * 30}") for number in range(3000)])
+    result.save()
+    assert app.GroupResult.restore("g", backend=app.backend, app=app).results == result.results
