@@ -34,8 +34,8 @@ check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== ruff format --check"; $(BIN)/ruff format --check .
 	@echo "== mypy"; $(BIN)/mypy
 
-bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis; writes benchmarks/runs/
-	@$(BIN)/python -m benchmarks
+bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (QUICK=1: a minute); writes benchmarks/runs/
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up to date
 	@$(BIN)/python -m celery_s3.settings.docs docs/settings.md

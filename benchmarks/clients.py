@@ -110,14 +110,16 @@ def _bytes(server: Answer) -> dict[str, Callable[[str], object]]:
     connection = socket.create_connection((address.hostname, address.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def exchange(request: bytes) -> bytes:
+    def exchange(request: bytes, expected: int) -> None:
         connection.sendall(request)
-        answer = connection.recv(65536)
+        answer = b""
+        while len(answer.partition(b"\r\n\r\n")[2]) < expected or b"\r\n\r\n" not in answer:
+            answer += connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
-        return answer
 
     put, get = (_signed(server, method) for method in ("PUT", "GET"))
-    return {"bytes PUT": lambda _: exchange(put), "bytes GET": lambda _: exchange(get)}
+    size = len(json.dumps(RESULT))
+    return {"bytes PUT": lambda _: exchange(put, 0), "bytes GET": lambda _: exchange(get, size)}
 
 
 def _signed(server: Answer, method: str) -> bytes:

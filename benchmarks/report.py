@@ -117,10 +117,22 @@ def notes(run: Run) -> list[str]:
     bare = ", ".join(f"{verb} {_number(median(floor[f'bytes {verb} cpu']))} ms" for verb in ("PUT", "GET"))
     return [
         MEANING,
+        *_private(run),
         f"The floor, in CPU: obstore alone {alone}; requests signed beforehand, on a bare socket {bare}.",
         f"{run['date'][:10]}, {machine['cpus']} CPUs ({machine['cpu']}), load {machine['load']:.1f} before the run,"
         f" broker {run['broker']}; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
     ]
+
+
+def _private(run: Run) -> Iterator[str]:
+    cells = run["cells"].get("first", {})
+    told = [
+        f"{name} {_number(median(cells[key]['samples']['private']))} MB"
+        for key, name in CONTENDERS.items()
+        if "private" in cells.get(key, {}).get("samples", {})
+    ]
+    if told:
+        yield f"Of the memory added, private to the process (the rest is shared with its siblings): {', '.join(told)}."
 
 
 def markdown(run: Run, name: str) -> str:

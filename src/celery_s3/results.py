@@ -96,6 +96,7 @@ class Results:
         if not self.conditional.supported():
             return self._write_after_reading(key, body, state, metadata, content_type)
         precondition: Precondition = self._versions.expected(key)
+        stored: Object | None = None
         for _ in range(1 + LOST_RACES):
             try:
                 etag = self.store.put(
@@ -110,7 +111,12 @@ class Results:
             else:
                 self._versions.wrote(key, etag, state)
                 return Outcome.WRITTEN
-        raise Conflict(f"{LOST_RACES} other writers came first", operation="put", key=key)
+        if stored is None:
+            # SeaweedFS takes the directory of longer keys for an object.
+            why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
+        else:
+            why = f"{LOST_RACES} other writers came first"
+        raise Conflict(why, operation="put", key=key)
 
     def _write_after_reading(
         self, key: str, body: bytes, state: str, metadata: Mapping[str, str], content_type: str

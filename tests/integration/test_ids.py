@@ -10,18 +10,18 @@ from kombu.utils.uuid import uuid
 from celery_s3.errors import ResultNotStored
 
 ODD = [
-    "a/b/c",
+    "p/q/r",
     "/a",
     "a/",
-    "a//b",
+    "b//c",
     "//",
     "/",
     ".",
     "..",
-    "a/../b",
+    "c/../b",
     "../../etc/passwd",
     "./a",
-    "a/.",
+    "d/.",
     "100%",
     "%2F",
     "%",
@@ -119,6 +119,20 @@ def test_long_ids(make_app, moto_s3, stored):
     """900 characters are an id like any other."""
     app = make_app(moto_s3)
     assert stored(app, 1, id="x" * 900).get(timeout=5) == 1
+
+
+def test_id_that_begins_another(make_app, server, stored):
+    """An id may be the beginning of another one's path; where a server cannot have both, it is an error that says so."""
+    app = make_app(server)
+    stored(app, "short", id="job")
+    assert stored(app, "long", id="job/1").get(timeout=5) == "long"
+    assert app.AsyncResult("job").get(timeout=5) == "short"
+    stored(app, "long", id="other/1")
+    try:
+        assert stored(app, "short", id="other").get(timeout=5) == "short"
+    except ResultNotStored as exc:
+        assert "another id begin" in str(exc)
+        assert type(server).__name__ == "SeaweedFS"
 
 
 @pytest.mark.parametrize(("id", "why"), [("x" * 1025, "1024"), ("é" * 600, "1024"), ("", "empty"), ("\ud800", "surrogate")])

@@ -231,6 +231,7 @@ def test_conditional_writes_required(make_app, old_server, seaweed, stored):
 
 def test_losing_again_and_again(two, stored, proxy):
     """A write that loses to others for ever ends in an error that Celery knows."""
+    stored(two[1], {}, "STARTED", id="job")
     proxy.fail("PUT celery-task-meta-job", "precondition_failed", times=-1)
     with pytest.raises(BackendStoreError, match="other writers"):
         stored(two[0], 1, id="job")

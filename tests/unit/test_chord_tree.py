@@ -27,7 +27,7 @@ class World:
         self.ticket = self.chords.open("g", self.manifest)
 
     def act(self, parts, manifest, perhaps_sent):
-        self.sent.append([part.decode() for part in parts])
+        self.sent.append([payload.decode() for part in parts for payload in part])
         return "sent"
 
     def finish(self, index, act=None):

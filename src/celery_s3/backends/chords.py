@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import chord, group, maybe_signature, states
+from celery._state import get_current_task
 from celery.app.task import Context
 from celery.canvas import Signature, _chain
 from celery.exceptions import ChordError
@@ -51,11 +52,24 @@ class ChordHooks:
         body.options.pop(TICKET, None)
         content_type, _, signature = dumps(dict(body), serializer=self.app.conf.task_serializer)
         payload = signature.encode() if isinstance(signature, str) else signature
-        manifest = Manifest(0, tuple(leaf_ids(results)), nesting(results), payload, content_type)
+        manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type)
         body.options[TICKET] = self.chords.open(group_id, manifest).dumps()
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Nothing to do: the manifest has it."""
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Let the current task add others to its chord: its part will name them, and theirs are needed as well.
+
+        Celery has put the task's own ``request.chord`` into the signature of what it adds: what is noted there
+        reaches the added task, and this task's part.
+        """
+        request = get_current_task().request
+        ticket = _ticket(request)
+        slot = self.chords.slot(ticket, request.id, getattr(request, "group_index", None)) if ticket else None
+        if ticket is None or slot is None:
+            raise NotImplementedError("add_to_chord needs a chord that this backend runs natively")
+        request.chord["options"][TICKET] = ticket.adding(request.id, slot, leaf_ids([result])).dumps()
 
     # -- the workers
 
@@ -96,9 +110,9 @@ class ChordHooks:
         if ticket is None or not request.id:
             return None
         value = self.encode_result(result, state)  # type: ignore[attr-defined]
-        part = self.encode([request.id, state, value])  # type: ignore[attr-defined]
-        part = part.encode() if isinstance(part, str) else part
-        return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), part)
+        payload = self.encode([request.id, state, value])  # type: ignore[attr-defined]
+        payload = payload.encode() if isinstance(payload, str) else payload
+        return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), payload)
 
     def _go_up(self, delivery: Delivery, body: Any) -> None:
         try:
@@ -116,14 +130,14 @@ class ChordHooks:
 
     # -- the owner of the claim
 
-    def _decide(self, body: Any, parts: list[bytes], manifest: Manifest, perhaps_sent: bool) -> Outcome:
+    def _decide(self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool) -> Outcome:
         """Send the body with the values, or report the first failure."""
         callback = maybe_signature(body, app=self.app).clone()
         callback.options.pop(TICKET, None)
         if perhaps_sent and callback.id and self.task_result_exists(callback.id):  # type: ignore[attr-defined]
             return "sent"
         try:
-            values = arrange([self._value(part) for part in parts], manifest.nesting)
+            values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
         except ChordError as exc:
             logger.exception("Chord body %r is not sent", callback)
             return self._fail(callback, exc)
@@ -137,8 +151,8 @@ class ChordHooks:
             return self._fail(callback, error)
         return "sent"
 
-    def _value(self, part: bytes) -> Any:
-        task_id, state, value = self.decode(part)  # type: ignore[attr-defined]
+    def _value(self, payload: bytes) -> Any:
+        task_id, state, value = self.decode(payload)  # type: ignore[attr-defined]
         if state in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)  # type: ignore[attr-defined]
         if state in states.PROPAGATE_STATES:

@@ -171,7 +171,7 @@ class S3Backend(KeyValueStoreBackend):
     def _decoded(self, task_id: str, whole: Object) -> Meta:
         with self._decoding(task_id, whole):
             meta = self._loads(whole.body, whole.content_type)
-            if not isinstance(meta, dict) or not {"status", "result"} <= meta.keys():
+            if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):
                 raise DecodeError("no status and result in it")
             decoded: Meta = self.meta_from_decoded(meta)
         return decoded

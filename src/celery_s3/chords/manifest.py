@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -36,7 +36,7 @@ class Manifest:
     @property
     def flat(self) -> bool:
         """Whether Celery's group indexes number the members without gap or repetition."""
-        return self.nesting is None and len(set(self.ids)) == len(self.ids)
+        return self.nesting is None
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
@@ -50,27 +50,36 @@ class Manifest:
         return cls(head["run"], tuple(head["ids"]), head["nesting"], body, head["serializer"])
 
 
-def leaf_ids(results: list[ResultBase]) -> Iterator[str]:
-    """The ids of the leaves in order: a group counts with its members."""
+def leaf_ids(results: Iterable[ResultBase]) -> tuple[str, ...]:
+    """The ids of the leaves in order: a group counts with its members, a task that occurs twice counts once."""
+    return tuple(dict.fromkeys(_leaves(results)))
+
+
+def _leaves(results: Iterable[ResultBase]) -> Iterator[str]:
     for result in results:
         if isinstance(result, ResultSet):
-            yield from leaf_ids(result.results)
+            yield from _leaves(result.results)
         else:
             yield result.id
 
 
 def nesting(results: list[ResultBase]) -> list[Nesting] | None:
-    """How the leaves are nested; ``None`` where they are not."""
-    numbers = iter(range(10**9))
+    """How the leaves make up the header; ``None`` where they are just its members."""
+    numbers = {id: number for number, id in enumerate(leaf_ids(results))}
 
     def nested(results: list[ResultBase]) -> list[Nesting]:
-        return [nested(one.results) if isinstance(one, ResultSet) else next(numbers) for one in results]
+        return [nested(one.results) if isinstance(one, ResultSet) else numbers[one.id] for one in results]
 
-    return nested(results) if any(isinstance(one, ResultSet) for one in results) else None
+    plain = len(numbers) == len(results) and not any(isinstance(one, ResultSet) for one in results)
+    return None if plain else nested(results)
 
 
-def arrange(values: list[Any], nesting: list[Nesting] | None) -> list[Any]:
-    """The values as the body gets them."""
-    if nesting is None:
-        return values
-    return [values[one] if isinstance(one, int) else arrange(values, one) for one in nesting]
+def arrange(values: list[list[Any]], nesting: list[Nesting] | None) -> list[Any]:
+    """The values as the body gets them; those of added tasks stand behind the value of the task that added them."""
+    arranged: list[Any] = []
+    for one in range(len(values)) if nesting is None else nesting:
+        if isinstance(one, int):
+            arranged.extend(values[one])
+        else:
+            arranged.append(arrange(values, one))
+    return arranged

@@ -7,8 +7,8 @@ Every write is a create or replaces a known version, so each step may be done tw
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 from uuid import uuid4
@@ -19,16 +19,16 @@ from ..store.api import CREATE, Match, Store
 from ..store.parallel import Pool
 from .claim import Claim, Held
 from .manifest import Manifest
-from .tree import Leaves, Memory, Shape, Tree
+from .tree import Leaves, Memory, Shape, Tree, frame
 
 __all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
 
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["sent", "failed"]
-#: Sends the body, or reports the failure: the members' encoded parts in order, the manifest, and whether an
-#: owner before may have sent it already. Returns what to mark.
-Act = Callable[[list[bytes], Manifest, bool], Outcome]
+#: Sends the body, or reports the failure: per member its payload and those of the tasks that it added, the
+#: manifest, and whether an owner before may have sent the body already. Returns what to mark.
+Act = Callable[[list[list[bytes]], Manifest, bool], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,44 @@ class Ticket:
 
     Attributes:
         flat: Celery's group index is the member's slot; else the manifest tells it.
+        slot: of the member that added this task or one of its adders; ``None`` in the header itself.
+        via: the ids of the tasks that added, from that member down. A task that adds others puts itself there,
+            so where its own id is the last one, those before are its adders.
+        added: the ids of the tasks that the last of ``via`` added.
     """
 
     group: str
     run: int
     size: int
     flat: bool
+    slot: int | None = None
+    via: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     def dumps(self) -> dict[str, Any]:
-        return {"group": self.group, "run": self.run, "size": self.size, "flat": self.flat}
+        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) not in (None, ())}
 
     @classmethod
-    def loads(cls, options: Any) -> Ticket:
-        return cls(str(options["group"]), int(options["run"]), int(options["size"]), bool(options["flat"]))
+    def loads(cls, options: Mapping[str, Any]) -> Ticket:
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in options.items()
+            if name in cls.__slots__
+        }
+        return cls(**known)
+
+    def was_added(self, task_id: str) -> bool:
+        """Whether the task is none of the header, but was added by one."""
+        return bool(self.via) and self.via != (task_id,)
+
+    def added_by(self, task_id: str) -> tuple[str, ...]:
+        """The ids of the tasks that the task has added."""
+        return self.added if self.via[-1:] == (task_id,) else ()
+
+    def adding(self, task_id: str, slot: int, ids: Iterable[str]) -> Ticket:
+        """The ticket after the task, under that slot, has added others."""
+        via = self.via if self.via[-1:] == (task_id,) else (*self.via, task_id)
+        return replace(self, slot=slot, via=via, added=(*self.added_by(task_id), *ids))
 
 
 class Timer(Protocol):
@@ -86,10 +111,7 @@ class Chords:
         return f"{self.folder(group)}{run}/"
 
     def tree(self, ticket: Ticket) -> Tree:
-        folder = self._run(ticket.group, ticket.run)
-        return Tree(
-            self.store, self.pool, Shape(ticket.size), lambda level, slot: f"{folder}{level}/{slot}", self._memory
-        )
+        return Tree(self.store, self.pool, Shape(ticket.size), self._run(ticket.group, ticket.run), self._memory)
 
     def claim(self, group: str, run: int) -> Claim:
         return Claim(self.store, f"{self._run(group, run)}claim", self.lease)
@@ -133,17 +155,30 @@ class Chords:
 
     # -- delivering
 
-    def deliver(self, ticket: Ticket, task_id: str, index: int | None, part: bytes) -> Delivery | None:
-        """Make a member's part durable; ``None`` where the chord knows no such member."""
-        slot = index if ticket.flat and index is not None else self._slot(ticket, task_id)
-        if slot is None or not 0 <= slot < ticket.size:
+    def deliver(self, ticket: Ticket, task_id: str, index: int | None, payload: bytes) -> Delivery | None:
+        """Make a task's part durable; ``None`` where the chord knows no such member.
+
+        Arguments:
+            index: Celery's group index of the task.
+        """
+        slot = self.slot(ticket, task_id, index)
+        if slot is None:
             return None
         tree = self.tree(ticket)
-        created = tree.put(0, slot, part)
+        part = frame(ticket.added_by(task_id), payload)
+        if ticket.was_added(task_id):
+            tree.put(tree.added_key(task_id), part)
+            return Delivery(ticket, tree, slot, None)
+        created = tree.put(tree.key(0, slot), part)
         # The first part written for a slot stands: where another did, it must be read.
         return Delivery(ticket, tree, slot, part if created else None)
 
-    def _slot(self, ticket: Ticket, task_id: str) -> int | None:
+    def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
+        """The slot that a task belongs under."""
+        if ticket.slot is not None:
+            return ticket.slot
+        if ticket.flat and index is not None and 0 <= index < ticket.size:
+            return index
         manifest = self._remembered(ticket)
         if manifest is None or task_id not in manifest.ids:
             logger.error("Chord %s has no member %s, or no manifest: its part is not delivered.", ticket.group, task_id)
@@ -176,7 +211,7 @@ class Chords:
         steps: tuple[Callable[[], Any], ...] = (
             claim.take,
             lambda: self.manifest(ticket.group, ticket.run),
-            lambda: tree.rest(leaves),
+            lambda: tree.payloads(leaves),
         )
         held, manifest, parts = self.pool.map(lambda step: step(), steps)
         if held is not None and not self._take_over(ticket, claim, held, act):
@@ -192,7 +227,7 @@ class Chords:
             return
         outcome = act(parts, manifest, held is not None and held.state == "renewed")
         claim.mark(outcome)
-        self.store.delete_many([tree.key(level, slot) for level, slot in tree.shape.slots()])
+        self.store.delete_many(list(tree.keys(leaves)))
 
     def _take_over(self, ticket: Ticket, claim: Claim, held: Held, act: Act) -> bool:
         if held.decided:

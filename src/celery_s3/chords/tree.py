@@ -12,16 +12,17 @@ Pure arithmetic, and the reading and writing of parts; who decides stands in ``c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
 from ..errors import ObjectMissing, PreconditionFailed
+from ..keys import encode_id
 from ..store.api import CREATE, Store
 from ..store.parallel import Pool
 
-__all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "pack", "unpack"]
+__all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "frame", "pack", "unframe", "unpack"]
 
 FAN_IN = 32
 #: Values up to this size travel in the summaries, larger ones stay in their part until the end.
@@ -60,9 +61,16 @@ class Shape:
         width = FAN_IN**level
         return range(slot * width, min((slot + 1) * width, self.size))
 
-    def slots(self) -> Iterator[tuple[int, int]]:
-        """Every level and slot."""
-        return ((level, slot) for level, count in enumerate(self.counts) for slot in range(count))
+
+def frame(added: Sequence[str], payload: bytes) -> bytes:
+    """A member's part: a line of JSON with the ids of the tasks that it added to the chord, then its payload."""
+    return json.dumps(list(added), separators=(",", ":")).encode() + b"\n" + payload
+
+
+def unframe(part: bytes) -> tuple[list[str], bytes]:
+    """The ids and the payload of a member's part."""
+    line, _, payload = part.partition(b"\n")
+    return json.loads(line), payload
 
 
 def pack(leaves: Sequence[bytes | None]) -> bytes:
@@ -118,30 +126,41 @@ class Tree:
     """The parts of one run of a chord.
 
     Arguments:
-        key: the key of a level and slot.
+        folder: the prefix of the run's keys.
     """
 
-    def __init__(self, store: Store, pool: Pool, shape: Shape, key: Callable[[int, int], str], memory: Memory) -> None:
+    def __init__(self, store: Store, pool: Pool, shape: Shape, folder: str, memory: Memory) -> None:
         self.store = store
         self.pool = pool
         self.shape = shape
-        self.key = key
+        self.folder = folder
         self.memory = memory
 
-    def put(self, level: int, slot: int, body: bytes) -> bool:
+    def key(self, level: int, slot: int) -> str:
+        return f"{self.folder}{level}/{slot}"
+
+    def added_key(self, task_id: str) -> str:
+        """The key of the part of a task that a member added to the chord."""
+        return f"{self.folder}added/{encode_id(task_id).replace('/', '%2F')}"
+
+    def put(self, key: str, body: bytes) -> bool:
         """Create a part; ``False`` where one stands there: the first one counts."""
         try:
-            self.store.put(self.key(level, slot), body, precondition=CREATE)
+            self.store.put(key, body, precondition=CREATE)
         except PreconditionFailed:
             return False
         return True
 
-    def get(self, level: int, slot: int) -> bytes | None:
+    def get(self, key: str) -> bytes | None:
         """The part, ``None`` where there is none."""
         try:
-            return self.store.get(self.key(level, slot)).body
+            return self.store.get(key).body
         except ObjectMissing:
             return None
+
+    def get_all(self, keys: Iterable[str]) -> list[bytes | None]:
+        """The parts under these keys, read at the same time."""
+        return self.pool.map(self.get, keys)
 
     def look(self, level: int, slot: int, own: bytes | None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
@@ -160,9 +179,7 @@ class Tree:
         wanted = iter([one for one in reversed(node) if one not in parts])
         ahead = 1
         while batch := list(islice(wanted, ahead)):
-            for one, part in self.pool.stream(lambda one: self.get(level, one), iter(batch)):
-                if isinstance(part, BaseException):
-                    raise part
+            for one, part in zip(batch, self.get_all(self.key(level, one) for one in batch), strict=True):
                 if part is not None:
                     parts[one] = part
             known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
@@ -172,7 +189,21 @@ class Tree:
                 return None
             ahead = 2 * ahead if name in self.memory.ragged else FAN_IN
         known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
-        return [parts[one] for one in node]
+        in_order = [parts[one] for one in node]
+        return None if level == 0 and self.added(in_order) is None else in_order
+
+    def added(self, parts: Iterable[bytes]) -> dict[str, bytes] | None:
+        """The parts of all tasks that these members added, and those added in turn; ``None`` if one is missing."""
+        found: dict[str, bytes] = {}
+        wanted = [id for part in parts for id in unframe(part)[0]]
+        while wanted:
+            more = self.get_all(self.added_key(id) for id in wanted)
+            if None in more:
+                return None
+            new = {id: part for id, part in zip(wanted, more, strict=True) if part is not None}
+            found |= new
+            wanted = [id for part in new.values() for id in unframe(part)[0] if id not in found]
+        return found
 
     def climb(self, level: int, slot: int, own: bytes | None, seen: list[bytes] | None = None) -> Leaves | None:
         """Go up as long as nodes are complete.
@@ -193,18 +224,34 @@ class Tree:
             level, slot, seen = level + 1, slot // FAN_IN, None
             own = pack([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
             # Whoever completes the node writes the same bytes: that another one was first changes nothing.
-            self.put(level, slot, own)
+            self.put(self.key(level, slot), own)
 
     def _leaves(self, level: int, parts: list[bytes]) -> Leaves:
         if level == 0:
             return list(parts)
         return [leaf for part in parts for leaf in unpack(part)]
 
-    def rest(self, leaves: Leaves) -> list[bytes] | None:
-        """The parts with those that were too large to be carried along; ``None`` where one is gone by now."""
-        missing = iter([index for index, leaf in enumerate(leaves) if leaf is None])
-        for index, part in self.pool.stream(lambda index: self.get(0, index), missing):
-            if isinstance(part, BaseException):
-                raise part
+    def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
+        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
+        missing = [index for index, leaf in enumerate(leaves) if leaf is None]
+        found = self.get_all(self.key(0, index) for index in missing)
+        for index, part in zip(missing, found, strict=True):
             leaves[index] = part
-        return None if None in leaves else [leaf for leaf in leaves if leaf is not None]
+        parts = [leaf for leaf in leaves if leaf is not None]
+        added = self.added(parts) if len(parts) == len(leaves) else None
+        if added is None:
+            return None
+        return [list(_with_added(part, added)) for part in parts]
+
+    def keys(self, leaves: Leaves) -> Iterator[str]:
+        """The keys of all parts."""
+        for level, count in enumerate(self.shape.counts):
+            yield from (self.key(level, slot) for slot in range(count))
+        yield from (self.added_key(id) for id in self.added(leaf for leaf in leaves if leaf is not None) or ())
+
+
+def _with_added(part: bytes, added: dict[str, bytes]) -> Iterator[bytes]:
+    ids, payload = unframe(part)
+    yield payload
+    for id in ids:
+        yield from _with_added(added[id], added)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from celery_s3.errors import BadCredentials, BadRequest, Interrupted, StoreError, TLSFailure, Unreachable
 from celery_s3.settings import Settings
@@ -14,8 +15,9 @@ from .translate import Answer, Request
 
 __all__ = ["FAILURES", "from_error", "translated"]
 
-#: What a call of botocore may raise: its own errors, and what the system says of a socket or a file.
-FAILURES = (BotoCoreError, ClientError, OSError, ValueError)
+#: What a call of botocore may raise: its own errors, and what the system says of a socket or a file. Before 1.43
+#: it lets urllib3's through where an error's body is cut off.
+FAILURES = (BotoCoreError, ClientError, HTTPError, OSError, ValueError)
 
 #: By name, since older versions lack some; the class nearest to the error's own decides.
 _KINDS: Mapping[str, type[StoreError]] = {
@@ -31,6 +33,7 @@ _KINDS: Mapping[str, type[StoreError]] = {
     "ConnectionError": Interrupted,
     "FlexibleChecksumError": Interrupted,
     "HTTPClientError": Interrupted,
+    "HTTPError": Interrupted,
     "IncompleteReadError": Interrupted,
     "ResponseParserError": Interrupted,
     # nobody to sign as

@@ -1,0 +1,378 @@
+"""The write-once and read protocol, step by step over a bucket in memory: every order in which writers can take turns."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import greenlet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_s3.errors import Conflict, Interrupted, ObjectMissing, StoreError, Throttled
+from celery_s3.results import HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results
+from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.retrying import Retrying
+
+KEY = "celery-task-meta-job"
+WRITTEN, KEPT = Outcome.WRITTEN, Outcome.KEPT
+
+
+class Server:
+    """Whether it has conditional writes."""
+
+    def __init__(self, supported=True):
+        self._supported = supported
+
+    def supported(self):
+        return self._supported
+
+
+class OneByOne:
+    """A pool without threads."""
+
+    def map(self, fn, items):
+        return [fn(item) for item in items]
+
+
+def state_in(stored):
+    return stored.metadata.get("state")
+
+
+def results_over(store, supported=True, **kwargs):
+    return Results(store, Server(supported), OneByOne(), state_in=state_in, **kwargs)
+
+
+def write(results, state, body=b"", key=KEY):
+    return results.write(key, body or state.encode(), state, {"state": state}, "text/plain")
+
+
+def stands(store):
+    try:
+        return store.get(KEY).metadata["state"]
+    except ObjectMissing:
+        return None
+
+
+def verbs(store):
+    return [verb for verb, _ in store.requests]
+
+
+# -- one writer
+
+
+def test_one_put():
+    """A result that nobody has written yet is one PUT."""
+    store = MemoryStore()
+    assert write(results_over(store), "SUCCESS") is WRITTEN
+    assert verbs(store) == ["PUT"]
+
+
+def test_own_states_follow_each_other():
+    """A process that wrote the state before replaces it in one PUT."""
+    store = MemoryStore()
+    results = results_over(store)
+    for state in ("STARTED", "PROGRESS", "RETRY", "STARTED", "SUCCESS"):
+        assert write(results, state) is WRITTEN
+    assert verbs(store) == ["PUT"] * 5
+
+
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("late", ["SUCCESS", "FAILURE", "RETRY", "STARTED", "REVOKED", "PROGRESS"])
+def test_success_is_final(late, supported):
+    """No later write takes a SUCCESS's place, in the same process or in another one."""
+    store = MemoryStore(conditional=supported)
+    results = results_over(store, supported)
+    write(results, "SUCCESS", b"first")
+    for writer in (results, results_over(store, supported)):
+        assert write(writer, late, b"late") is KEPT
+    assert store.get(KEY).body == b"first"
+
+
+def test_requests_of_a_refused_write():
+    """A write that meets a SUCCESS costs one PUT and one GET; one that meets something else a PUT more."""
+    store = MemoryStore()
+    write(results_over(store), "FAILURE")
+    store.requests.clear()
+    assert write(results_over(store), "SUCCESS") is WRITTEN
+    assert verbs(store) == ["PUT", "GET", "PUT"]
+    store.requests.clear()
+    assert write(results_over(store), "FAILURE") is KEPT
+    assert verbs(store) == ["PUT", "GET"]
+
+
+def test_equal_bytes_count_as_stored():
+    """What stands there already, byte by byte, is not written again."""
+    store = MemoryStore()
+    write(results_over(store), "FAILURE", b"same")
+    assert write(results_over(store), "FAILURE", b"same") is KEPT
+
+
+def test_revoked_by_every_worker():
+    """REVOKED is written once, though every worker reports it."""
+    store = MemoryStore()
+    assert [write(results_over(store), "REVOKED", body) for body in (b"1", b"2", b"3")] == [WRITTEN, KEPT, KEPT]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_unreadable_object_gives_way_to_a_success_only(caplog, supported):
+    """What no process can read may be a SUCCESS: only a SUCCESS takes its place."""
+    store = MemoryStore(conditional=supported)
+    store.put(KEY, b"garbage")
+    with caplog.at_level(logging.WARNING):
+        assert write(results_over(store, supported), "FAILURE") is KEPT
+        assert write(results_over(store, supported), "SUCCESS") is WRITTEN
+    assert KEY in caplog.text
+
+
+def test_forgotten_in_between():
+    """After its state was deleted by another process, a result is stored as new."""
+    store = MemoryStore()
+    results = results_over(store)
+    write(results, "STARTED")
+    store.delete(KEY)
+    assert write(results, "SUCCESS") is WRITTEN
+    assert stands(store) == "SUCCESS"
+
+
+def test_deleting_forgets_the_version():
+    """A process that deletes a state itself creates the next one in one PUT."""
+    store = MemoryStore()
+    results = results_over(store)
+    write(results, "STARTED")
+    results.delete(KEY)
+    store.requests.clear()
+    write(results, "SUCCESS")
+    assert verbs(store) == ["PUT"]
+
+
+def test_losing_for_ever():
+    """A writer that always comes second gives up with an error, after a bounded number of tries."""
+    number = itertools.count()
+
+    def overtake(verb, key):
+        if verb == "PUT" and store is not None:
+            rival.put(KEY, str(next(number)).encode(), metadata={"state": "RETRY"})
+
+    store = None
+    rival = MemoryStore()
+    store = rival
+    contested = MemoryStore(before=overtake)
+    contested._objects = rival._objects
+    with pytest.raises(Conflict, match=f"{LOST_RACES} other writers"):
+        write(results_over(contested), "SUCCESS")
+    assert verbs(contested).count("PUT") == LOST_RACES + 1
+
+
+def test_create_refused_where_nothing_is():
+    """A server that refuses to create what it says is not there is named for it."""
+    store = MemoryStore()
+    store._check = lambda key, precondition: (_ for _ in ()).throw(_refusal())
+    with pytest.raises(Conflict, match="yet there is no such object"):
+        write(results_over(store), "SUCCESS")
+
+
+def _refusal():
+    from celery_s3.errors import PreconditionFailed
+
+    return PreconditionFailed("", "put", "memory", KEY, 412)
+
+
+def test_errors_are_raised():
+    """What the store raises is raised: no write is lost silently."""
+    store = MemoryStore()
+    store.faults.append(Fault(Throttled("slow down"), "PUT"))
+    with pytest.raises(Throttled):
+        write(results_over(store), "SUCCESS")
+
+
+@pytest.mark.parametrize("first", [None, "STARTED"])
+def test_answer_lost(first):
+    """A write whose answer is lost is found to have landed, and is final as any other."""
+    store = MemoryStore()
+    results = results_over(Retrying(store, sleep=lambda seconds: None))
+    if first:
+        write(results, first)
+    store.faults.append(Fault(Interrupted("reset"), "PUT", landed=True))
+    assert write(results, "SUCCESS") is WRITTEN
+    assert write(results, "FAILURE") is KEPT
+    assert stands(store) == "SUCCESS"
+
+
+def test_versions_are_bounded():
+    """The map of versions forgets the oldest; their next write still arrives, by PUT, GET, PUT."""
+    store = MemoryStore()
+    results = results_over(store)
+    for number in range(VERSIONS + 1):
+        write(results, "STARTED", key=f"{KEY}-{number}")
+    assert len(results._versions._etags) == VERSIONS
+    store.requests.clear()
+    assert write(results, "SUCCESS", key=f"{KEY}-0") is WRITTEN
+    assert verbs(store) == ["PUT", "GET", "PUT"]
+    assert write(results, "SUCCESS", key=f"{KEY}-1") is WRITTEN
+    assert verbs(store)[3:] == ["PUT"]
+
+
+# -- several writers, in every order
+
+
+class Interleaved:
+    """Writers that run in greenlets and stop before each request, until it is their turn."""
+
+    def __init__(self, *plans):
+        self.history = []
+        self.store = MemoryStore(before=lambda verb, key: greenlet.getcurrent().parent.switch())
+        self.outcomes = [[] for _ in plans]
+        self._writers = [greenlet.greenlet(lambda n=n, plan=plan: self._work(n, plan)) for n, plan in enumerate(plans)]
+
+    def _work(self, number, plan):
+        results = results_over(self.store)
+        for step, state in enumerate(plan):
+            if state == "forget":
+                results.delete(KEY)
+            else:
+                outcome = write(results, state, f"{state} {number}.{step}".encode())
+                self.outcomes[number].append((state, outcome))
+
+    def run(self, turns):
+        """Give each turn to the writer of that number; who is left over runs at the end."""
+        for turn in itertools.chain(turns, itertools.cycle(range(len(self._writers)))):
+            alive = [writer for writer in self._writers if not writer.dead]
+            if not alive:
+                return self
+            writer = self._writers[turn]
+            if not writer.dead:
+                writer.switch()
+                found = self.store._objects.get(KEY)
+                self.history.append(found and (found.metadata["state"], found.body))
+        raise AssertionError("never")
+
+    @property
+    def standing(self):
+        return self.history[-1]
+
+
+TURNS = list(itertools.product((0, 1), repeat=9))
+PLANS = {
+    "success against a late failure": (["SUCCESS"], ["FAILURE"]),
+    "a duplicate": (["STARTED", "SUCCESS"], ["STARTED", "SUCCESS"]),
+    "a lost worker": (["STARTED", "SUCCESS"], ["FAILURE"]),
+    "a retry elsewhere": (["STARTED", "RETRY"], ["STARTED", "SUCCESS"]),
+    "revoked while it runs": (["STARTED", "SUCCESS"], ["REVOKED"]),
+    "progress against the end": (["PROGRESS", "PROGRESS"], ["SUCCESS"]),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_order_of_two_writers(name):
+    """However two writers' requests interleave, a SUCCESS that was stored stays, and exactly one is."""
+    plans = PLANS[name]
+    for turns in TURNS:
+        world = Interleaved(*plans).run(turns)
+        first = next(step for step, found in enumerate(world.history) if found and found[0] == "SUCCESS")
+        assert len(set(world.history[first:])) == 1, turns
+        written = [outcome for outcomes in world.outcomes for outcome in outcomes if outcome == ("SUCCESS", WRITTEN)]
+        assert len(written) == 1, turns
+        assert [len(outcomes) for outcomes in world.outcomes] == [len(plan) for plan in plans]
+
+
+@pytest.mark.parametrize("plans", [(["FAILURE"], ["FAILURE"]), (["STARTED", "FAILURE"], ["RETRY"])])
+def test_without_success_the_last_write_stands(plans):
+    """Among other states the one that was written last stands, and each write ends."""
+    for turns in TURNS:
+        world = Interleaved(*plans).run(turns)
+        assert world.standing is not None
+        assert all(outcome is WRITTEN for outcomes in world.outcomes for _, outcome in outcomes)
+
+
+def test_forgetting_among_writers():
+    """A forget in between deletes; whatever is stored after it obeys the same rule."""
+    for turns in TURNS:
+        world = Interleaved(["STARTED", "SUCCESS"], ["forget", "FAILURE"]).run(turns)
+        runs = [list(run) for gone, run in itertools.groupby(world.history, lambda found: found is None) if not gone]
+        for run in runs:
+            states = [state for state, _ in run]
+            if "SUCCESS" in states:
+                assert set(states[states.index("SUCCESS") :]) == {"SUCCESS"}
+
+
+STATES = ["STARTED", "RETRY", "FAILURE", "SUCCESS", "REVOKED", "PROGRESS"]
+PLAN = st.lists(st.sampled_from(STATES), min_size=1, max_size=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(PLAN, PLAN, PLAN), st.lists(st.integers(0, 2), max_size=25))
+def test_three_writers(plans, turns):
+    """Three writers with any plans: a SUCCESS is stored at most once and stays; without forget nothing vanishes."""
+    world = Interleaved(*plans).run(turns)
+    stored = [found for found in world.history if found]
+    states = [state for state, _ in stored]
+    if "SUCCESS" in states:
+        assert len(set(stored[states.index("SUCCESS") :])) == 1
+    assert any("SUCCESS" in plan for plan in plans) == ("SUCCESS" in states)
+    assert None not in world.history[world.history.index(stored[0]) :]
+
+
+# -- reading
+
+
+def test_read_is_one_get():
+    """A small object comes whole with one GET; nothing is answered with nothing."""
+    store = MemoryStore()
+    results = results_over(store)
+    assert results.read(KEY) is None
+    store.put(KEY, b"body")
+    found = results.read(KEY)
+    assert results.whole(found) is found
+    assert verbs(store) == ["GET", "PUT", "GET"]
+
+
+@pytest.mark.parametrize("size", [0, 1, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, HEAD_BYTES + PART_BYTES + 1])
+def test_sizes(size):
+    """Objects of any size come as they were stored, in one GET, and one for each further part."""
+    store, body = MemoryStore(), bytes(range(256)) * (size // 256 + 1)
+    store.put(KEY, body[:size])
+    results = results_over(store)
+    assert results.whole(results.read(KEY)).body == body[:size]
+    assert verbs(store).count("GET") == 1 + -(-max(0, size - HEAD_BYTES) // PART_BYTES)
+
+
+def test_replaced_while_it_is_read():
+    """An object that is replaced before its rest is read comes whole, in one version."""
+    store = MemoryStore()
+    results = results_over(store)
+    for number, replaced in enumerate((b"b" * 100_000, b"small", b"c" * HEAD_BYTES)):
+        store.put(KEY, b"a" * 200_000)
+        found = results.read(KEY)
+        store.put(KEY, replaced)
+        assert results.whole(found).body == replaced, number
+    store.put(KEY, b"a" * 200_000)
+    found = results.read(KEY)
+    store.delete(KEY)
+    assert results.whole(found) is None
+
+
+def test_read_error_is_raised():
+    """What the store raises is raised, not read as missing."""
+    store = MemoryStore()
+    store.faults.append(Fault(Throttled("slow down"), "GET"))
+    with pytest.raises(StoreError):
+        results_over(store).read(KEY)
+
+
+@pytest.mark.parametrize(("expires", "age", "there"), [(60, 60.9, True), (60, 61, False), (None, 1e9, True), (0, 1e9, True)])
+def test_expiry(expires, age, there):
+    """A result lives to the end of the second that `expires` says; None and 0 are for ever."""
+    store = MemoryStore(clock=lambda: 1000.9)
+    store.put(KEY, b"x")
+    assert (results_over(store, expires=expires, now=lambda: 1000 + age).read(KEY) is not None) == there
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_expired_success_is_replaced(supported):
+    """An expired SUCCESS is no SUCCESS any more."""
+    store = MemoryStore(clock=lambda: 1000, conditional=supported)
+    results = results_over(store, supported, expires=60, now=lambda: 2000)
+    write(results, "SUCCESS")
+    assert write(results_over(store, supported, expires=60, now=lambda: 2000), "FAILURE") is WRITTEN
