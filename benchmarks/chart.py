@@ -15,7 +15,7 @@ _WIDTH, _LEFT, _BAR, _STEP = 760, 120, 13, 17
 _LONGEST = _WIDTH - _LEFT - 130
 
 _STYLE = """text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600}.n{text-anchor:end;fill:#666}
-.celery{fill:#b9bec7}.redis{fill:#d98c7a}.ours{fill:#2f7d4f}.goal{stroke:#333;stroke-dasharray:3 2}
+.celery{fill:#b9bec7}.redis{fill:#d98c7a}.ours{fill:#2f7d4f}.goal{stroke:#333;stroke-dasharray:3 2;opacity:.5}
 @media(prefers-color-scheme:dark){text{fill:#ddd}.n{fill:#aaa}.goal{stroke:#ddd}.celery{fill:#767c88}.ours{fill:#4db07a}}"""
 
 
@@ -37,8 +37,8 @@ def _block(row: Row, run: Run, top: int) -> Iterator[str]:
     goal, cells = row.goals[0], run["cells"][row.key]
     values = {key: float(median(cells[key]["samples"][goal.metric])) for key in CONTENDERS if key in cells}
     scale = _LONGEST / max(*values.values(), goal.limit)
-    better = " (more is better)" if goal.larger_is_better else ""
-    yield _text(_LEFT, top + 12, title(row, run).replace("`", "") + better, "t")
+    aim = f" (goal: {goal.limit:g} {goal.unit} or {'more' if goal.larger_is_better else 'less'})"
+    yield _text(_LEFT, top + 12, title(row, run).replace("`", "") + aim, "t")
     for line, (key, value) in enumerate(values.items()):
         y = top + 19 + _STEP * line
         yield _text(_LEFT - 8, y + 11, CONTENDERS[key].replace("`", ""), "n")

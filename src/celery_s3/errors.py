@@ -211,10 +211,12 @@ class Ambiguous(Transient):
 
 class ServerFault(Ambiguous):
     what = "the server failed"
+    remedy = "Raise `max_retries` to wait longer for it; its own log may tell why."
 
 
 class Conflict(Ambiguous):
     what = "a conflicting operation was in flight"
+    remedy = "Raise `max_retries`; who else writes this key?"
 
 
 class Interrupted(Ambiguous):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from celery import chain, chord, group, states
+from celery.exceptions import NotRegistered, TaskRevokedError
 from logs import complaints
 
 TASKS = Path(__file__).with_name("tasks.py")
@@ -98,7 +100,7 @@ def test_result_extended(work):
 
 
 def test_canvas(work, proxy):
-    """A group of 50, a chain of three, and a chord through Celery's own polling task."""
+    """A group of 50, a chain of three, and a chord."""
     app, one = work()
 
     def add(*args):
@@ -111,9 +113,35 @@ def test_canvas(work, proxy):
     assert [line.parent.get(timeout=SOON), line.parent.parent.get(timeout=SOON)] == [6, 3]
     joined = chord([add(n, n) for n in range(5)], app=app)(app.signature("total"))
     assert joined.get(timeout=SOON) == 20
-    assert "celery.chord_unlock" in one.log
     assert complaints(one.log) == []
     assert set(spent(proxy, members[7].id)) <= {("PUT", 200), ("GET", 206), ("GET", 404)}
+
+
+def test_what_the_main_process_stores(work, proxy):
+    """A task that nobody registered, and one that came too late: stored by the main process, through boto3."""
+    app, one = work()
+    unknown = app.send_task("nobody.knows")
+    with pytest.raises(NotRegistered):
+        unknown.get(timeout=SOON)
+    expired = app.send_task("add", (1, 2), expires=datetime.now(UTC) - timedelta(minutes=1))
+    with pytest.raises(TaskRevokedError, match="expired"):
+        expired.get(timeout=SOON)
+    assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
+    for result in (unknown, expired):
+        agents = [r.headers["user-agent"] for r in proxy.records() if r.method == "PUT" and r.target.endswith(result.id)]
+        assert [agent.partition("/")[0] for agent in agents] == ["Botocore"]
+    assert "celery_s3" not in one.log
+
+
+def test_a_task_sent_twice(work, eventually):
+    """Two messages with one id: the result that came first stays."""
+    app, one = work()
+    first = app.send_task("add", (1, 1))
+    assert first.get(timeout=SOON) == 2
+    second = app.send_task("add", (20, 20), task_id=first.id)
+    eventually(lambda: one.log.count(f"[{first.id}] succeeded") == 2, SOON)
+    assert app.AsyncResult(second.id).get(timeout=SOON) == 2
+    assert complaints(one.log) == []
 
 
 def test_large_results(work):

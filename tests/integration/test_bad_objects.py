@@ -74,7 +74,11 @@ def test_named(counted, put, prefix, name):
         with pytest.raises(UnreadableResult) as caught:
             use()
         assert isinstance(caught.value, BackendGetMetaError)
-        for part in (f"s3://{app.backend.settings.bucket}/{prefix}celery-task-meta-{id}", "result_serializer", "forget"):
+        for part in (
+            f"s3://{app.backend.settings.bucket}/{prefix}celery-task-meta-{id}",
+            "result_serializer",
+            "forget",
+        ):
             assert part in str(caught.value)
         assert pickle.loads(pickle.dumps(caught.value)).task_id == id
     assert app.backend.task_result_exists(id)

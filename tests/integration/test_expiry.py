@@ -24,7 +24,7 @@ def at(proxy):
 
 @pytest.mark.parametrize("expires", [60, 60.0, timedelta(minutes=1)])
 def test_boundary(counted, stored, at, expires, spends):
-    """A result lives as long as `result_expires` says, up to a second longer for Last-Modified's sake, never shorter."""
+    """A result lives as long as `result_expires` says, and up to a second longer, never shorter."""
     app = counted(result_expires=expires)
     result = stored(app, 1)
     at(app, result, 60.999)

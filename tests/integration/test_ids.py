@@ -122,7 +122,7 @@ def test_long_ids(make_app, moto_s3, stored):
 
 
 def test_id_that_begins_another(make_app, server, stored):
-    """An id may be the beginning of another one's path; where a server cannot have both, it is an error that says so."""
+    """An id may be the beginning of another one's path; a server that cannot have both is named for it."""
     app = make_app(server)
     stored(app, "short", id="job")
     assert stored(app, "long", id="job/1").get(timeout=5) == "long"
@@ -135,7 +135,9 @@ def test_id_that_begins_another(make_app, server, stored):
         assert type(server).__name__ == "SeaweedFS"
 
 
-@pytest.mark.parametrize(("id", "why"), [("x" * 1025, "1024"), ("é" * 600, "1024"), ("", "empty"), ("\ud800", "surrogate")])
+@pytest.mark.parametrize(
+    ("id", "why"), [("x" * 1025, "1024"), ("é" * 600, "1024"), ("", "empty"), ("\ud800", "surrogate")]
+)
 def test_impossible_ids(counted, stored, spends, id, why):
     """An id that no key can hold is refused, at the first use and without a request; it never reads as PENDING."""
     app = counted()

@@ -161,7 +161,7 @@ def test_large_failure(counted, stored):
     app = counted()
     result = stored(app, ValueError("x" * LARGE), states.FAILURE)
     assert (result.state, result.failed()) == ("FAILURE", True)
-    with pytest.raises(ValueError, match="x{1000}"):
+    with pytest.raises(ValueError, match=r"x{1000}"):
         result.get(timeout=5)
 
 

@@ -1,4 +1,4 @@
-"""The write-once and read protocol, step by step over a bucket in memory: every order in which writers can take turns."""
+"""The write-once and read protocol over a bucket in memory, in every order in which writers can take turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_s3.errors import Conflict, Interrupted, ObjectMissing, StoreError, Throttled
+from celery_s3.errors import Conflict, Interrupted, ObjectMissing, PreconditionFailed, StoreError, Throttled
 from celery_s3.results import HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.retrying import Retrying
@@ -149,34 +149,25 @@ def test_deleting_forgets_the_version():
 
 def test_losing_for_ever():
     """A writer that always comes second gives up with an error, after a bounded number of tries."""
-    number = itertools.count()
+    number, rival = itertools.count(), MemoryStore()
 
     def overtake(verb, key):
-        if verb == "PUT" and store is not None:
+        if verb == "PUT":
             rival.put(KEY, str(next(number)).encode(), metadata={"state": "RETRY"})
 
-    store = None
-    rival = MemoryStore()
-    store = rival
-    contested = MemoryStore(before=overtake)
-    contested._objects = rival._objects
+    store = MemoryStore(before=overtake)
+    store._objects = rival._objects
     with pytest.raises(Conflict, match=f"{LOST_RACES} other writers"):
-        write(results_over(contested), "SUCCESS")
-    assert verbs(contested).count("PUT") == LOST_RACES + 1
+        write(results_over(store), "SUCCESS")
+    assert verbs(store).count("PUT") == LOST_RACES + 1
 
 
 def test_create_refused_where_nothing_is():
     """A server that refuses to create what it says is not there is named for it."""
     store = MemoryStore()
-    store._check = lambda key, precondition: (_ for _ in ()).throw(_refusal())
+    store.faults.append(Fault(PreconditionFailed("", "put", "memory", KEY, 412), "PUT", times=-1))
     with pytest.raises(Conflict, match="yet there is no such object"):
         write(results_over(store), "SUCCESS")
-
-
-def _refusal():
-    from celery_s3.errors import PreconditionFailed
-
-    return PreconditionFailed("", "put", "memory", KEY, 412)
 
 
 def test_errors_are_raised():
@@ -361,7 +352,9 @@ def test_read_error_is_raised():
         results_over(store).read(KEY)
 
 
-@pytest.mark.parametrize(("expires", "age", "there"), [(60, 60.9, True), (60, 61, False), (None, 1e9, True), (0, 1e9, True)])
+@pytest.mark.parametrize(
+    ("expires", "age", "there"), [(60, 60.9, True), (60, 61, False), (None, 1e9, True), (0, 1e9, True)]
+)
 def test_expiry(expires, age, there):
     """A result lives to the end of the second that `expires` says; None and 0 are for ever."""
     store = MemoryStore(clock=lambda: 1000.9)

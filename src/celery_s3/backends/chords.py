@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import chord, group, maybe_signature, states
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: The key in the body's options under which the ticket travels to every header task.
 TICKET = "celery_s3"
+#: Seconds.
+SHORTEST_LEASE = 30.0
 
 
 class ChordHooks:
@@ -36,8 +38,12 @@ class ChordHooks:
     app: Any
     pool: Any
     chords: Chords
-    accept: Any
     _deliveries: threading.local
+
+    def _open_chords(self, prefix: str) -> None:
+        """Prepare for chords under a key prefix; no request."""
+        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=_later)  # type: ignore[attr-defined]
+        self._deliveries = threading.local()
 
     # -- the producer
 
@@ -177,6 +183,21 @@ class ChordHooks:
     def _native_chords(self) -> bool:
         options = self.app.conf.get("result_backend_transport_options") or {}
         return bool(options.get("native_chords", True)) and self.results.conditional.supported()  # type: ignore[attr-defined]
+
+
+def _lease(conf: Any) -> float:
+    """Seconds in which an owner has joined and published for certain: Celery's join time-out and its retries."""
+    policy = conf.task_publish_retry_policy or {}
+    retries = (policy.get("max_retries") or 0) if conf.task_publish_retry else 0
+    attempt = float(conf.broker_connection_timeout or 4) + float(policy.get("interval_max") or 1)
+    return max(SHORTEST_LEASE, 2 * float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt)
+
+
+def _later(seconds: float, fn: Callable[[], None]) -> None:
+    """Run a function in a thread of its own, after some seconds; the process may end before."""
+    timer = threading.Timer(seconds, fn)
+    timer.daemon = True
+    timer.start()
 
 
 def _ticket(request: Any) -> Ticket | None:

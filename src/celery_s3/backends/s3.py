@@ -21,6 +21,7 @@ from ..settings import resolve
 from ..store import open_store
 from ..store.api import Object
 from ..store.situation import prefork_parent
+from .chords import ChordHooks
 
 __all__ = ["S3Backend"]
 
@@ -31,7 +32,7 @@ def _pending() -> Meta:
     return {"status": states.PENDING, "result": None}
 
 
-class S3Backend(KeyValueStoreBackend):
+class S3Backend(ChordHooks, KeyValueStoreBackend):
     """Stores results in S3: one PUT to store, one GET to fetch, a SUCCESS never overwritten.
 
     Settings: ``result_backend = "celery_s3.backends.S3Backend"`` with the dict ``s3_backend_settings``, or
@@ -61,6 +62,7 @@ class S3Backend(KeyValueStoreBackend):
             self.store, opened.conditional, self.pool, state_in=self._state_in, expires=self.expires or None
         )
         self._parents = Parents(self._fetch, self.settings.concurrency)
+        self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
 
     def as_uri(self, include_password: bool = False) -> str:
         """Bucket and prefix; there is never a secret to include."""

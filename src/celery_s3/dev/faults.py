@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from xml.sax.saxutils import escape
 
 __all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "answer"]
 
@@ -105,7 +106,7 @@ def answer(name: str, method: str, resource: str) -> bytes:
     if code and method != "HEAD":
         body = (
             f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>injected: {name}</Message>'
-            f"<Resource>{resource}</Resource><RequestId>0</RequestId></Error>"
+            f"<Resource>{escape(resource)}</Resource><RequestId>0</RequestId></Error>"
         ).encode()
     lines = [f"HTTP/1.1 {status} {code or 'Injected'}", f"Content-Length: {len(body)}"]
     lines += [f"{header}: {value}" for header, value in headers.items()]

@@ -29,6 +29,9 @@ from .translate import Request, check_headers, cut, path_style
 __all__ = ["Boto3Client"]
 
 T = TypeVar("T")
+#: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
+#: new connection. None of them is opened before it is needed.
+_CONNECTIONS = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -156,7 +159,7 @@ class Boto3Client:
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=self._connect_timeout,
             read_timeout=self._read_timeout,
-            max_pool_connections=settings.concurrency,
+            max_pool_connections=_CONNECTIONS,
             tcp_keepalive=True,
             # the settings have read the AWS environment already
             ignore_configured_endpoint_urls=True,

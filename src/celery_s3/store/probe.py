@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import mmap
+import threading
 import uuid
 
-from celery_s3.errors import ConfigurationError, PreconditionFailed, StoreError
+from celery_s3.errors import BadRequest, ConfigurationError, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
 from .api import CREATE, Match, Precondition, Store
+from .situation import PerProcess
 
 __all__ = ["PROBE", "ConditionalWrites"]
 
@@ -20,6 +22,9 @@ PROBE = "celery-s3-probe"
 
 _UNKNOWN, _YES, _NO = range(3)
 _ANSWER, _WARNED = range(2)
+
+#: Seconds that a thread waits for another one's probe.
+_PATIENCE = 1.0
 
 #: What a server without the headers, or a proxy before it, answers to them.
 _NOT_UNDERSTOOD = (400, 501)
@@ -44,6 +49,7 @@ class ConditionalWrites:
         self._settings = settings
         self._store = store
         self._shared = _shared_page(settings.endpoint_url or "", settings.bucket)
+        self._asking = PerProcess(_lock)
 
     def supported(self) -> bool:
         """Whether the server honours preconditions.
@@ -57,11 +63,23 @@ class ConditionalWrites:
         if self._settings.on_aws:
             return True
         if self._shared[_ANSWER] == _UNKNOWN:
-            self._shared[_ANSWER] = _YES if self._probe() else _NO
+            self._ask()
         if self._shared[_ANSWER] == _YES:
             return True
         self._complain()
         return False
+
+    def _ask(self) -> None:
+        # One thread asks for all, since servers make many writers of one key wait. When that one meets trouble,
+        # the others must not wait for its retries and then, one after the other, for their own.
+        asking = self._asking.get()
+        alone = asking.acquire(timeout=_PATIENCE)
+        try:
+            if self._shared[_ANSWER] == _UNKNOWN:
+                self._shared[_ANSWER] = _YES if self._probe() else _NO
+        finally:
+            if alone:
+                asking.release()
 
     def _probe(self) -> bool:
         """A create must be refused where an object stands, then a replacement of a version that never was."""
@@ -74,7 +92,7 @@ class ConditionalWrites:
         except PreconditionFailed:
             return True
         except StoreError as exc:
-            if exc.status not in _NOT_UNDERSTOOD:
+            if not isinstance(exc, BadRequest) or exc.status not in _NOT_UNDERSTOOD:
                 raise
             # If the header is what it stumbles over, then the same without it succeeds; else that error is raised.
             self._write(None)
@@ -95,6 +113,10 @@ class ConditionalWrites:
         if not self._shared[_WARNED]:
             self._shared[_WARNED] = 1
             logger.warning(_CONSEQUENCE, where)
+
+
+def _lock() -> threading.Lock:
+    return threading.Lock()  # looked up now: gevent and eventlet may have replaced it since the import
 
 
 _pages: dict[tuple[str, str], mmap.mmap] = {}

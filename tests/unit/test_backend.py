@@ -1,0 +1,213 @@
+"""Celery's hooks over a bucket in memory: what they hand over, and what they answer with."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+
+import pytest
+from celery import Celery, states
+from celery.backends.base import KeyValueStoreBackend
+from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutError
+from kombu.exceptions import EncodeError, OperationalError
+
+from celery_s3.backends import s3
+from celery_s3.errors import (
+    AccessDenied,
+    BucketMissing,
+    Interrupted,
+    ResultNotRead,
+    ResultNotStored,
+    Throttled,
+    UnreadableResult,
+)
+from celery_s3.store import Opened
+from celery_s3.store.counting import Tally
+from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.parallel import Pool
+
+
+class Conditional:
+    def supported(self):
+        return True
+
+
+@pytest.fixture
+def store(monkeypatch):
+    store = MemoryStore()
+    monkeypatch.setattr(s3, "open_store", lambda settings: Opened(store, Tally(), Conditional(), Pool(4)))
+    return store
+
+
+@pytest.fixture
+def make(store):
+    """``make(**conf)``: a backend over the bucket in memory."""
+    apps = []
+
+    def backend(**conf):
+        app = Celery("unit", set_as_current=False, broker="memory://")
+        app.conf.update({"result_backend": "celery_s3.backends.S3Backend", "s3_bucket": "memory", **conf})
+        apps.append(app)
+        return app.backend
+
+    yield backend
+    for app in apps:
+        app.close()
+
+
+def test_nothing_connects_when_it_is_made(make, store):
+    """Making the backend, naming it and pickling it asks for nothing: the worker's banner does it before the fork."""
+    backend = make()
+    assert backend.as_uri().startswith("celery-s3://memory/")
+    assert pickle.dumps(backend)
+    assert store.requests == []
+
+
+def test_what_celery_is_told(make):
+    """The flags that Celery decides by: persistent, a native join, a cleanup to schedule, no counters, thread-safe."""
+    backend = make()
+    assert (backend.persistent, backend.supports_native_join, backend.supports_autoexpire) == (True, True, False)
+    assert (backend.implements_incr, backend.thread_safe, backend.is_async) == (False, True, False)
+
+
+def test_overridden_hooks_are_celerys():
+    """What is overridden is there to override in this Celery: a hook that is renamed would never be called."""
+    later = {"task_result_exists"}  # Celery 5.7
+    hooks = {name for name in vars(s3.S3Backend) if callable(getattr(s3.S3Backend, name)) and not name.startswith("__")}
+    own = {"_full", "_whole", "_meta", "_rest", "_whole_meta", "_value_meta", "_decoded", "_decoding", "_loads"}
+    own |= {"_state_in", "_cached", "_fetch"}
+    assert {name for name in hooks - own - later if not hasattr(KeyValueStoreBackend, name)} == set()
+
+
+def test_the_key_value_verbs(make, store):
+    """The verbs of Celery's base class read, write and delete under the base path."""
+    backend = make(s3_base_path="base-")
+    backend.set("one", "text")
+    backend.set(b"two", b"bytes")
+    assert (backend.get("one"), backend.get(b"two"), backend.get("three")) == (b"text", b"bytes", None)
+    assert backend.mget(["two", "three", b"one"]) == [b"bytes", None, b"text"]
+    backend.delete("one")
+    assert backend.get("one") is None
+    assert store.requests[0] == ("PUT", "base-one")
+
+
+def test_encode_error_reaches_celery(make, store):
+    """A value that cannot be encoded raises kombu's EncodeError, which the worker turns into a FAILURE."""
+    with pytest.raises(EncodeError):
+        make().store_result("id", object(), states.SUCCESS)
+    assert store.requests == []
+
+
+@pytest.mark.parametrize("error", [Throttled("x"), Interrupted("x"), AccessDenied("x"), BucketMissing("x")])
+def test_errors_are_celerys(make, store, error):
+    """What the store raises reaches Celery as its own kind of error, with the cause, and never as OperationalError."""
+    backend = make()
+    store.faults.append(Fault(error, times=-1))
+    with pytest.raises(BackendStoreError) as caught:
+        backend.store_result("job", 1, states.SUCCESS)
+    assert (caught.value.task_id, caught.value.state, caught.value.__cause__) == ("job", "SUCCESS", error)
+    assert not isinstance(caught.value, OperationalError)
+    for read in (backend.get_task_meta, backend.task_result_exists, backend.restore_group, backend.get_state):
+        with pytest.raises(BackendGetMetaError) as caught:
+            read("job")
+        assert (caught.value.task_id, caught.value.__cause__) == ("job", error)
+    with pytest.raises(BackendGetMetaError):
+        list(backend.get_many(["job", "other"], timeout=5))
+
+
+@pytest.mark.parametrize(
+    ("error", "safe"),
+    [
+        (ResultNotStored("x"), Throttled("x")),
+        (ResultNotRead("x"), Interrupted("x")),
+        (ResultNotStored("x"), None),
+        (ResultNotRead("x"), AccessDenied("x")),
+        (UnreadableResult("x"), ValueError("x")),
+        (Throttled("x"), None),
+        (KeyError("x"), None),
+    ],
+)
+def test_exception_safe_to_retry(make, error, safe):
+    """`result_backend_always_retry` tries again what may pass, and nothing else."""
+    error.__cause__ = safe
+    assert make().exception_safe_to_retry(error) == isinstance(safe or error, (Throttled, Interrupted))
+
+
+def test_always_retry_ends_in_the_prefork_parent(make, monkeypatch):
+    """In the event loop of a prefork worker nothing is tried again without end."""
+    monkeypatch.setattr(s3, "prefork_parent", lambda: True)
+    assert not make().exception_safe_to_retry(Throttled("x"))
+
+
+def test_reads_by_keyword(make):
+    """The lost-worker check of Celery names the argument."""
+    assert make()._get_task_meta_for(task_id="x")["status"] == "PENDING"
+
+
+def test_lost_worker_check(make):
+    """A FAILURE that the main process writes for a child it believes lost leaves the child's SUCCESS as it is."""
+    backend = make()
+    backend.mark_as_done("job", 7)
+    backend.mark_as_failure("job", RuntimeError("lost"))
+    assert backend._get_task_meta_for(task_id="job")["result"] == 7
+
+
+@pytest.mark.parametrize("conf", [{}, {"result_cache_max": 2}])
+def test_remembered_results_in_threads(make, conf):
+    """A small cache that other threads push results out of never fails a join."""
+    backend = make(**conf)
+    ids = [str(number) for number in range(12)]
+    for id in ids:
+        backend.store_result(id, id, states.SUCCESS)
+    errors = []
+
+    def join():
+        try:
+            for _ in range(60):
+                assert len(dict(backend.get_many(ids, timeout=5))) == len(ids)
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=join) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_pushed_out_while_it_is_looked_up(make):
+    """A result that leaves the cache in the moment of the look-up is fetched."""
+    backend = make(result_cache_max=2)
+    backend.store_result("job", 7, states.SUCCESS)
+
+    class Leaky(dict):
+        def __getitem__(self, name):
+            raise KeyError(name)
+
+    backend._cache = Leaky(job={"status": "SUCCESS", "result": 6})
+    assert [meta["result"] for _, meta in backend.get_many(["job"], timeout=0)] == [7]
+
+
+def test_other_ready_states(make):
+    """``get_many`` takes a caller's own idea of what is ready."""
+    backend = make()
+    backend.store_result("job", {"done": 1}, "PROGRESS")
+    found = backend.get_many(["job"], timeout=0, READY_STATES=frozenset({"PROGRESS"}))
+    assert [meta["result"] for _, meta in found] == [{"done": 1}]
+    with pytest.raises(TimeoutError):
+        list(backend.get_many(["job"], timeout=0))
+
+
+def test_nothing_of_a_secret(make, store, caplog):
+    """Neither messages nor reprs of the backend hold the keys."""
+    secret = "a-very-secret-key"
+    backend = make(s3_access_key_id="AKIDOFTHETEST", s3_secret_access_key=secret)
+    store.put("celery-task-meta-job", b"garbage")
+    with caplog.at_level(logging.DEBUG):
+        backend.store_result("job", ValueError("x"), states.FAILURE)
+        with pytest.raises(UnreadableResult) as caught:
+            backend.get_task_meta("job")
+    texts = (str(caught.value), repr(caught.value), caplog.text, repr(vars(backend)), str(pickle.dumps(backend)))
+    assert not [text for text in texts if secret in text or "AKIDOFTHETEST" in text]
