@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -33,6 +34,7 @@ COMPRESSED_PAYLOAD_MAGIC = b"\x00celery-compressed\x00"
 _STATE = "celery-state"
 _TASK = "celery-task"
 _CHILDREN = "celery-children"
+_CHILDLESS = ("[]", "null")
 #: S3 allows 2 KB of user metadata in all, names included.
 _ROOM = 2000
 
@@ -93,7 +95,9 @@ def metadata(state: str, task: str | None = None, children: object = None) -> di
         _STATE: _ascii(state),
         _TASK: _ascii(task or ""),
         # JSON's own escapes keep it ASCII
-        _CHILDREN: json.dumps(children, separators=(",", ":"), default=str),
+        _CHILDREN: json.dumps(children, separators=(",", ":"), default=str)
+        if children
+        else _CHILDLESS[children is None],
     }
     room = _ROOM
     fitting = {}
@@ -118,6 +122,7 @@ def children_in(stored: Mapping[str, str]) -> dict[str, Any]:
         return {}
 
 
+@lru_cache(maxsize=1024)  # a few states, some task names
 def _ascii(text: str) -> str:
     return quote(text, safe="!#$&'()*+,/:;=?@[] ~<>^`{|}")
 

@@ -107,14 +107,13 @@ def test_unfinished_nested_group(counted, group):
 def test_failure_in_a_nested_group(counted, group):
     """A failure in the depth is raised, or stands in its place."""
     app = counted()
-    for propagate in (True, False):
-        result = app.GroupResult(uuid(), [*group(app, 1), group(app, KeyError("deep"), 3)])
-        if propagate:
-            with pytest.raises(KeyError, match="deep"):
-                result.get(timeout=5)
-        else:
-            one, (error, three) = result.get(timeout=5, propagate=False)
-            assert (one, type(error), three) == (1, KeyError, 3)
+    result = app.GroupResult(uuid(), [*group(app, 1), group(app, KeyError("deep"), 3)])
+    with pytest.raises(KeyError, match="deep"):
+        result.get(timeout=5)
+    if CELERY < (5, 7):
+        pytest.skip("join_native() of this Celery keeps propagate=False to itself")
+    one, (error, three) = result.get(timeout=5, propagate=False)
+    assert (one, type(error), three) == (1, KeyError, 3)
 
 
 def test_empty_groups(counted, group, spends):

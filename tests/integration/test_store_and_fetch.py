@@ -244,7 +244,8 @@ def test_a_retried_task(counted, run, spends):
 @pytest.mark.parametrize("how", ["task", "request", "raise"])
 def test_ignore_result(counted, run, spends, how):
     """A task whose result is ignored makes no request at all, tracked or not."""
-    app = counted(task_track_started=how != "raise")
+    # before 5.7 Celery stores STARTED although the request says to ignore
+    app = counted(task_track_started=how == "task" or (how == "request" and CELERY >= (5, 7)))
 
     @app.task(ignore_result=how == "task")
     def job():

@@ -234,7 +234,8 @@ class Client(asyncio.Protocol):
 
     def _hold(self) -> None:
         self._held = []
-        self._timer = self._loop.call_later(self._relay.delay, self._release)
+        # The loop rounds its waits up to whole milliseconds.
+        self._timer = self._loop.call_later(max(0.0, self._relay.delay - 0.0007), self._release)
 
     def _send(self, data: bytes) -> None:
         if self._held is None:

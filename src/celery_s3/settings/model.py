@@ -83,7 +83,7 @@ class Settings:
     #: seconds
     read_timeout: float = 5.0
     max_retries: int = 8
-    concurrency: int = 32
+    concurrency: int = 64
     request_payer: bool = False
     expected_bucket_owner: str | None = None
     client: Literal["auto", "obstore", "boto3"] = "auto"

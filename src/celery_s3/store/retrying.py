@@ -176,7 +176,7 @@ class Retrying:
                 return answer
 
     def _budget(self) -> _Budget:
-        return _Budget(self._policy(), self._means)
+        return _Budget(self._policy, self._means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +192,20 @@ class _Budget:
 
     __slots__ = ("_means", "_policy", "_started", "failures")
 
-    def __init__(self, policy: Policy, means: _Means) -> None:
-        self._policy = policy
+    def __init__(self, policy: Callable[[], Policy], means: _Means) -> None:
+        self._policy = policy  # asked after a failure only: nearly every request is answered at once
         self._means = means
         self._started = means.clock()
         self.failures = 0
 
     def spend(self, verb: str, error: Transient) -> None:
         """Wait for the next try, or raise the error if there is none."""
+        policy = self._policy()
         self.failures += 1
-        if self.failures > self._policy.retries:
+        if self.failures > policy.retries:
             raise self._last(error) from error
         self._means.tally.retried(verb)
-        self._means.sleep(self._policy.wait(self.failures, error, self._means.random()))
+        self._means.sleep(policy.wait(self.failures, error, self._means.random()))
 
     def _last(self, error: Transient) -> Transient:
         tries = "1 try" if self.failures == 1 else f"{self.failures} tries"

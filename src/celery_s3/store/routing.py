@@ -42,6 +42,7 @@ class Routing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._reason = settings.boto3_reason
         self._obstore = PerProcess(lambda: _obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
         self._brief = PerProcess(lambda: _brief(settings))
@@ -103,8 +104,8 @@ class Routing:
             return "it was used before this process was forked, and would hang"
         if situation.greenlets():
             return "it would block the hub of gevent or eventlet"
-        if self._settings.boto3_reason:
-            return self._settings.boto3_reason
+        if self._reason:
+            return self._reason
         return "it cannot address keys with empty or dot segments" if _UNADDRESSABLE.search(key) else ""
 
 
