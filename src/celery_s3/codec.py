@@ -143,22 +143,23 @@ class LazyMeta(dict[str, Any]):
         return self._load is not None
 
     def _whole(self) -> LazyMeta:
-        if self._load is not None:
-            for name, value in self._load().items():
+        load = self._load  # once: another thread may be done meanwhile
+        if load is not None:
+            for name, value in load().items():
                 super().setdefault(name, value)
             self._load = None
         return self
 
     def __missing__(self, name: str) -> Any:
-        if self._load is None:
-            raise KeyError(name)
-        return self._whole()[name]
+        if name in self:
+            return self[name]
+        raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default  # noqa: SIM401 (dict's own would not load)
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (self._load is not None and name in self._whole())
+        return super().__contains__(name) or super(LazyMeta, self._whole()).__contains__(name)
 
     def __iter__(self) -> Iterator[str]:
         return super(LazyMeta, self._whole()).__iter__()

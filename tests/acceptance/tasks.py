@@ -14,9 +14,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 app = Celery("tasks")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
 
-if os.environ.get("FETCH_AT_IMPORT"):
-    app.AsyncResult("nobody").state  # noqa: B018 (as a careless application might)
-
 
 class Unlucky(Exception):
     """What the failing task raises."""

@@ -151,7 +151,7 @@ def late_acks(sqs, seconds):
 
 
 def test_a_killed_worker(sqs, work, worker, eventually, tmp_path):
-    """The worker and all its children are killed in the middle of a task: another one runs it, and stores its result."""
+    """A worker and all its children are killed in the middle of a task: another one runs it and stores its result."""
     app, first = work(**late_acks(sqs, 4))
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     result = app.send_task("late", (str(runs), str(gate)))

@@ -44,7 +44,7 @@ def clients_of(app, count=1):
     ],
 )
 def test_pool(seaweed, proxy, make_app, worker, pool, concurrency, client):
-    """Thirty tasks come out right, by one kind of client, with one PUT each and one probe for a process; it ends when told."""
+    """Thirty right results by one kind of client, one PUT each and one probe for a process; it ends when told."""
     app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
     one = worker(app, TASKS, pool=pool, concurrency=concurrency)
     results = all_right(app)
@@ -83,15 +83,6 @@ def test_one_task_per_child(seaweed, proxy, make_app, worker):
     # those that ask at the same moment do not know of each other
     assert 2 <= len(probes(proxy)) <= 12
     assert complaints(one.log) == []
-
-
-def test_requests_before_the_fork(seaweed, make_app, worker):
-    """A module that fetches a result while the worker imports it keeps its children from obstore; one line says so."""
-    app = make_app(seaweed, broker="sqs")
-    one = worker(app, TASKS, args=["--max-tasks-per-child=2"], env={"FETCH_AT_IMPORT": "1"})
-    assert set(map(tuple, clients_of(app, 8).values())) == {("Boto3Client",)}
-    assert one.log.count("S3 requests were made before this process was forked") == 1
-    assert len(complaints(one.log)) == 1
 
 
 def test_spawned_children(seaweed, make_app, worker):

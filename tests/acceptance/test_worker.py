@@ -54,7 +54,7 @@ def test_results(work, proxy, seaweed, eventually, tmp_path):
         failed.get(timeout=SOON)
     assert type(caught.value).__name__ == "Unlucky"
     assert failed.state == states.FAILURE
-    assert 'raise Unlucky(text)' in failed.traceback
+    assert "raise Unlucky(text)" in failed.traceback
     assert retried.get(timeout=SOON) == 2
     assert ignored.state == states.PENDING
     assert complaints(one.log, "Task fail[", "Traceback", "TaskPool") == []
@@ -128,7 +128,9 @@ def test_what_the_main_process_stores(work, proxy):
         expired.get(timeout=SOON)
     assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
     for result in (unknown, expired):
-        agents = [r.headers["user-agent"] for r in proxy.records() if r.method == "PUT" and r.target.endswith(result.id)]
+        agents = [
+            r.headers["user-agent"] for r in proxy.records() if r.method == "PUT" and r.target.endswith(result.id)
+        ]
         assert [agent.partition("/")[0] for agent in agents] == ["Botocore"]
     assert "celery_s3" not in one.log
 

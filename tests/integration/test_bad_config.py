@@ -153,7 +153,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    do_PUT = do_GET
+    do_PUT = do_GET  # noqa: N815
 
     def log_message(self, *args):
         pass

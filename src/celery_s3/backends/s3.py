@@ -162,7 +162,8 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         meta = self._whole_meta(task_id, found)
         if meta["status"] != states.SUCCESS:
             self._cache.pop(task_id, None)
-            raise ResultNotRead(f"The result of task {task_id} was forgotten or replaced while it was read.", task_id)
+            why = f"The result of task {task_id} was forgotten or replaced while it was read: ask again."
+            raise ResultNotRead(why, task_id)
         return meta
 
     def _whole_meta(self, task_id: str, found: Object) -> Meta:

@@ -1,0 +1,227 @@
+"""The chords under a prefix, read back from a listing of their keys.
+
+Only the commands and the repair look at chords so; no task and no waiting client ever lists.
+
+A decided chord leaves its manifest and its claim. As parts are deleted only once their chord is decided, and a
+claim is made only when all of them are there, a claim without parts is a tombstone: it costs no GET.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Literal, Protocol
+
+from ..errors import ObjectMissing
+from ..keys import decode_id
+from ..store.api import Entry
+from .claim import Held
+from .manifest import Manifest
+from .service import Chords, Ticket
+from .tree import FAN_IN
+
+__all__ = ["Chord", "Final", "Folder", "Run", "Survey"]
+
+logger = logging.getLogger(__name__)
+
+State = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
+
+
+class Final(Protocol):
+    """What a member would deliver, read from its final result; ``None`` where none stands since that time."""
+
+    def __call__(self, task_id: str, since: datetime) -> bytes | None: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """The keys of one run of a chord: its parts by level and slot, its claim, and what else lies there."""
+
+    parts: dict[tuple[int, int], Entry] = field(default_factory=dict)
+    claim: Entry | None = None
+    others: list[Entry] = field(default_factory=list)
+
+    def entries(self) -> list[Entry]:
+        return [*self.parts.values(), *([self.claim] if self.claim else []), *self.others]
+
+    def add(self, names: list[str], entry: Entry) -> None:
+        if names == ["claim"]:
+            self.claim = entry
+        elif len(names) == 2 and names[0].isdecimal() and names[1].isdecimal():
+            self.parts[int(names[0]), int(names[1])] = entry
+        else:
+            self.others.append(entry)
+
+
+@dataclass(slots=True)
+class Folder:
+    """The keys of one group id."""
+
+    group: str
+    manifest: Entry | None = None
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    def add(self, path: str, entry: Entry) -> None:
+        """Take up a key by its path in the folder; one that no chord can have made is left alone."""
+        first, *names = path.split("/")
+        if path == "manifest":
+            self.manifest = entry
+        elif first.isdecimal() and names:
+            self.runs.setdefault(int(first), Run()).add(names, entry)
+
+    @property
+    def settled(self) -> bool:
+        """Whether this is known to be no chord in flight; a manifest newer than the claim may be of a next run."""
+        last = self.runs.get(max(self.runs, default=0), Run())
+        if self.manifest is None:
+            return True
+        return last.claim is not None and not last.parts and last.claim.modified > self.manifest.modified
+
+    def entries(self) -> list[Entry]:
+        own = [self.manifest] if self.manifest else []
+        return own + [entry for run in self.runs.values() for entry in run.entries()]
+
+
+@dataclass(frozen=True, slots=True)
+class Chord:
+    """One chord as it was found.
+
+    Attributes:
+        state: ``running``; ``complete``: all parts are there, somebody is about to claim it; ``claimed``: being
+            sent; ``stuck``: see ``reason``; ``sent`` and ``failed``: decided, a tombstone.
+        done: how many members have delivered their part.
+        age: seconds since the header was published.
+        quiet: seconds since anything of it was written.
+        parts: level and slot of each part that is there.
+        lost: the slots whose member has a final result, and no part.
+    """
+
+    group: str
+    manifest: Manifest
+    state: State
+    done: int
+    started: datetime
+    age: float
+    quiet: float
+    parts: frozenset[tuple[int, int]]
+    lost: tuple[int, ...] = ()
+    reason: str = ""
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat)
+
+    @property
+    def decided(self) -> bool:
+        return self.state in ("sent", "failed")
+
+
+class Survey:
+    """Finds chords.
+
+    Arguments:
+        final: reads the result of a member.
+        now: the time. The local clock will do: what is judged by it is shown, or days old. Whether a claim may be
+            taken over is decided on the server's.
+    """
+
+    def __init__(self, chords: Chords, final: Final, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.service = chords
+        self.final = final
+        self.now = now
+
+    def folders(self, groups: Iterable[str] = ()) -> Iterator[Folder]:
+        """The keys of each group id, or of these; one LIST per 1,000 keys."""
+        start = len(self.service.prefix)
+        for prefix in [self.service.folder(group) for group in groups] or [self.service.prefix]:
+            listing = self.service.store.list(prefix)
+            for name, entries in groupby(listing, lambda entry: entry.key[start:].partition("/")[0]):
+                folder = Folder(decode_id(name))
+                for entry in entries:
+                    folder.add(entry.key[start + len(name) + 1 :], entry)
+                yield folder
+
+    def chords(self, groups: Iterable[str] = (), *, settled: bool = False) -> Iterator[Chord]:
+        """The chords in flight, or those of these group ids; ``settled``: also tombstones."""
+        wanted = (folder for folder in self.folders(groups) if settled or not folder.settled)
+        for _, chord in self.service.pool.stream(self.read, wanted):
+            if isinstance(chord, BaseException):
+                raise chord
+            if chord is not None and (settled or not chord.decided):
+                yield self.examined(chord)
+
+    def read(self, folder: Folder) -> Chord | None:
+        """The chord in its folder's current run; ``None`` where there is no manifest that can be read."""
+        if folder.manifest is None:
+            return None
+        try:
+            manifest = Manifest.loads(self.service.store.get(folder.manifest.key).body)
+        except ObjectMissing:
+            return None
+        except (ValueError, LookupError) as exc:
+            logger.warning("%s is no manifest of a chord: %r", folder.manifest.key, exc)
+            return None
+        run = folder.runs.get(manifest.run, Run())
+        size = len(manifest.ids)
+        done = sum(level == 0 and slot < size for level, slot in run.parts)
+        now, started = self.now(), folder.manifest.modified
+        touched = max(entry.modified for entry in [folder.manifest, *run.entries()])
+        chord = Chord(
+            group=folder.group,
+            manifest=manifest,
+            state="complete" if done == size else "running",
+            done=done,
+            started=started,
+            age=max(0.0, (now - started).total_seconds()),
+            quiet=(now - touched).total_seconds(),
+            parts=frozenset(run.parts),
+        )
+        # A running chord has no claim; where all parts are there, one may have come since the listing.
+        held = self.service.claim(folder.group, manifest.run).read() if run.claim or done == size else None
+        return chord if held is None else self._claimed(chord, held)
+
+    def _claimed(self, chord: Chord, held: Held) -> Chord:
+        if held.decided:
+            state: State = "sent" if held.state == "sent" else "failed"
+            return replace(chord, state=state, done=len(chord.manifest.ids))
+        if self.service.claim(chord.group, chord.manifest.run).remaining(held, self.now()) > 0:
+            return replace(chord, state="claimed")
+        return replace(chord, state="stuck", reason="whoever claimed it has not sent it")
+
+    def examined(self, chord: Chord) -> Chord:
+        """The chord; ``stuck`` where a closer look shows that nobody will go on by itself.
+
+        The look costs up to a GET per member. It is spared while the chord was active within a lease.
+        """
+        if chord.quiet <= self.service.lease:
+            return chord
+        if chord.state == "complete":
+            if self._awaits_added(chord):
+                return replace(chord, state="running")
+            return replace(chord, state="stuck", reason="all parts are there, and nobody went on")
+        lost = self._lost(chord) if chord.state == "running" else ()
+        if not lost:
+            return chord
+        return replace(chord, state="stuck", lost=lost, reason=f"{len(lost)} members have a result and no part")
+
+    def _awaits_added(self, chord: Chord) -> bool:
+        """Whether a member has added a task that is not done; a node with a summary has none such."""
+        tree = self.service.tree(chord.ticket)
+        firsts = range(0, tree.shape.size, FAN_IN)
+        return any(tree.look(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts)
+
+    def _lost(self, chord: Chord) -> tuple[int, ...]:
+        tree = self.service.tree(chord.ticket)
+
+        def lost(slot: int) -> bool:
+            # The part is read after the result: a member that was just finishing has written it before.
+            stands = self.final(chord.manifest.ids[slot], chord.started) is not None
+            return stands and tree.get(tree.key(0, slot)) is None
+
+        missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
+        flags = self.service.pool.map(lost, missing)
+        return tuple(slot for slot, flag in zip(missing, flags, strict=True) if flag)
+
