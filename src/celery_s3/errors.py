@@ -4,6 +4,7 @@
 
     CeleryS3Error
     ├── ConfigurationError          also celery's ImproperlyConfigured; carries every mistake
+    ├── NotRepaired                 a chord cannot be mended from this process
     ├── UnreadableResult            also celery's BackendGetMetaError; the object is not a result
     ├── ResultNotStored             also celery's BackendStoreError; raised to Celery by a write
     ├── ResultNotRead               also celery's BackendGetMetaError; raised to Celery by a read
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "Interrupted",
+    "NotRepaired",
     "ObjectMissing",
     "PreconditionFailed",
     "Refused",
@@ -67,6 +69,10 @@ class CeleryS3Error(Exception):
 
 class ConfigurationError(CeleryS3Error, ImproperlyConfigured):
     """The settings are wrong; the message lists every mistake and its remedy."""
+
+
+class NotRepaired(CeleryS3Error):
+    """A chord cannot be mended from this process; another one may do it."""
 
 
 class UnreadableResult(CeleryS3Error, BackendGetMetaError):

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from celery import states
 
+from . import codec
 from .errors import Conflict, ObjectMissing, PreconditionFailed
 from .store.api import CREATE, Match, Object, Precondition, Store
 
@@ -62,7 +63,7 @@ class Results:
         store: where the objects are.
         conditional: whether the server honours preconditions.
         pool: reads the parts of a large object at the same time.
-        state_in: the state that an object's body tells, ``None`` where it cannot be read.
+        state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
         expires: seconds after which a result reads as missing; ``None`` never.
         now: the time in seconds since the epoch.
     """
@@ -139,13 +140,21 @@ class Results:
             return False
         if stored.body == body:
             return True
-        found = self.state_in(stored)
+        found = self._state_of(stored)
         if found is None:
             # It may be a SUCCESS in a form this process cannot read: only a SUCCESS may take its place.
             logger.warning("The object %s is no result that this process can read.", stored.key)
             return bool(state != states.SUCCESS)
         # Every worker reports a revoked task.
         return bool(found == states.SUCCESS or found == state == states.REVOKED)
+
+    def _state_of(self, stored: Object) -> str | None:
+        """The state as the metadata tells it, else the body."""
+        state = codec.state_of(stored.metadata)
+        if state is not None:
+            return state
+        whole = self.whole(stored)
+        return None if whole is None else self.state_in(whole)
 
     # -- reading
 

@@ -16,7 +16,9 @@ from kombu.serialization import dumps, loads, prepare_accept_content
 
 from ..chords import Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
 from ..errors import StoreError
+from ..store.parallel import Pool
 from ..store.situation import prefork_parent
+from .repair import RepairHooks
 
 __all__ = ["ChordHooks"]
 
@@ -28,7 +30,7 @@ TICKET = "celery_s3"
 SHORTEST_LEASE = 30.0
 
 
-class ChordHooks:
+class ChordHooks(RepairHooks):
     """The part of the backend that Celery calls for chords.
 
     The backend has ``app``, ``pool``, ``chords``, ``accept``, ``encode``, ``decode``, ``encode_result``,
@@ -36,14 +38,15 @@ class ChordHooks:
     """
 
     app: Any
-    pool: Any
+    pool: Pool
     chords: Chords
     _deliveries: threading.local
 
     def _open_chords(self, prefix: str) -> None:
         """Prepare for chords under a key prefix; no request."""
-        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=_later)  # type: ignore[attr-defined]
+        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=_later)
         self._deliveries = threading.local()
+        self._mend_at_start()
 
     # -- the producer
 
@@ -56,10 +59,16 @@ class ChordHooks:
             return
         group_id, results = header_result_args[0], list(header_result_args[1])
         body.options.pop(TICKET, None)
-        content_type, _, signature = dumps(dict(body), serializer=self.app.conf.task_serializer)
+        content_type, _, signature = dumps(self._rooted(body), serializer=self.app.conf.task_serializer)
         payload = signature.encode() if isinstance(signature, str) else signature
         manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type)
         body.options[TICKET] = self.chords.open(group_id, manifest).dumps()
+
+    def _rooted(self, body: Signature) -> dict[str, Any]:
+        """The body as a header task would send it: with the root that they all inherit from the current task."""
+        parent = self.app.current_worker_task
+        root_id = body.options.get("root_id") or (parent and (parent.request.root_id or parent.request.id))
+        return {**body, "options": {**body.options, "root_id": root_id}} if root_id else dict(body)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Nothing to do: the manifest has it."""

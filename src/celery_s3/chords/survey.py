@@ -74,11 +74,11 @@ class Folder:
 
     @property
     def settled(self) -> bool:
-        """Whether this is known to be no chord in flight; a manifest newer than the claim may be of a next run."""
+        """Whether this is no chord in flight; a manifest newer than the claim may be that of a next run."""
         last = self.runs.get(max(self.runs, default=0), Run())
         if self.manifest is None:
             return True
-        return last.claim is not None and not last.parts and last.claim.modified > self.manifest.modified
+        return last.claim is not None and not last.parts and last.claim.modified >= self.manifest.modified
 
     def entries(self) -> list[Entry]:
         own = [self.manifest] if self.manifest else []
@@ -224,4 +224,3 @@ class Survey:
         missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
         flags = self.service.pool.map(lost, missing)
         return tuple(slot for slot, flag in zip(missing, flags, strict=True) if flag)
-

@@ -1,0 +1,150 @@
+"""From an object to the meta that Celery wants: decoded once, large ones only as far as somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from celery import states
+from kombu.exceptions import DecodeError
+
+from . import codec
+from .errors import ResultNotRead, StoreError, UnreadableResult
+from .results import Results
+from .store.api import Object
+
+__all__ = ["Decoder", "Meta", "Reader", "pending", "ready"]
+
+Meta = dict[str, Any]
+
+
+def pending() -> Meta:
+    """The meta of a task that nothing is known of."""
+    return {"status": states.PENDING, "result": None}
+
+
+def ready(meta: Meta, ready_states: Collection[str] = states.READY_STATES) -> Meta | None:
+    """The meta if its task is finished."""
+    return meta if meta["status"] in ready_states else None
+
+
+class Decoder:
+    """Decodes bodies by the serializer that their object declares, where this process accepts it.
+
+    Arguments:
+        content_type: of this process' `result_serializer`.
+        accept: the content types of `result_accept_content`; ``None`` accepts all.
+    """
+
+    def __init__(self, content_type: str, accept: Collection[str] | None) -> None:
+        self.content_type = content_type
+        self.accept = accept
+
+    def loads(self, payload: bytes, content_type: str = "") -> Any:
+        return codec.loads(payload, content_type, self.content_type, self.accept)
+
+    def state_in(self, whole: Object) -> str | None:
+        """The state that a body tells, ``None`` where it cannot be read."""
+        try:
+            return str(self.loads(whole.body, whole.content_type)["status"])
+        except Exception:  # noqa: BLE001 (whatever a decoder makes of garbage)
+            return None
+
+
+class Reader:
+    """Fetches metas.
+
+    Arguments:
+        bucket: for messages.
+        to_python: Celery's last step, which makes exceptions of what stands for them.
+        changed: told the id of a task whose result turned out to be another one while it was read.
+
+    All methods raise :class:`ResultNotRead` where the store fails, and :class:`UnreadableResult` for an object
+    that is no result.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        decoder: Decoder,
+        bucket: str,
+        to_python: Callable[[Meta], Meta],
+        changed: Callable[[str], object],
+    ) -> None:
+        self.results = results
+        self.decoder = decoder
+        self.bucket = bucket
+        self.to_python = to_python
+        self.changed = changed
+
+    def exists(self, task_id: str, key: str) -> bool:
+        """Whether there is anything, whatever its size."""
+        return self._read(task_id, key) is not None
+
+    def meta(self, task_id: str, key: str) -> Meta:
+        """The meta in one request; of a large SUCCESS the value is left out until somebody asks for it."""
+        found = self._read(task_id, key)
+        if found is None:
+            return pending()
+        if not found.complete and codec.state_of(found.metadata) == states.SUCCESS:
+            known = {"status": states.SUCCESS, "task_id": task_id, **codec.children_in(found.metadata)}
+            return codec.LazyMeta(known, lambda: self._rest(task_id, found))
+        return self._whole_meta(task_id, found)
+
+    def value_meta(self, task_id: str, key: str) -> Meta:
+        """The meta with its value, however large."""
+        found = self._read(task_id, key)
+        return pending() if found is None else self._whole_meta(task_id, found)
+
+    def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
+        """The meta of a saved group, ``None`` where there is none."""
+        found = self._read(group_id, key)
+        whole = None if found is None else self._whole(group_id, found)
+        return None if whole is None else self._decoded(group_id, whole, lambda one: to_python(self._loads(one)))
+
+    def _read(self, id: str, key: str) -> Object | None:
+        try:
+            return self.results.read(key)
+        except StoreError as exc:
+            raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
+
+    def _whole(self, id: str, found: Object) -> Object | None:
+        try:
+            return self.results.whole(found)
+        except StoreError as exc:
+            raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
+
+    def _rest(self, task_id: str, found: Object) -> Meta:
+        """The whole meta of a SUCCESS, which somebody has been told about already."""
+        meta = self._whole_meta(task_id, found)
+        if meta["status"] != states.SUCCESS:
+            self.changed(task_id)
+            why = f"The result of task {task_id} was forgotten or replaced while it was read: ask again."
+            raise ResultNotRead(why, task_id)
+        return meta
+
+    def _whole_meta(self, task_id: str, found: Object) -> Meta:
+        whole = self._whole(task_id, found)
+        return pending() if whole is None else self._decoded(task_id, whole, self._result)
+
+    def _loads(self, whole: Object) -> Any:
+        return self.decoder.loads(whole.body, whole.content_type)
+
+    def _result(self, whole: Object) -> Meta:
+        meta = self._loads(whole)
+        if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):
+            raise DecodeError("no status and result in it")
+        return self.to_python(meta)
+
+    def _decoded(self, id: str, whole: Object, decode: Callable[[Object], Meta]) -> Meta:
+        """Whatever goes wrong with an object's body is an error that names object and remedy."""
+        try:
+            return decode(whole)
+        except Exception as exc:
+            message = (
+                f"The object s3://{self.bucket}/{whole.key} ({whole.size} bytes,"
+                f" {whole.content_type or 'no content type'}) is not a result that this process can read"
+                f" as {self.decoder.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of"
+                f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
+            )
+            raise UnreadableResult(message, str(id)) from exc
