@@ -33,8 +33,9 @@ LONGEST = 2.0
 #: Celery's default for ``interval``: the caller said nothing.
 UNSAID = 0.5
 
-#: The fewest members that a look at a group asks for.
+#: The fewest and the most members that a look at a group asks for in vain.
 FEWEST = 4
+MOST = 16
 
 
 class Clock(Protocol):
@@ -120,7 +121,8 @@ class _Look:
     """One look at a group: the ids to ask for, as long as asking is worth it.
 
     ``size`` questions are free and each found member earns another: a look in vain asks ``size`` times, a
-    finished group is read to its end with ``size`` requests under way.
+    finished group is read to its end. As long as nothing was missing, a member beyond the first 16 earns two:
+    a group that is finished is read with ever more requests under way.
 
     Tasks finish roughly in the order in which they were sent, so a look goes along the oldest members. Half of
     the free questions go to the others in ``turn``, so that an early failure or a fast member is seen as well.
@@ -128,6 +130,7 @@ class _Look:
 
     def __init__(self, pending: list[str], size: int, turn: int) -> None:
         self.found = 0
+        self.missed = 0
         self.turn = turn % len(pending)
         self._size = size
         self._asked: set[str] = set()
@@ -145,7 +148,8 @@ class _Look:
         return self
 
     def __next__(self) -> str:
-        if len(self._asked) < self._size + self.found:
+        growth = 0 if self.missed else max(0, self.found - MOST)
+        if len(self._asked) < self._size + self.found + growth:
             for id in self._order:
                 if id not in self._asked:
                     self._asked.add(id)
@@ -157,7 +161,6 @@ def each(
     ids: Iterable[str],
     stream: Stream[T],
     *,
-    limit: int,
     delay: Delay,
     timeout: float | None = None,
     on_interval: Callable[[], object] | None = None,
@@ -167,7 +170,6 @@ def each(
     """Yield ``(id, found)`` for every id as it appears, in about one request per id and a few per look.
 
     Arguments:
-        limit: the most members that a look in vain asks for.
         passes: give up quietly after so many looks, each of them at every member (Celery's ``max_iterations``).
 
     Raises:
@@ -175,15 +177,17 @@ def each(
     """
     pending = dict.fromkeys(ids)
     pace = _Pace(delay, timeout, clock)
-    size, turn, looks = limit, 0, 0
+    size, turn, looks = MOST, 0, 0
     while pending:
         look = _Look(list(pending), size if passes is None else len(pending), turn)
         for id, value in stream(look):
-            if value is not None:
+            if value is None:
+                look.missed += 1
+            else:
                 look.found += 1
                 del pending[id]
                 yield id, value
-        size, turn = min(limit, max(FEWEST, (look.found or size) // 2)), look.turn
+        size, turn = min(MOST, max(FEWEST, (look.found or size) // 2)), look.turn
         looks += 1
         if not pending or looks == passes:
             return

@@ -118,7 +118,6 @@ class Group:
         self.clock.now += self.clock.cost
 
     def each(self, **kwargs):
-        kwargs.setdefault("limit", 32)
         kwargs.setdefault("delay", waiting.adaptive(steady))
         return waiting.each(self.ready_at, self.stream, clock=self.clock, **kwargs)
 
@@ -147,7 +146,7 @@ def test_group_in_vain_asks_less_and_less():
     group = Group(members(1000, lambda index: 100), cost=0.02)
     with pytest.raises(TimeoutError):
         list(group.each(timeout=10, delay=waiting.schedule(1)))
-    assert len(group.asked) == 32 + 16 + 8 + 8 * 4
+    assert len(group.asked) == 16 + 8 + 9 * 4
 
 
 def test_early_failure_behind_a_slow_head_is_seen():
@@ -162,7 +161,7 @@ def test_early_failure_behind_a_slow_head_is_seen():
 def test_duplicates_are_asked_once():
     """An id that is named twice is read once."""
     group = Group({"a": 0})
-    assert list(waiting.each(["a", "a"], group.stream, limit=4, delay=waiting.adaptive())) == [("a", "A")]
+    assert list(waiting.each(["a", "a"], group.stream, delay=waiting.adaptive())) == [("a", "A")]
     assert group.asked == ["a"]
 
 

@@ -125,7 +125,7 @@ class ChordHooks(RepairHooks):
         if ticket is None or not request.id:
             return None
         value = self.encode_result(result, state)  # type: ignore[attr-defined]
-        payload = self.encode([request.id, state, value])  # type: ignore[attr-defined]
+        payload = self.encode([request.id, state, value])
         payload = payload.encode() if isinstance(payload, str) else payload
         return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), payload)
 
@@ -191,7 +191,7 @@ class ChordHooks(RepairHooks):
 
     def _native_chords(self) -> bool:
         options = self.app.conf.get("result_backend_transport_options") or {}
-        return bool(options.get("native_chords", True)) and self.results.conditional.supported()  # type: ignore[attr-defined]
+        return bool(options.get("native_chords", True)) and self.results.conditional.supported()
 
 
 def _lease(conf: Any) -> float:

@@ -184,7 +184,6 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         for id, meta in waiting.each(
             (id for id in ids if id not in known),
             lambda wanted: self._fetch(wanted, READY_STATES, self._value_meta_for),
-            limit=self.settings.concurrency,
             delay=waiting.schedule(interval),
             timeout=timeout,
             on_interval=on_interval,
