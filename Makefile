@@ -39,6 +39,7 @@ bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (Q
 
 docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up to date
 	@$(BIN)/python -m celery_s3.settings.docs docs/settings.md
+	@$(BIN)/python -m celery_s3.cli.docs docs/commands.md
 
 clean:  ## Remove virtualenvs, caches and build products
 	@rm -rf .venv .venv-* .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

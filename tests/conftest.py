@@ -36,6 +36,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from celery import Celery
 from cryptography import x509
@@ -52,6 +53,10 @@ from celery_s3.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+# No deadlines: the machine is shared. Under CI the same examples every time: a find there could not be repeated.
+hypothesis.settings.register_profile("celery-s3", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("celery-s3")
 
 #: Where a tasks file of ``worker`` finds its configuration, as JSON.
 CONF_VARIABLE = "CELERY_S3_TEST_CONF"

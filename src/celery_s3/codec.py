@@ -179,6 +179,18 @@ class LazyMeta(dict[str, Any]):
     def items(self) -> Any:
         return super(LazyMeta, self._whole()).items()
 
+    def __reversed__(self) -> Iterator[str]:
+        return super(LazyMeta, self._whole()).__reversed__()
+
+    def pop(self, *args: Any) -> Any:
+        return super(LazyMeta, self._whole()).pop(*args)
+
+    def popitem(self) -> tuple[str, Any]:
+        return super(LazyMeta, self._whole()).popitem()
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        return super(LazyMeta, self._whole()).setdefault(name, default)
+
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 

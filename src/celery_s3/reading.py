@@ -119,7 +119,7 @@ class Reader:
         meta = self._whole_meta(task_id, found)
         if meta["status"] != states.SUCCESS:
             self.changed(task_id)
-            why = f"The result of task {task_id} was forgotten or replaced while it was read: ask again."
+            why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
             raise ResultNotRead(why, task_id)
         return meta
 

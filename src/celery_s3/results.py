@@ -88,8 +88,13 @@ class Results:
 
     # -- writing
 
-    def write(self, key: str, body: bytes, state: str, metadata: Mapping[str, str], content_type: str) -> Outcome:
+    def write(
+        self, key: str, body: bytes, state: str, metadata: Mapping[str, str], content_type: str, *, rerun: bool = False
+    ) -> Outcome:
         """Store a state; a SUCCESS that stands there is kept.
+
+        Arguments:
+            rerun: another run of the task has probably left a state here: looking first is cheaper.
 
         Raises:
             StoreError: nothing was stored.
@@ -98,17 +103,20 @@ class Results:
             return self._write_after_reading(key, body, state, metadata, content_type)
         precondition: Precondition = self._versions.expected(key)
         stored: Object | None = None
+        look = rerun and precondition is CREATE
         for _ in range(1 + LOST_RACES):
-            try:
-                etag = self.store.put(
-                    key, body, precondition=precondition, metadata=metadata, content_type=content_type
-                )
-            except PreconditionFailed:
+            if look:
                 stored = self._stored(key)
                 if stored is not None and self._stands(stored, body, state):
                     self._versions.drop(key)
                     return Outcome.KEPT
                 precondition = Match(stored.etag) if stored is not None else CREATE
+            try:
+                etag = self.store.put(
+                    key, body, precondition=precondition, metadata=metadata, content_type=content_type
+                )
+            except PreconditionFailed:
+                look = True
             else:
                 self._versions.wrote(key, etag, state)
                 return Outcome.WRITTEN
@@ -145,6 +153,9 @@ class Results:
             # It may be a SUCCESS in a form this process cannot read: only a SUCCESS may take its place.
             logger.warning("The object %s is no result that this process can read.", stored.key)
             return bool(state != states.SUCCESS)
+        if state == states.RETRY and found in states.READY_STATES:
+            # The next run is sent before this state is stored, and may have ended meanwhile.
+            return True
         # Every worker reports a revoked task.
         return bool(found == states.SUCCESS or found == state == states.REVOKED)
 

@@ -8,7 +8,7 @@ object and one of them writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -49,6 +49,8 @@ class Run:
         self.steps: dict[str, int] = {}
         self.phase = 0
         self.closed = False
+        #: whether this run went on no further, because another one did from here
+        self.known = False
         self._names: dict[greenlet, str] = {}
 
     def begin(self) -> None:
@@ -57,6 +59,14 @@ class Run:
 
     def quiet(self) -> None:
         """Nobody has a step left: start the parties of the next phase, if there is one."""
+
+    def version(self, object: str) -> object:
+        """Something that differs whenever the object does."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> Hashable | None:
+        """When nobody has a step left: two runs that answer the same go on the same; ``None``: not known."""
+        return None
 
     def crashes(self, party: str) -> bool:
         """Whether the party dies now, having done ``steps[party]`` steps."""
@@ -82,11 +92,14 @@ class Run:
         if self.closed:
             raise GreenletExit
 
-    def do(self, name: str) -> None:
-        """Let a party do its step."""
-        del self.pending[name]
+    def do(self, name: str) -> Step:
+        """Let a party do its step, and say what it did: a write that changes nothing is none."""
+        step = self.pending.pop(name)
         self.steps[name] += 1
+        before = self.version(step.object) if step.writes else None
         self._switch(name)
+        changed = step.writes and self.version(step.object) != before
+        return Step(step.name, step.object, changed)
 
     def _switch(self, name: str) -> None:
         party = self.parties[name]
@@ -96,6 +109,7 @@ class Run:
             del self.pending[name]
 
     def enabled(self) -> list[str]:
+        """Who has a step to do, in the next phase if nobody has in this one."""
         if not self.pending:
             self.phase += 1
             self.quiet()
@@ -111,33 +125,37 @@ class Run:
 
 @dataclass
 class _Choice:
-    """A state, and what is to be tried there."""
+    """A state, and what is to be tried there.
 
-    pending: dict[str, Step]
+    ``sleeping`` has what need not be tried any more, with what those steps did when they were.
+    """
+
     phase: int
-    sleeping: set[str]
+    sleeping: dict[str, Step]
     todo: set[str]
-    chosen: str = ""
+    chosen: str
     event: Event | None = None
 
 
-def explore(make: Callable[[], Run], limit: int | None = None) -> Iterator[Run]:
-    """Yield each run at its end; at most ``limit`` of them."""
+def explore(make: Callable[[], Run]) -> Iterator[Run]:
+    """Yield each run at its end; of those that go on the same from a moment when nobody had a step left, one."""
     path: list[_Choice] = []
-    count = 0
+    known: set[Hashable] = set()
     while True:
         run = make()
         try:
             run.begin()
-            for choice in path:
+            for choice in path[:-1]:
                 run.enabled()
                 run.do(choice.chosen)
-            if _extend(run, path):
+            if path:
+                run.enabled()
+                _go_on(run, path)
+            if _extend(run, path, known):
                 yield run
-                count += 1
         finally:
             run.close()
-        if count == limit or not _next(path):
+        if not _next(path):
             return
 
 
@@ -145,52 +163,61 @@ def _next(path: list[_Choice]) -> bool:
     """Go back to the last state where something is left to be tried."""
     while path:
         choice = path[-1]
-        choice.sleeping.add(choice.chosen)
-        left = sorted(choice.todo - choice.sleeping)
+        assert choice.event is not None
+        choice.sleeping[choice.chosen] = choice.event.step
+        left = sorted(choice.todo - choice.sleeping.keys())
         if left:
-            _choose(path, left[0])
+            choice.chosen = left[0]
             return True
         path.pop()
     return False
 
 
-def _extend(run: Run, path: list[_Choice]) -> bool:
-    """Run to the end; ``False`` where all that is left has been tried in another order."""
-    while enabled := run.enabled():
-        asleep = _still_asleep(path[-1]) if path else set()
-        awake = [party for party in enabled if party not in asleep]
+def _extend(run: Run, path: list[_Choice], known: set[Hashable]) -> bool:
+    """Run to the end; ``False`` where all that is left has been tried, in another order or after another run."""
+    while run.pending or _goes_on(run, known):
+        asleep = _still_asleep(path[-1]) if path else {}
+        awake = [party for party in run.pending if party not in asleep]
         if not awake:
             return False
-        path.append(_Choice(dict(run.pending), run.phase, asleep & set(enabled), {awake[0]}))
-        _choose(path, awake[0])
-        run.do(awake[0])
-    return True
+        path.append(_Choice(run.phase, asleep, {awake[0]}, awake[0]))
+        _go_on(run, path)
+    return not run.known
 
 
-def _still_asleep(choice: _Choice) -> set[str]:
-    did = choice.pending[choice.chosen]
-    return {one for one in choice.sleeping if one != choice.chosen and not choice.pending[one].depends_on(did)}
+def _goes_on(run: Run, known: set[Hashable]) -> bool:
+    """Start the next phase, unless the same one has been run."""
+    fingerprint = run.fingerprint()
+    run.known = fingerprint in known
+    if fingerprint is not None:
+        known.add(fingerprint)
+    return not run.known and bool(run.enabled())
 
 
-def _choose(path: list[_Choice], party: str) -> None:
-    """Let a party go on from the last state, and note the races of its step with earlier ones."""
+def _still_asleep(choice: _Choice) -> dict[str, Step]:
+    did = choice.event.step  # type: ignore[union-attr]
+    return {one: step for one, step in choice.sleeping.items() if one != choice.chosen and not step.depends_on(did)}
+
+
+def _go_on(run: Run, path: list[_Choice]) -> None:
+    """Let the chosen party do its step in the last state, and note the races of that step with earlier ones."""
     here = path[-1]
-    step, races = here.pending[party], []
+    party, races = here.chosen, []
+    step = run.do(party)
     clock: dict[str, int] = {}
-    for index in range(len(path) - 2, -1, -1):
-        event = path[index].event
-        assert event is not None
-        if event.party == party and not event.before(clock):
-            _merge(clock, event.clock)
-    for index in range(len(path) - 2, -1, -1):
-        event = path[index].event
+    earlier = [(index, choice.event) for index, choice in enumerate(path[:-1])][::-1]
+    for _, event in earlier:
+        if event.party == party:  # type: ignore[union-attr]
+            _merge(clock, event.clock)  # type: ignore[union-attr]
+            break
+    for index, event in earlier:
         assert event is not None
         if step.depends_on(event.step) and not event.before(clock):
             if path[index].phase == here.phase:
                 races.append(index)
             _merge(clock, event.clock)
     clock[party] = clock.get(party, 0) + 1
-    here.chosen, here.event = party, Event(party, step, clock)
+    here.event = Event(party, step, clock)
     for index in races:
         _reverse(path, index)
 

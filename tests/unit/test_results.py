@@ -109,6 +109,38 @@ def test_equal_bytes_count_as_stored():
     assert write(results_over(store), "FAILURE", b"same") is KEPT
 
 
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("final", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_late_retry(final, supported):
+    """A RETRY that is stored after the next run has ended changes nothing: nobody would wait for that run again."""
+    store = MemoryStore(conditional=supported)
+    write(results_over(store, supported), final)
+    assert write(results_over(store, supported), "RETRY") is KEPT
+    assert stands(store) == final
+
+
+def test_rerun_looks_first():
+    """A later run in another process costs a GET and a PUT; in the same one a PUT."""
+    store = MemoryStore()
+    first, second = results_over(store), results_over(store)
+    write(first, "RETRY")
+    store.requests.clear()
+    assert second.write(KEY, b"done", "SUCCESS", {"state": "SUCCESS"}, "text/plain", rerun=True) is WRITTEN
+    assert verbs(store) == ["GET", "PUT"]
+    store.requests.clear()
+    other = results_over(store)
+    assert other.write("other", b"1", "RETRY", {"state": "RETRY"}, "text/plain") is WRITTEN
+    assert other.write("other", b"2", "SUCCESS", {"state": "SUCCESS"}, "text/plain", rerun=True) is WRITTEN
+    assert verbs(store) == ["PUT", "PUT"]
+
+
+def test_rerun_that_finds_nothing():
+    """A later run whose first state was forgotten creates its own."""
+    store = MemoryStore()
+    assert results_over(store).write(KEY, b"1", "SUCCESS", {"state": "SUCCESS"}, "text/plain", rerun=True) is WRITTEN
+    assert verbs(store) == ["GET", "PUT"]
+
+
 def test_revoked_by_every_worker():
     """REVOKED is written once, though every worker reports it."""
     store = MemoryStore()
@@ -268,7 +300,7 @@ def test_every_order_of_two_writers(name):
         assert [len(outcomes) for outcomes in world.outcomes] == [len(plan) for plan in plans]
 
 
-@pytest.mark.parametrize("plans", [(["FAILURE"], ["FAILURE"]), (["STARTED", "FAILURE"], ["RETRY"])])
+@pytest.mark.parametrize("plans", [(["FAILURE"], ["FAILURE"]), (["STARTED", "FAILURE"], ["PROGRESS"])])
 def test_without_success_the_last_write_stands(plans):
     """Among other states the one that was written last stands, and each write ends."""
     for turns in TURNS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from time import monotonic
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -28,6 +29,7 @@ from celery_s3.errors import (
 from celery_s3.settings import Settings
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.counting import Counting, Tally
+from celery_s3.store.deadline import retried_until
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.retrying import Policy, Retrying, policy_for
 
@@ -129,6 +131,18 @@ def test_budget_spent(memory, make, verb):
     assert isinstance(caught.value.__cause__, Interrupted)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert (caught.value.status, caught.value.code, caught.value.key) == (500, "X", "k")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_deadline_of_the_caller(memory, make, time, verb):
+    """Inside a wait that is over, a request is not tried again; outside of it, it is."""
+    memory.put("k", b"")
+    memory.faults.append(Fault(Interrupted("lost"), verb, times=2))
+    with retried_until(monotonic()), pytest.raises(Interrupted, match="1 try"):
+        calls(make())[verb]()
+    assert time.slept == []
+    calls(make())[verb]()
+    assert len(time.slept) == 1
 
 
 def test_no_retries(memory, make):

@@ -134,6 +134,20 @@ def test_finished_group_is_one_request_a_member():
     assert group.clock.naps == []
 
 
+def test_finished_group_has_ever_more_requests_under_way():
+    """As long as nothing is missing, the number of unanswered questions grows."""
+    under_way = []
+
+    def stream(ids):
+        while answered := list(ids):
+            under_way.append(len(answered))
+            yield from ((id, id) for id in answered)
+
+    group = members(500, lambda index: 0)
+    assert len(dict(waiting.each(group, stream, delay=waiting.adaptive(steady)))) == 500
+    assert under_way[:4] == [16, 16, 32, 64]
+
+
 def test_running_group_asks_for_a_window():
     """A group that finishes in order costs one request a member and a few per look."""
     group = Group(members(1000, lambda index: index * 0.01), cost=0.02)

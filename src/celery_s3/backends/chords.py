@@ -15,7 +15,8 @@ from celery.exceptions import ChordError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
 from ..chords import Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
-from ..errors import StoreError
+from ..chords.service import ATTEMPTS
+from ..errors import CeleryS3Error, ResultNotStored, StoreError
 from ..store.parallel import Pool
 from ..store.situation import prefork_parent
 from .repair import RepairHooks
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 TICKET = "celery_s3"
 #: Seconds.
 SHORTEST_LEASE = 30.0
+#: Bytes of a body's message that some broker may refuse.
+LARGE_MESSAGE = 32 * 1024
 
 
 class ChordHooks(RepairHooks):
@@ -59,16 +62,12 @@ class ChordHooks(RepairHooks):
             return
         group_id, results = header_result_args[0], list(header_result_args[1])
         body.options.pop(TICKET, None)
-        content_type, _, signature = dumps(self._rooted(body), serializer=self.app.conf.task_serializer)
+        content_type, _, signature = dumps(dict(body), serializer=self.app.conf.task_serializer)
         payload = signature.encode() if isinstance(signature, str) else signature
-        manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type)
-        body.options[TICKET] = self.chords.open(group_id, manifest).dumps()
-
-    def _rooted(self, body: Signature) -> dict[str, Any]:
-        """The body as a header task would send it: with the root that they all inherit from the current task."""
         parent = self.app.current_worker_task
-        root_id = body.options.get("root_id") or (parent and (parent.request.root_id or parent.request.id))
-        return {**body, "options": {**body.options, "root_id": root_id}} if root_id else dict(body)
+        root_id = parent and (parent.request.root_id or parent.request.id)
+        manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type, root_id)
+        body.options[TICKET] = self.chords.open(group_id, manifest).dumps()
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Nothing to do: the manifest has it."""
@@ -127,21 +126,23 @@ class ChordHooks(RepairHooks):
         value = self.encode_result(result, state)  # type: ignore[attr-defined]
         payload = self.encode([request.id, state, value])
         payload = payload.encode() if isinstance(payload, str) else payload
-        return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), payload)
+        try:
+            return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), payload)
+        except StoreError as exc:
+            what = f"{state} of task {request.id} was not delivered to its chord {ticket.group}: {exc}"
+            raise ResultNotStored(what, request.id, state) from exc
 
-    def _go_up(self, delivery: Delivery, body: Any) -> None:
+    def _go_up(self, delivery: Delivery, body: Any, attempts: int = ATTEMPTS) -> None:
         try:
             complete = delivery.climb()
             if complete is not None:
                 tree, leaves = complete
                 self.chords.decide(delivery.ticket, tree, leaves, lambda *found: self._decide(body, *found))
-        except StoreError:
+        except CeleryS3Error:
             # The part is durable: whoever looks later goes on.
-            logger.exception("Chord %s: its tree could not be followed, trying again", delivery.ticket.group)
-            self.chords.later(
-                self.chords.lease,
-                lambda: self.chords.follow(delivery.ticket, lambda *found: self._decide(body, *found)),
-            )
+            logger.exception("Chord %s: its tree could not be followed", delivery.ticket.group)
+            if attempts > 1:
+                self.chords.later(self.chords.lease, lambda: self._go_up(delivery, body, attempts - 1))
 
     # -- the owner of the claim
 
@@ -149,39 +150,63 @@ class ChordHooks(RepairHooks):
         """Send the body with the values, or report the first failure."""
         callback = maybe_signature(body, app=self.app).clone()
         callback.options.pop(TICKET, None)
-        if perhaps_sent and callback.id and self.task_result_exists(callback.id):  # type: ignore[attr-defined]
+        if perhaps_sent and self._has_begun(callback):
             return "sent"
         try:
             values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
         except ChordError as exc:
             logger.exception("Chord body %r is not sent", callback)
             return self._fail(callback, exc)
+        except Exception as exc:
+            logger.exception("Chord body %r cannot be given its values", callback)
+            return self._fail(callback, _chord_error(f"Join error: {exc!r}", exc))
         try:
             publish = getattr(self.app.amqp, "_retry_publish", lambda send, *args: send(*args))
             publish(callback.delay, values)
         except Exception as exc:
             logger.exception("Chord body %r could not be sent", callback)
-            error = ChordError(f"Callback error: {exc!r}")
-            error.__cause__ = exc
-            return self._fail(callback, error)
+            hint = _size_hint(values, self.app.conf.task_serializer)
+            return self._fail(callback, _chord_error(f"Callback error: {exc!r}{hint}", exc))
         return "sent"
+
+    def _has_begun(self, callback: Signature) -> bool:
+        """Whether the owner of the claim before this one has sent the body, or reported the failure."""
+        if callback.id:
+            meta = self.get_task_meta(callback.id, cache=False)  # type: ignore[attr-defined]
+            if meta["status"] in states.PROPAGATE_STATES:
+                # it may have died before the failure was known everywhere
+                self._fail_ends(callback, meta["result"])
+            if meta["status"] != states.PENDING:
+                return True
+        return any(self.task_result_exists(id) for id in _first_ids(callback))  # type: ignore[attr-defined]
 
     def _value(self, payload: bytes) -> Any:
         task_id, state, value = self.decode(payload)  # type: ignore[attr-defined]
         if state in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)  # type: ignore[attr-defined]
         if state in states.PROPAGATE_STATES:
-            error = ChordError(f"Dependency {task_id} raised {value!r}")
-            error.__cause__ = value if isinstance(value, BaseException) else None
-            raise error
+            cause = value if isinstance(value, BaseException) else None
+            raise _chord_error(f"Dependency {task_id} raised {value!r}", cause)
         return value
 
     def _fail(self, callback: Signature, exc: ChordError) -> Outcome:
         self.chord_error_from_stack(callback, exc)  # type: ignore[attr-defined]
-        # Celery's other backends leave an outer chord waiting for a member that will never run.
-        for member in _members_of_outer_chords(callback):
-            self.on_chord_part_return(member, states.FAILURE, exc)
+        if isinstance(callback, chord):
+            # what is waited for is its body
+            return self._fail(callback.body, exc)
+        self._fail_ends(callback, exc)
         return "failed"
+
+    def _fail_ends(self, callback: Signature, exc: BaseException) -> None:
+        """Let a body's failure be known to who waits for its ends.
+
+        Celery's other backends leave them waiting: the end of a chain or a chord, and an outer chord.
+        """
+        for end in _ends(callback):
+            if not self.task_result_exists(end.id):  # type: ignore[attr-defined]
+                self.store_result(end.id, exc, states.FAILURE, request=end)
+            if end.chord:
+                self.on_chord_part_return(end, states.FAILURE, exc)
 
     def body_of(self, manifest: Manifest) -> Signature:
         """The body's signature, for who repairs a chord without one of its tasks."""
@@ -216,17 +241,52 @@ def _ticket(request: Any) -> Ticket | None:
     return Ticket.loads(found) if found else None
 
 
-def _members_of_outer_chords(body: Signature) -> Iterator[Context]:
-    """The tasks of a body, as requests, that an outer chord is waiting for."""
+def _chord_error(message: str, cause: BaseException | None) -> ChordError:
+    error = ChordError(message)
+    error.__cause__ = cause
+    return error
+
+
+def _size_hint(values: list[Any], serializer: str) -> str:
+    """What to say about a body that could not be sent, perhaps because it was too large for the broker."""
+    try:
+        size = len(dumps((values,), serializer=serializer)[2])
+    except Exception:  # noqa: BLE001 (they are not what the error is about, or are it themselves)
+        return ""
+    if size < LARGE_MESSAGE:
+        return ""
+    return (
+        f". The {len(values)} values make a message of {size:,} bytes before the broker's own encoding (SQS, for one,"
+        " takes 262,144 after it, or up to 1,048,576): let the header's tasks store what is large, and return where"
+    )
+
+
+def _first_ids(body: Signature) -> Iterator[str]:
+    """The ids of the tasks that a body begins with."""
     if isinstance(body, group):
         for task in body.tasks:
-            yield from _members_of_outer_chords(task)
+            yield from _first_ids(task)
     elif isinstance(body, _chain):
-        yield from _members_of_outer_chords(body.tasks[-1])
+        yield from _first_ids(body.tasks[0])
     elif isinstance(body, chord):
-        yield from _members_of_outer_chords(body.body)
-    elif body.options.get("chord"):
-        member = Context(body)
-        member.update(body.options)
-        member.id, member.group = body.options.get("task_id"), body.options.get("group_id")
-        yield member
+        yield from _first_ids(body.tasks)
+    elif body.id:
+        yield body.id
+
+
+def _ends(body: Signature) -> Iterator[Context]:
+    """The tasks, as requests, that a body ends with, and those of the chain behind it."""
+    for follower in body.options.get("chain") or ():
+        yield from _ends(maybe_signature(follower, app=body.app))
+    if isinstance(body, group):
+        for task in body.tasks:
+            yield from _ends(task)
+    elif isinstance(body, _chain):
+        yield from _ends(body.tasks[-1])
+    elif isinstance(body, chord):
+        yield from _ends(body.body)
+    elif body.id:
+        end = Context(body)
+        end.update(body.options)
+        end.id, end.group, end.chain = body.id, body.options.get("group_id"), None
+        yield end

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 from billiard import process
 from celery import states
+from celery._state import _task_stack
 from celery.canvas import Signature
 from celery.result import AsyncResult, GroupResult
 from celery.signals import worker_process_init, worker_ready
@@ -68,7 +70,7 @@ class RepairHooks:
     # -- who waits for a body
 
     def wait_for_pending(
-        self, result: AsyncResult, on_interval: Callable[[], object] | None = None, **kwargs: Any
+        self, result: AsyncResult, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any
     ) -> Any:
         """Wait; look now and then whether a chord that the result depends on is stuck.
 
@@ -78,7 +80,7 @@ class RepairHooks:
         groups = [node.id for node in result._parents() if isinstance(node, GroupResult)]
         if groups:
             on_interval = _Watch(self.chords.lease, partial(self._in_background, groups), on_interval)
-        return super().wait_for_pending(result, on_interval=on_interval, **kwargs)  # type: ignore[misc]
+        return super().wait_for_pending(result, *args, on_interval=on_interval, **kwargs)  # type: ignore[misc]
 
     def _in_background(self, groups: list[str]) -> None:
         self.chords.later(0, lambda: _harmless(lambda: self.repairs.mend(groups)))
@@ -90,8 +92,9 @@ class RepairHooks:
 
         Not in the main process of a prefork worker, which has better things to do, nor in each of its children.
         """
-        worker_process_init.connect(self._worker_started)
-        worker_ready.connect(self._worker_started)
+        # Celery before 5.7 takes the methods of two backends for the same receiver.
+        for signal in (worker_process_init, worker_ready):
+            signal.connect(self._worker_started, dispatch_uid=f"celery-s3-{id(self)}")
 
     def _worker_started(self, **kwargs: Any) -> None:
         # Children that are forked after this inherit it from the main process.
@@ -158,8 +161,12 @@ class RepairHooks:
                 connection.ensure_connection(max_retries=1, interval_start=0)
         except Exception as exc:
             raise NotRepaired(f"the body cannot be read or sent from here: {exc!r}") from exc
-        _as_if_sent_by(manifest.ids[-1], body)
-        return lambda *found: self._decide(body, *found)
+
+        def act(*found: Any) -> Outcome:
+            with _as_member(self.app, manifest):
+                return self._decide(body, *found)
+
+        return act
 
 
 class _Watch:
@@ -180,10 +187,18 @@ class _Watch:
             self._then()
 
 
-def _as_if_sent_by(member: str, body: Signature) -> None:
-    """Give a body what it would inherit from the member that sends it."""
-    for name in ("root_id", "parent_id"):
-        body.options[name] = body.options.get(name) or member
+@contextmanager
+def _as_member(app: Any, manifest: Manifest) -> Iterator[None]:
+    """What is sent in here has the chord's last member for its parent, as if that one sent it."""
+    member = manifest.ids[-1]
+    task = app.tasks["celery.backend_cleanup"]
+    task.push_request(id=member, root_id=manifest.root or member, called_directly=False, delivery_info={})
+    _task_stack.push(task)
+    try:
+        yield
+    finally:
+        _task_stack.pop()
+        task.pop_request()
 
 
 def _harmless(mend: Callable[[], None]) -> None:

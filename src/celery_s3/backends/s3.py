@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..reading import Decoder, Meta, Reader, ready
 from ..results import Results
 from ..settings import resolve
 from ..store import open_store
+from ..store.deadline import retried_until
 from ..store.situation import prefork_parent
 from .chords import ChordHooks
 
@@ -106,7 +108,8 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         body = _bytes(self.encode(meta))
         beside = codec.metadata(state, getattr(request, "task", None), meta.get("children"))
         try:
-            self.results.write(self._full(self.get_key_for_task(task_id)), body, state, beside, self.content_type)
+            key = self._full(self.get_key_for_task(task_id))
+            self.results.write(key, body, state, beside, self.content_type, rerun=_is_rerun(request))
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {task_id} was not stored: {exc}", str(task_id), state) from exc
         return result
@@ -158,7 +161,7 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
         self._ensure_not_eager()
-        with self._parents.waiting(task_id):
+        with self._parents.waiting(task_id), retried_until(_moment(timeout)):
             return waiting.until(
                 lambda: ready(self.get_task_meta(task_id)),
                 delay=waiting.schedule(interval),
@@ -179,11 +182,17 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
     ) -> Iterator[tuple[str, Meta]]:
         """Yield ``(id, meta)`` of each task as it becomes ready."""
         ids = list(dict.fromkeys(bytes_to_str(id) for id in task_ids))
+        until = _moment(timeout)
+
+        def read(id: str) -> Meta:
+            with retried_until(until):
+                return self._value_meta_for(id)
+
         known = {id: meta for id in ids if (meta := self._cached(id, READY_STATES))}
         yield from known.items()
         for id, meta in waiting.each(
             (id for id in ids if id not in known),
-            lambda wanted: self._fetch(wanted, READY_STATES, self._value_meta_for),
+            lambda wanted: self._fetch(wanted, READY_STATES, read),
             delay=waiting.schedule(interval),
             timeout=timeout,
             on_interval=on_interval,
@@ -229,6 +238,16 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
                 ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
             ),
         )
+
+
+def _moment(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _is_rerun(request: Any) -> bool:
+    """Whether the task has run before, elsewhere perhaps: after a retry or a redelivery."""
+    delivery = getattr(request, "delivery_info", None) or {}
+    return bool(getattr(request, "retries", 0) or delivery.get("redelivered"))
 
 
 def _bytes(payload: bytes | str) -> bytes:

@@ -25,6 +25,7 @@ class Manifest:
         nesting: ``None`` where the values are a plain list.
         body: the body's signature, serialised.
         serializer: the content type of ``body``.
+        root: the root of the task that applied the chord, which its header inherits; ``None`` where none did.
     """
 
     run: int
@@ -32,6 +33,7 @@ class Manifest:
     nesting: list[Nesting] | None
     body: bytes
     serializer: str
+    root: str | None = None
 
     @property
     def flat(self) -> bool:
@@ -40,14 +42,15 @@ class Manifest:
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
-        head = {"run": self.run, "ids": self.ids, "nesting": self.nesting, "serializer": self.serializer}
+        names = ("run", "ids", "nesting", "serializer", "root")
+        head = {name: getattr(self, name) for name in names}
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.body
 
     @classmethod
     def loads(cls, text: bytes) -> Manifest:
         line, _, body = text.partition(b"\n")
         head = json.loads(line)
-        return cls(head["run"], tuple(head["ids"]), head["nesting"], body, head["serializer"])
+        return cls(head["run"], tuple(head["ids"]), head["nesting"], body, head["serializer"], head.get("root"))
 
 
 def leaf_ids(results: Iterable[ResultBase]) -> tuple[str, ...]:

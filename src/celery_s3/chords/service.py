@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from ..errors import ObjectMissing, PreconditionFailed
+from ..errors import CeleryS3Error, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
 from ..store.api import CREATE, Match, Store
 from ..store.parallel import Pool
@@ -24,6 +24,9 @@ from .tree import Leaves, Memory, Shape, Tree, frame
 __all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
 
 logger = logging.getLogger(__name__)
+
+#: How often a process goes after a chord that the store does not let it finish.
+ATTEMPTS = 5
 
 Outcome = Literal["sent", "failed"]
 #: Sends the body, or reports the failure: per member its payload and those of the tasks that it added, the
@@ -138,7 +141,7 @@ class Chords:
             held = self.claim(group, standing.run).read()
             if standing.ids == manifest.ids and not (held and held.decided):
                 return standing  # a redelivered applier: it joins the run in progress
-            again = Manifest(standing.run + 1, manifest.ids, manifest.nesting, manifest.body, manifest.serializer)
+            again = replace(manifest, run=standing.run + 1)
             try:
                 self.store.put(key, again.dumps(), precondition=Match(found.etag))
             except PreconditionFailed:
@@ -236,8 +239,17 @@ class Chords:
         if remaining <= 0:
             return claim.take_over(held)
         # Its owner may have died: otherwise this would be the last party ever to look.
-        self.later(remaining + 1, lambda: self.follow(ticket, act))
+        self.later(remaining + 1, lambda: self._follow_again(ticket, act))
         return False
+
+    def _follow_again(self, ticket: Ticket, act: Act, attempts: int = ATTEMPTS) -> None:
+        """Runs in a thread of its own, where nobody sees what is raised."""
+        try:
+            self.follow(ticket, act)
+        except CeleryS3Error:
+            logger.exception("Chord %s: its claim could not be followed", ticket.group)
+            if attempts > 1:
+                self.later(self.lease, lambda: self._follow_again(ticket, act, attempts - 1))
 
     def _now(self, ticket: Ticket) -> datetime:
         """The time on the server's clock."""

@@ -9,14 +9,17 @@ from urllib.parse import unquote, urlsplit
 from celery_s3.cost import Prices, requests_cost
 from celery_s3.dev.proxy import Record
 
-__all__ = ["by_task", "elsewhere", "million", "together"]
+__all__ = ["CLEANUP", "by_task", "elsewhere", "million", "together"]
 
 _MARK = "celery-task-meta-"
+_CHORDS = "/chords/"
+#: What stands for the deletion of a chord's parts, whose request names no key.
+CLEANUP = "chords"
 _MILLION = 1_000_000
 
 
 def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
-    """The requests for the result of each task id, by verb, whoever made them."""
+    """The requests for the result of each task id, and for the chord of each group id, by verb, whoever made them."""
     requests: dict[str, Counter[str]] = {}
     for record in records:
         task_id = _task_id(record)
@@ -41,7 +44,12 @@ def million(requests: Mapping[str, int], tasks: int, prices: Prices) -> float:
 
 
 def _task_id(record: Record) -> str:
-    return _path(record).partition(_MARK)[2]
+    path = _path(record)
+    if record.kind == "DeleteObjects":
+        return CLEANUP
+    if _CHORDS in path:
+        return path.partition(_CHORDS)[2].partition("/")[0]
+    return path.partition(_MARK)[2]
 
 
 def _name(record: Record) -> str:

@@ -124,6 +124,11 @@ class EmbeddedServer(S3Server):
             raise
         return self
 
+    def wait(self) -> None:
+        """Wait until the server ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def stop(self) -> None:
         """End the server, with everything temporary; a forked copy of this process leaves it alone."""
         atexit.unregister(self.stop)

@@ -60,6 +60,7 @@ class SeaweedFS(EmbeddedServer):
         directory: where data and log stay; ``None`` takes a temporary directory and removes it afterwards.
         bucket: created if it does not exist.
         access_key, secret_key: credentials to accept; a secret is made up where none is given.
+        port: where S3 answers; 0 takes a free one.
         timeout: seconds to wait until it is ready, per attempt.
 
     Raises:
@@ -73,12 +74,14 @@ class SeaweedFS(EmbeddedServer):
         bucket: str = "results",
         access_key: str = "celery-s3",
         secret_key: str = "",
+        port: int = 0,
         timeout: float = 30.0,
     ) -> None:
         self.directory = Path(directory).resolve() if directory else None
         self.bucket = bucket
         self.access_key = access_key
         self.secret_key = secret_key or secrets.token_urlsafe(24)
+        self._port = port
         self._timeout = timeout
         self._scratch: Path | None = None
         self._ports: dict[str, int] = {}
@@ -101,6 +104,7 @@ class SeaweedFS(EmbeddedServer):
 
     def _attempt(self, weed: str) -> bool:
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+        self._ports["s3.port"] = self._port or self._ports["s3.port"]
         self.endpoint_url = f"http://127.0.0.1:{self._ports['s3.port']}"
         scratch = self._scratch or Path()
         env = environment(

@@ -24,7 +24,8 @@ _CREDENTIAL = re.compile("key|secret|token|passw|credential", re.IGNORECASE)
 _NO_CREDENTIALS = (
     "the result backend's URL seems to hold credentials: remove them, change them where the URL was printed"
     " (`celery report` prints it), and set them in s3_backend_settings or the AWS environment."
-    " A literal `@` is written %40; the bucket has no port"
+    " A literal `@` is written %40. The bucket stands where other URLs have the server, which goes into"
+    " `endpoint_url=`: celery-s3://bucket/prefix?endpoint_url=http://localhost:9000"
 )
 _UNPARSABLE = (
     "the result backend's URL cannot be read: write celery-s3://bucket/prefix?region=eu-central-1, and in a value"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from celery_s3.errors import StoreError
+from celery_s3.errors import StoreError, Unreachable
 
 from .api import Entry, Object, Precondition, Store
 from .situation import PerProcess
@@ -135,5 +135,7 @@ class Counting:
         try:
             return request()
         except StoreError as exc:
-            self._tally.count(verb, requests=requests, up=up, error=exc)
+            # What reached no server was no request.
+            sent = 0 if isinstance(exc, Unreachable) else requests
+            self._tally.count(verb, requests=sent, up=up if sent else 0, error=exc)
             raise

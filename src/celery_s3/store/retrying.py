@@ -23,6 +23,7 @@ from celery_s3.settings import Settings
 
 from .api import Create, Entry, Object, Precondition, Store, batches
 from .counting import Tally
+from .deadline import remaining
 from .probe import PROBE
 
 __all__ = ["Policy", "Retrying", "policy_for"]
@@ -202,10 +203,12 @@ class _Budget:
         """Wait for the next try, or raise the error if there is none."""
         policy = self._policy()
         self.failures += 1
-        if self.failures > policy.retries:
+        wait = policy.wait(self.failures, error, self._means.random())
+        left = remaining()
+        if self.failures > policy.retries or (left is not None and wait > left):
             raise self._last(error) from error
         self._means.tally.retried(verb)
-        self._means.sleep(policy.wait(self.failures, error, self._means.random()))
+        self._means.sleep(wait)
 
     def _last(self, error: Transient) -> Transient:
         tries = "1 try" if self.failures == 1 else f"{self.failures} tries"

@@ -136,6 +136,9 @@ def meaning(answer: Answer, request: Request) -> type[StoreError]:
     if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
         return WrongRegion
     kind = _BY_CODE.get(answer.code) or _of_status(answer.status)
+    if kind is AccessDenied and answer.code not in ("", "AccessDenied"):
+        # as InvalidObjectState of an archived object: it is there, and must never read as missing
+        kind = BadRequest
     return _absent(answer, request) if kind is ObjectMissing else kind
 
 

@@ -1,0 +1,131 @@
+"""``celery s3 chords``: chords in flight, and mending those that are stuck."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import click
+
+from ..backends.s3 import S3Backend
+from ..chords.manifest import Manifest
+from ..chords.survey import Chord
+from ..errors import CeleryS3Error
+from .context import dry_run_option, json_option, with_backend
+from .output import bar, duration, print_json, print_table
+
+__all__ = ["command"]
+
+NEEDY = ("stuck", "complete")
+#: Columns of a terminal that leave room for a bar.
+WIDE = 110
+
+
+class _Found(NamedTuple):
+    """A chord, and the state it was in before it was mended."""
+
+    chord: Chord
+    was: str = ""
+
+
+@click.command("chords")
+@click.argument("groups", nargs=-1, metavar="[GROUP_ID]...")
+@click.option("--all", "settled", is_flag=True, help="Also chords that are sent or failed, of the last 15 days.")
+@click.option("--repair", is_flag=True, help="Mend what is stuck: send what is complete and unsent.")
+@dry_run_option
+@json_option
+@with_backend
+def command(
+    backend: S3Backend, groups: Sequence[str], settled: bool, repair: bool, dry_run: bool, as_json: bool
+) -> None:
+    """List chords in flight and mend stuck ones.
+
+    All of them, or those with these GROUP_IDs. A chord is running, complete (about to be claimed), claimed (being
+    sent) or stuck: all parts are there and nobody went on, whoever claimed it died, or a member has a result but no
+    part. --repair mends that from what is stored. It may run beside workers, and sends nothing that is decided.
+
+    Needs s3:ListBucket; --repair also the broker. The exit code is 0 only when nothing is stuck.
+    """
+    found = [_Found(chord) for chord in backend.repairs.survey.chords(groups, settled=settled or bool(groups))]
+    if repair and not dry_run:
+        backend.app.loader.import_default_modules()
+        found = [_mended(backend, one.chord) for one in found]
+    found.sort(key=lambda one: -one.chord.age)
+    if as_json:
+        print_json([_record(backend, one) for one in found])
+    else:
+        _print(backend, found, repair and dry_run)
+    missing = set(groups) - {one.chord.group for one in found}
+    for group in sorted(missing):
+        click.echo(f"There is no chord {group}.", err=True)
+    if missing or any(one.chord.state == "stuck" for one in found):
+        raise SystemExit(1)
+
+
+def _mended(backend: S3Backend, chord: Chord) -> _Found:
+    if chord.state not in NEEDY:
+        return _Found(chord)
+    try:
+        after = backend.repairs.repair(chord)
+    except CeleryS3Error as exc:
+        click.echo(f"Chord {chord.group} could not be mended: {exc}", err=True)
+        return _Found(replace(chord, state="stuck"))
+    return _Found(after or replace(chord, state="sent"), chord.state)
+
+
+def _record(backend: S3Backend, found: _Found) -> dict[str, Any]:
+    chord = found.chord
+    return {
+        "group": chord.group,
+        "run": chord.manifest.run,
+        "state": chord.state,
+        "was": found.was or None,
+        "reason": chord.reason or None,
+        "done": chord.done,
+        "size": len(chord.manifest.ids),
+        "started": chord.started,
+        "age": round(chord.age),
+        "body": _body(backend, chord.manifest),
+    }
+
+
+def _print(backend: S3Backend, found: Sequence[_Found], dry_run: bool) -> None:
+    if found:
+        print_table(("GROUP", "AGE", "DONE", "STATE", "BODY"), [_row(backend, one) for one in found])
+    stuck = [one.chord for one in found if one.chord.state == "stuck"]
+    for chord in stuck:
+        click.echo(f"{chord.group} is stuck: {chord.reason or 'see above'}.")
+    flying = sum(not one.chord.decided for one in found)
+    mended = sum(bool(one.was) for one in found)
+    would = sum(one.chord.state in NEEDY for one in found)
+    click.echo(f"{flying} in flight, {len(stuck)} stuck" + (f", {mended} mended" if mended else "") + ".")
+    if dry_run:
+        click.echo(f"--repair would mend {would}.")
+    elif stuck and not mended:
+        click.echo("Mend them with `celery -A … s3 chords --repair`.")
+
+
+def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:
+    chord, size = found.chord, len(found.chord.manifest.ids)
+    done = bar(chord.done, size) if shutil.get_terminal_size().columns >= WIDE else f"{chord.done}/{size}"
+    state = f"{chord.state} (was {found.was})" if found.was else chord.state
+    return chord.group, duration(chord.age), done, state, _body(backend, chord.manifest)
+
+
+def _body(backend: S3Backend, manifest: Manifest) -> str:
+    """The names of the body's tasks: arguments may be secret."""
+    try:
+        return _names(backend.body_of(manifest))
+    except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
+        return f"? ({type(exc).__name__})"
+
+
+def _names(signature: Any) -> str:
+    members = getattr(signature, "tasks", None)
+    kind = signature["task"].removeprefix("celery.")
+    if kind not in ("chain", "group", "chord") or not members:
+        return str(signature["task"])
+    names = [_names(member) for member in members[:3]] + ["…"] * (len(members) > 3)
+    return f"{kind}({', '.join(names)})"

@@ -1,0 +1,79 @@
+"""How commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+__all__ = ["bar", "duration", "print_json", "print_table"]
+
+#: The color of a cell that says just that.
+COLORS = {"stuck": "red", "failed": "red", "complete": "yellow", "claimed": "yellow", "sent": "green"}
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; times as ISO 8601."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], colors: Mapping[str, str] | None = None) -> None:
+    """Print a table: on a terminal by rich, if that is installed, so that it fits; elsewhere one line for each row.
+
+    Arguments:
+        colors: by the first word of a cell.
+    """
+    safe = [[_printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty() and find_spec("rich"):
+        _rich_table(titles, safe, colors or COLORS)
+    else:
+        _text_table(titles, safe)
+
+
+def _printable(text: str) -> str:
+    """Ids are users' input: nothing in them reaches the terminal as a control character."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _text_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], colors: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=colors.get(cell.partition(" ")[0], "")) for cell in row))
+    for column in table.columns:
+        column.overflow = "fold"
+    Console().print(table)
+
+
+def bar(done: int, total: int, width: int = 10) -> str:
+    """How much is done, as ``12/50 ██········``."""
+    full = width * done // total if total else width
+    return f"{done}/{total} {'█' * full}{'·' * (width - full)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units, as ``3 h 12 m``."""
+    rest, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        amount, rest = divmod(rest, size)
+        if amount:
+            parts.append(f"{amount} {unit}")
+    return " ".join(parts[:2]) or "0 s"

@@ -1,0 +1,591 @@
+"""Chords on a real prefork worker, the same canvas beside them on Celery's Redis backend: what that returns, we do."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+import uuid
+import warnings
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import celery
+import chord_tasks
+import pytest
+from celery import Celery, chain, chord, group
+from celery.exceptions import ChordError
+from celery.exceptions import TimeoutError as NoResult
+
+from celery_s3.dev.process import environment, spawn, wait_until
+from celery_s3.dev.proxy import Proxy
+from celery_s3.errors import AccessDenied
+
+TASKS = Path(chord_tasks.__file__)
+#: Seconds that an answer may take; only a hang takes them.
+SOON = 30
+CELERY = tuple(int(number) for number in celery.__version__.split(".")[:2])
+
+
+class Side:
+    """An app, its tasks, and workers on it."""
+
+    def __init__(self, folder, conf):
+        self.folder = folder
+        self.conf = {"task_default_queue": f"chords-{uuid.uuid4().hex[:12]}", **conf}
+        self.app = Celery(self.conf["task_default_queue"], set_as_current=False)
+        self.app.conf.update(self.conf)
+        self.tasks = chord_tasks.register(self.app)
+        self.app.finalize()
+        self.workers = []
+
+    def start(self, *args, **env):
+        """Start a worker with two processes; its number."""
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        command = [sys.executable, "-m", "celery", "-A", TASKS.stem, "worker", "--loglevel=INFO", "--concurrency=2"]
+        command += [f"--hostname={log.stem}@localhost", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        path = os.pathsep.join([str(TASKS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {"PYTHONPATH": path, **env, "CELERY_S3_TEST_CONF": json.dumps(self.conf), "C_FORCE_ROOT": "1"}
+        process = spawn([*command, *args], log, environment(**env), self.folder, signal.SIGKILL)
+        self.workers.append((process, log))
+        assert wait_until(lambda: " ready." in log.read_text(), process, 30), log.read_text()
+        return process
+
+    @property
+    def log(self):
+        return "".join(log.read_text(errors="replace") for _, log in self.workers)
+
+    def received(self, result):
+        """How often the task has arrived at a worker."""
+        return self.log.count(f"[{result.id}] received")
+
+    def stop(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # results say good-bye to Redis, and connections of the pools end
+        for process, _ in self.workers:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.app.close()
+
+
+@pytest.fixture(scope="module")
+def side_on(tmp_path_factory):
+    """``side_on(server, **conf)``: a side with our backend; it ends with the module."""
+    with ExitStack() as stack:
+
+        def make(server=None, worker=True, **conf):
+            if server is not None:
+                settings = server.settings() | {"base_path": f"chords-{uuid.uuid4().hex[:12]}/"}
+                settings |= conf.pop("s3_backend_settings", {})
+                conf = {"result_backend": "celery_s3.backends.S3Backend", "s3_backend_settings": settings, **conf}
+            side = Side(tmp_path_factory.mktemp("side"), conf)
+            stack.callback(side.stop)
+            if worker:
+                side.start()
+            return side
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def ours(side_on, seaweed, redis_url):
+    return side_on(seaweed, broker_url=redis_url)
+
+
+@pytest.fixture(scope="module")
+def redis(side_on, redis_url):
+    return side_on(broker_url=redis_url, result_backend=f"{redis_url.removesuffix('0')}1")
+
+
+# -- the same canvas on both
+
+CASES = {}
+
+
+def case(fn):
+    CASES[fn.__name__] = fn
+    return fn
+
+
+def _of(size):
+    return lambda t: chord([t.add.si(number) for number in range(size)], t.echo.s())
+
+
+CASES |= {f"list_of_{size}": _of(size) for size in (1, 2, 31, 32, 33, 65)}
+CASES |= {
+    "group": lambda t: chord(group(t.add.si(n) for n in range(4)), t.echo.s()),
+    "generator": lambda t: chord((t.add.si(n) for n in range(40)), t.echo.s()),
+    "tuple": lambda t: chord((t.add.si(1), t.add.si(2)), t.echo.s()),
+    "upgraded": lambda t: group(t.add.si(n) for n in range(5)) | t.total.s(),
+    "upgraded_in_a_chain": lambda t: t.add.si(1) | group(t.add.s(n) for n in range(5)) | t.total.s() | t.add.s(1),
+    "empty": lambda t: chord([], t.echo.s()),
+    "chains": lambda t: chord([chain(t.add.si(1), t.add.s(5)), chain(t.add.si(2), t.add.s(6), t.add.s(7))], t.echo.s()),
+    "chain_that_ends_in_a_group": lambda t: chord(
+        [t.add.si(7), chain(t.add.si(1), group(t.add.s(2), t.add.s(3))), t.add.si(2)], t.echo.s()
+    ),
+    "nested_group": lambda t: chord(
+        [t.add.si(1), group(t.add.si(2), t.add.si(3), t.add.si(9)), t.add.si(4)], t.echo.s()
+    ),
+    "deeply_nested_groups": lambda t: chord(
+        [group(t.add.si(1), group(t.add.si(2), t.add.si(3)), t.add.si(4)), group(t.add.si(5))], t.echo.s()
+    ),
+    "group_of_groups": lambda t: chord(
+        group(group(t.add.si(1), t.add.si(2)), group(t.add.si(3), t.add.si(4))), t.echo.s()
+    ),
+    "generator_of_groups": lambda t: chord((group(t.add.si(n), t.add.si(n + 1)) for n in range(3)), t.echo.s()),
+    "generator_of_chains": lambda t: chord((chain(t.add.si(n), t.add.s(n)) for n in range(3)), t.echo.s()),
+    "nested_chord": lambda t: chord([chord([t.add.si(1), t.add.si(2)], t.total.s()), t.add.si(7)], t.echo.s()),
+    "nested_chords": lambda t: chord(
+        [chord([t.add.si(1), chord([t.add.si(2), t.add.si(3)], t.total.s())], t.total.s()), t.add.si(7)], t.echo.s()
+    ),
+    "chord_that_ends_in_a_group": lambda t: chord(
+        [chord([t.add.si(1), t.add.si(2)], group(t.echo.s(), t.total.s())), t.add.si(7)], t.echo.s()
+    ),
+    "only_nested_chords": lambda t: chord(
+        [chord([t.add.si(n), t.add.si(n)], t.total.s()) for n in range(3)], t.echo.s()
+    ),
+    "body_is_a_chain": lambda t: chord([t.add.si(1), t.add.si(2)], chain(t.total.s(), t.add.s(10), t.echo.s())),
+    "body_is_a_group": lambda t: chord([t.add.si(1), t.add.si(2)], group(t.total.s(), t.echo.s())),
+    "body_is_a_chord": lambda t: chord([t.add.si(1), t.add.si(2)], chord([t.total.s(), t.echo.s()], t.echo.s())),
+    "body_is_a_chain_with_a_group": lambda t: chord(
+        [t.add.si(1), t.add.si(2)], chain(t.total.s(), group(t.add.s(1), t.add.s(2)))
+    ),
+    "body_is_a_chain_with_a_chord": lambda t: chord(
+        [t.add.si(1), t.add.si(2)], chain(t.total.s(), group(t.add.s(1), t.add.s(2)), t.echo.s())
+    ),
+    "chords_in_a_chain": lambda t: chain(
+        group(t.add.si(1), t.add.si(2)), t.total.s(), group(t.add.s(1), t.add.s(2)), t.total.s(), t.add.s(1)
+    ),
+    "chord_after_a_task": lambda t: chain(t.add.si(4), chord([t.add.s(1), t.add.s(2)], t.echo.s())),
+    "replaced": lambda t: chord([t.becomes.si(1), t.add.si(5, 5)], t.echo.s()),
+    "replaced_by_a_group": lambda t: chord([t.becomes_group.si(1), t.add.si(5, 5)], t.echo.s()),
+    "replaced_by_a_chord": lambda t: chord([t.becomes_chord.si(1), t.add.si(5, 5)], t.echo.s()),
+    "retried": lambda t: chord([t.flaky.si(1), t.add.si(5, 5)], t.echo.s()),
+    "results_of_all_kinds": lambda t: chord(
+        [t.echo.si(value) for value in (None, "", "ä€", 0, 1.5, True, [], [[1], {"a": [None]}], {"b": "c"})], t.echo.s()
+    ),
+    "large_values": lambda t: chord([t.big.si(size) for size in (10, 5_000, 100_000, 4_096)], t.echo.s()),
+    "immutable_body": lambda t: chord([t.add.si(1), t.add.si(2)], t.echo.si("alone")),
+    "a_member_fails": lambda t: chord([t.add.si(1), t.fail.si(), t.add.si(2)], t.echo.s()),
+    "another_error": lambda t: chord([t.fail_key.si(), t.add.si(2)], t.echo.s()),
+    "all_members_fail": lambda t: chord([t.fail.si(), t.fail.si()], t.echo.s()),
+    "a_chain_in_it_fails": lambda t: chord([chain(t.fail.si(), t.add.s(1)), t.add.si(2)], t.echo.s()),
+    "the_body_fails": lambda t: chord([t.add.si(1), t.add.si(2)], t.fail.s()),
+    "a_chain_after_it_fails": lambda t: chord([t.fail.si(), t.add.si(2)], t.echo.s()) | t.add.s(1),
+    "fails_before_a_chain": lambda t: chord([t.fail.si(), t.add.si(2)], chain(t.echo.s(), t.echo.s())),
+    "fails_before_a_chord": lambda t: chord([t.fail.si(), t.add.si(2)], chord([t.echo.s(), t.echo.s()], t.echo.s())),
+    "unknown_member": lambda t: chord([t.add.si(1), t.app.signature("nobody.knows", immutable=True)], t.echo.s()),
+}
+CASES |= {
+    "fails_before_a_group": lambda t: chord([t.fail.si(), t.add.si(2)], group(t.echo.s(), t.echo.s())),
+    "inner_chord_fails": lambda t: chord([chord([t.add.si(1), t.fail.si()], t.total.s()), t.add.si(7)], t.echo.s()),
+    "inner_body_fails": lambda t: chord([chord([t.add.si(1), t.add.si(2)], t.fail.s()), t.add.si(7)], t.echo.s()),
+    "rejected": lambda t: chord([t.reject.si(), t.add.si(2)], t.echo.s()),
+    "lost": lambda t: chord([t.add.si(1), t.die.si()], t.echo.s()),
+    "past_its_time_limit": lambda t: chord([t.add.si(1), t.forever.si().set(time_limit=1)], t.echo.s()),
+    "expired": lambda t: chord([t.add.si(1), t.add.si(2).set(expires=-5)], t.echo.s()),
+    "adds": lambda t: chord([t.adds.si(1, [5]), t.add.si(5, 5)], t.total.s()),
+    "without_results": lambda t: chord([t.quiet.si(n) for n in range(5)], t.echo.s()),
+    "some_without_results": lambda t: chord(
+        [t.add.si(0).set(ignore_result=True), t.add.si(1), t.quiet.si(7)], t.echo.s()
+    ),
+}
+FAILED = "celery.exceptions.ChordError: Dependency ID raised Unlucky('no luck')"
+#: Where we differ from the Redis backend: what we do, and why.
+DIFFERENT = {
+    # Redis gives the values flat, in the order in which they came; any backend that joins gives them as they were sent.
+    "generator_of_groups": [[1, 2], [2, 3], [3, 4]],
+    # On Redis whoever waits for these waits for ever.
+    "fails_before_a_chord": FAILED,
+    "inner_chord_fails": FAILED.replace(
+        "Unlucky('no luck')", "ChordError(\"Dependency ID raised Unlucky('no luck')\")"
+    ),
+}
+
+
+def outcome(result, timeout=SOON):
+    """The value, or what is stored as the error, without the ids in it.
+
+    Without propagation: Celery would raise the error of a header's member, where it sees that before the body's.
+    """
+    try:
+        value = result.get(timeout=timeout, propagate=False)
+    except NoResult:
+        return "nothing"
+    return said(value)
+
+
+def said(value):
+    if isinstance(value, list):
+        return [said(one) for one in value]
+    if isinstance(value, BaseException):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", f"{name}: {value}")
+    return value
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENT])
+def test_what_redis_returns(ours, redis, name):
+    """Values, their order and nesting, and errors are those of Celery's own Redis backend; the body is sent once."""
+    sent = [(side, CASES[name](side.tasks).apply_async()) for side in (ours, redis)]
+    mine, theirs = (outcome(result) for _, result in sent)
+    assert mine == theirs
+    assert mine != "nothing"
+    result = sent[0][1]
+    assert ours.received(result) <= 1
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_redis_does_otherwise(ours, name):
+    """Where Redis loses the order or waits for ever, values come in the order of the canvas, and failures arrive."""
+    assert outcome(CASES[name](ours.tasks).apply_async()) == DIFFERENT[name]
+
+
+# -- callbacks
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def both(ours, redis, tmp_path):
+    """``both(canvas)``: what the canvas, made with tasks and a file, leaves in the file and ends in, if the same on both."""
+
+    def run(canvas, expected):
+        found = []
+        for side, name in ((ours, "ours"), (redis, "redis")):
+            path = tmp_path / name
+            end = outcome(canvas(side.tasks, str(path)).apply_async())
+            deadline = time.monotonic() + SOON
+            while len(lines(path)) < expected and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)
+            found.append((end, sorted(re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", line) for line in lines(path))))
+        mine, theirs = found
+        assert mine == theirs
+        return mine
+
+    return run
+
+
+def test_links(both):
+    """What is linked to a chord and to its members is called with their values."""
+
+    def canvas(t, path):
+        members = [t.add.si(1, 1), t.add.si(2, 2)]
+        members[0].link(t.note_value.s(path))
+        whole = chord(members, t.total.s())
+        whole.link(t.note_value.s(path))
+        return whole
+
+    assert both(canvas, 2) == (6, ["2", "6"])
+
+
+@pytest.mark.parametrize("on_header", [False, True])
+@pytest.mark.parametrize("failing", ["header", "body"])
+def test_link_error(ours, redis, both, on_header, failing, request):
+    """Errbacks of both kinds are called as often as on Redis, whether header or body fails."""
+    for side in (ours, redis):
+        side.app.conf.task_allow_error_cb_on_chord_header = on_header
+        request.addfinalizer(lambda side=side: side.app.conf.update(task_allow_error_cb_on_chord_header=False))
+
+    def canvas(t, path):
+        whole = chord([t.add.si(1), (t.fail if failing == "header" else t.add).si(2)], t.fail.s())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            whole.link_error(t.note_error.s(path))
+            whole.link_error(t.note_failure.s(path))
+        return whole
+
+    end, notes = both(canvas, 2)
+    assert notes
+    assert failing == "header" or not end.startswith("celery.exceptions.ChordError")
+
+
+def test_errbacks_of_a_group_body(both):
+    """Each task of a group that is not to come has its errback called."""
+
+    def canvas(t, path):
+        tasks = [t.echo.s(), t.echo.s()]
+        for task in tasks:
+            task.link_error(t.note_failure.s(path))
+        return chord([t.fail.si(), t.add.si(2)], group(tasks))
+
+    both(canvas, 2)
+
+
+def test_stamps(ours, redis):
+    """Members and body carry the stamps of the canvas."""
+    from celery.canvas import StampingVisitor
+
+    class Visitor(StampingVisitor):
+        def on_signature(self, sig, **headers):
+            return {"batch": "42", "stamped_headers": ["batch"]}
+
+    found = []
+    for side in (ours, redis):
+        canvas = chord([side.tasks.stamps.si(), side.tasks.add.si(1)], side.tasks.echo.s())
+        canvas.stamp(visitor=Visitor())
+        found.append(outcome(canvas.apply_async()))
+    assert found[0] == found[1]
+    assert found[0][0]
+
+
+# -- applied again, revoked, in other formats
+
+
+def test_the_same_frozen_signature_twice(ours):
+    """A task that stands twice in a header runs twice, and its value stands in both places. Redis waits for ever."""
+    same = ours.tasks.add.si(3).clone()
+    same.freeze()
+    assert outcome(chord([same, ours.tasks.add.si(1), same], ours.tasks.echo.s()).apply_async()) == [4, 2, 4]
+
+
+def test_a_frozen_chord_applied_again(ours, tmp_path):
+    """Each time its body is sent once, with the values of that time."""
+    path = tmp_path / "notes"
+    canvas = chord([ours.tasks.add.si(1), ours.tasks.add.si(2)], ours.tasks.note_value.s(str(path)))
+    canvas.freeze()
+    for times in (1, 2, 3):
+        canvas.apply_async()
+        deadline = time.monotonic() + SOON
+        while len(lines(path)) < times and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert lines(path) == ["[2, 3]"] * times
+
+
+def test_revoked(ours, redis):
+    """A member that is revoked before it runs fails the chord, reported by the worker's main process."""
+    ends = []
+    for side in (ours, redis):
+        waits = side.tasks.add.si(1).set(countdown=2)
+        result = chord([waits, side.tasks.add.si(2)], side.tasks.echo.s()).apply_async()
+        time.sleep(0.3)
+        result.parent[0].revoke()
+        ends.append(outcome(result))
+    assert ends[0] == ends[1]
+    assert "TaskRevokedError" in ends[0]
+
+
+def test_get_raises_as_the_body_does(ours):
+    """``get()`` raises the ChordError, and does not wait for members that are still running."""
+    began = time.monotonic()
+    with pytest.raises(ChordError, match="no luck"):
+        chord([ours.tasks.fail.si(), ours.tasks.add.si(2)], ours.tasks.echo.s()).apply_async().get(timeout=SOON)
+    assert time.monotonic() - began < SOON
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"task_serializer": "pickle", "result_serializer": "pickle", "accept_content": ["pickle", "json"]},
+        {"task_protocol": 1},
+        {"result_compression": "gzip", "task_compression": "gzip"},
+        {"result_extended": True, "task_track_started": True},
+    ],
+    ids=["pickle", "protocol_1", "compressed", "extended"],
+)
+def test_formats(side_on, seaweed, redis_url, conf):
+    """Serializers, the old message protocol, compression: the same values, and exceptions keep their type."""
+    side = side_on(seaweed, broker_url=redis_url, **conf)
+    t = side.tasks
+    names = ["list_of_33", "generator_of_groups", "nested_chord", "body_is_a_chord", "chain_that_ends_in_a_group"]
+    sent = {name: CASES[name](t).apply_async() for name in [*names, "replaced", "adds", "a_member_fails"]}
+    assert outcome(sent["list_of_33"]) == [n + 1 for n in range(33)]
+    assert outcome(sent["generator_of_groups"]) == [[1, 2], [2, 3], [3, 4]]
+    assert outcome(sent["nested_chord"]) == [5, 8]
+    assert outcome(sent["body_is_a_chord"]) == [5, [2, 3]]
+    assert outcome(sent["chain_that_ends_in_a_group"]) == [8, [4, 5], 3]
+    assert outcome(sent["replaced"]) == [101, 10]
+    assert outcome(sent["adds"]) == 17
+    failed = sent["a_member_fails"].get(propagate=False, timeout=SOON)
+    assert isinstance(failed, ChordError)
+    if "task_serializer" in conf and CELERY >= (5, 5):
+        assert isinstance(failed.__cause__, chord_tasks.Unlucky)
+
+
+def test_thousand_members(ours):
+    """1,025 members are three levels; the body gets all values in order, and once."""
+    result = chord([ours.tasks.add.si(n, 0) for n in range(1025)], ours.tasks.echo.s()).apply_async()
+    assert result.get(timeout=60) == list(range(1025))
+    assert ours.received(result) == 1
+
+
+# -- once
+
+
+class Twice:
+    """Publishes each of an app's messages twice, in any order, the second time as a broker delivers again."""
+
+    def __init__(self, app, seed):
+        self.app = app
+        self.random = random.Random(seed)
+        self.held = []
+        self.send = app.amqp.send_task_message
+        app.amqp.send_task_message = self.hold
+
+    def hold(self, producer, name, message, **options):
+        self.held.append((name, message, options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.app.amqp.send_task_message = self.send
+        again = [
+            (name, message, {**options, "delivery_info": {"redelivered": True}}) for name, message, options in self.held
+        ]
+        messages = [*self.held, *again]
+        self.random.shuffle(messages)
+        with self.app.producer_pool.acquire(block=True) as producer:
+            for name, message, options in messages:
+                self.send(producer, name, message, **options)
+
+
+@pytest.mark.parametrize("deduplicate", [False, True], ids=["every_delivery_runs", "deduplicated"])
+def test_every_header_task_is_delivered_twice(side_on, seaweed, redis_url, tmp_path, deduplicate):
+    """In any order, several at a time: each body is sent once, and no error is reported, before it or after."""
+    conf = {"task_acks_late": True, "worker_deduplicate_successful_tasks": deduplicate}
+    side = side_on(seaweed, broker_url=redis_url, **conf)
+    t, expected = side.tasks, {}
+    for seed, size in enumerate([1, 2, 3, 10, 32, 33, 40]):
+        path = tmp_path / f"notes-{seed}"
+        body = t.note_value.s(str(path))
+        body.link_error(t.note_error.s(str(path)))
+        with Twice(side.app, seed):
+            result = chord([t.add.si(n, 0) for n in range(size)], body).apply_async()
+        expected[path] = result, list(range(size))
+    for result, values in expected.values():
+        assert result.get(timeout=SOON) == values
+    arrived = 2 * sum(len(values) for _, values in expected.values())
+    wait(lambda: side.log.count("Task add[") >= 2 * arrived)
+    time.sleep(1)
+    for path, (result, values) in expected.items():
+        assert lines(path) == [json.dumps(values)]
+        assert side.received(result) == 1
+
+
+def test_a_member_that_fails_the_second_time(ours, tmp_path):
+    """A delivery that fails beside one that succeeds: body or error, whichever came first, and never both."""
+    t, notes = ours.tasks, []
+    for seed in range(8):
+        path, mark = tmp_path / f"notes-{seed}", tmp_path / f"mark-{seed}"
+        body = t.note_value.s(str(path))
+        body.link_error(t.note_error.s(str(path)))
+        with Twice(ours.app, seed):
+            chord([t.once.si(str(mark), n) for n in (1, 1)] + [t.add.si(1, 0)], body).apply_async()
+        notes.append(path)
+    for path in notes:
+        wait(lambda path=path: lines(path))
+    time.sleep(2)
+    assert [len(lines(path)) for path in notes] == [1] * len(notes)
+
+
+def wait(condition, timeout=SOON):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout} s"
+        time.sleep(0.05)
+
+
+# -- what it costs
+
+
+@pytest.mark.parametrize(("task", "each"), [("add", 2), ("quiet", 1)])
+def test_requests_of_64_members(side_on, seaweed, redis_url, task, each):
+    """Per member two writes, one where its result is ignored, and 0.04 of summaries; at most four reads; no LIST."""
+    with Proxy(seaweed) as proxy:
+        side = side_on(proxy, broker_url=redis_url)
+        chord([side.tasks.add.si(n) for n in range(4)], side.tasks.count.s()).apply_async().get(timeout=SOON)
+        time.sleep(0.5)
+        proxy.reset()
+        path = side.folder / "done"
+        member = getattr(side.tasks, task)
+        chord([member.si(n) for n in range(64)], side.tasks.note_value.s(str(path))).apply_async()
+        wait(lambda: lines(path))
+        time.sleep(1)
+        counts = proxy.counts()
+    small = 6  # manifest, claim (created, renewed, marked), and the body's result
+    assert counts["PUT"] <= 64 * (each + 0.04) + small
+    assert counts["GET"] <= 64 * 4
+    assert counts["LIST"] == counts["HEAD"] == 0
+    assert counts["DeleteObjects"] <= 2
+
+
+def test_waiting_for_a_large_chord(side_on, seaweed, redis_url):
+    """``get()`` on the body of a chord of 1,000 makes at most 40 requests more than on a lone task of that length."""
+    side = side_on(seaweed, broker_url=redis_url)
+    with Proxy(seaweed) as proxy:
+        settings = side.conf["s3_backend_settings"] | {"endpoint_url": proxy.endpoint_url}
+        client = Side(side.folder, {**side.conf, "s3_backend_settings": settings})
+        began = time.monotonic()
+        result = chord([client.tasks.add.si(n) for n in range(1000)], client.tasks.count.s()).apply_async()
+        proxy.reset()
+        sent = time.monotonic()
+        assert result.get(timeout=60) == 1000
+        length, mine = time.monotonic() - sent, sum(proxy.counts().values())
+        assert time.monotonic() - began < 60
+        lone = client.tasks.nap.delay("rested", length)
+        proxy.reset()
+        assert lone.get(timeout=60) == "rested"
+        alone = sum(proxy.counts().values())
+        client.stop()
+    assert mine <= alone + 40
+
+
+# -- where it cannot work
+
+
+def test_a_body_too_large_for_the_broker(side_on, seaweed, sqs):
+    """The chord ends in an error that names the size and the remedy, and an outer chord hears of it."""
+    side = side_on(seaweed, **sqs.broker())
+    t = side.tasks
+    small = chord([t.add.si(n) for n in range(3)], t.echo.s()).apply_async()
+    assert small.get(timeout=SOON) == [1, 2, 3]
+    inner = chord([t.big.si(60_000) for _ in range(30)], t.echo.s())
+    outer = chord([inner, t.add.si(1)], t.echo.s()).apply_async()
+    error = outer.get(timeout=SOON, propagate=False)
+    assert isinstance(error, ChordError)
+    assert "30 values make a message of 1,80" in str(error)
+    assert "let the header's tasks store what is large" in str(error)
+
+
+def test_chosen_by_hand(side_on, seaweed, redis_url):
+    """``native_chords: False`` leaves chords to Celery's polling task."""
+    side = side_on(seaweed, broker_url=redis_url, result_backend_transport_options={"native_chords": False})
+    result = chord([side.tasks.add.si(n) for n in range(3)], side.tasks.echo.s()).apply_async()
+    assert result.get(timeout=SOON) == [1, 2, 3]
+    assert "celery.chord_unlock" in side.log
+
+
+def test_a_server_without_conditional_writes(side_on, seaweed, redis_url, caplog):
+    """Chords are left to Celery's polling task, with one warning for all of them."""
+    with Proxy(seaweed, strip_preconditions=True) as proxy:
+        side = side_on(proxy, broker_url=redis_url)
+        results = [chord([side.tasks.add.si(n)] * 2, side.tasks.echo.s()).apply_async() for n in range(3)]
+        assert [result.get(timeout=SOON) for result in results] == [[1, 1], [2, 2], [3, 3]]
+        side.stop()
+    assert "celery.chord_unlock" in side.log
+    warned = [record for record in caplog.records if "ignores conditional writes" in record.message]
+    assert len(warned) == 1
+
+
+def test_a_producer_that_may_not_write(side_on, seaweed, redis_url):
+    """It is told at ``apply_async``, and nothing is published."""
+    with Proxy(seaweed) as proxy:
+        side = side_on(proxy, worker=False, broker_url=redis_url)
+        assert side.app.backend.results.conditional.supported()
+        proxy.fail("PUT", "access_denied", times=-1)
+        with pytest.raises(AccessDenied, match="s3:PutObject"):
+            chord([side.tasks.add.si(1)], side.tasks.echo.s()).apply_async()
+        with side.app.connection_for_write() as connection:
+            assert connection.default_channel.client.llen(side.conf["task_default_queue"]) == 0

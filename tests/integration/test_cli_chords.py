@@ -1,0 +1,282 @@
+"""``celery -A … s3 chords`` and ``s3 dev`` as a user runs them: real commands, SeaweedFS, and a broker of files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from celery import Celery, chain, chord, states
+from celery.app.task import Context
+
+from celery_s3.chords import Ticket
+from celery_s3.dev.process import free_ports
+
+MODULE = """
+import json, os
+from celery import Celery
+from celery_s3.backends import chords
+
+chords.SHORTEST_LEASE = 0.3
+app = Celery("proj")
+app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
+
+app.conf.task_routes = {"proj.total": {"queue": "special"}}
+
+@app.task(name="proj.total")
+def total(numbers):
+    return sum(numbers)
+"""
+
+#: With the module's setting, a lease of half a second.
+CONF = {"result_chord_join_timeout": 0.1, "broker_connection_timeout": 0.1, "task_publish_retry_policy": {}}
+CONF |= {"task_publish_retry": False}
+
+
+class Proj:
+    """An app, chords in every state, and the command."""
+
+    def __init__(self, app, folder):
+        self.app = app
+        self.backend = app.backend
+        self.folder = folder
+        (folder / "proj.py").write_text(MODULE)
+        self.env = {**os.environ, "CELERY_S3_TEST_CONF": json.dumps(app.test_conf), "COLUMNS": "80"}
+
+    def apply(self, size, delivered=0, body=None):
+        """A chord of which so many members have written their part and died; its group id."""
+        header = [self.app.signature("proj.member", ("a secret argument",)) for _ in range(size)]
+        result = chord(header, body or self.app.signature("proj.total"), app=self.app).apply_async()
+        ids = [member.id for member in result.parent.results]
+        for index in range(delivered):
+            self.deliver(result.parent.id, ids, index)
+        return result.parent.id
+
+    def deliver(self, group_id, ids, index):
+        payload = self.backend.encode([ids[index], states.SUCCESS, index]).encode()
+        return self.backend.chords.deliver(Ticket(group_id, 0, len(ids), True), ids[index], index, payload)
+
+    def failed(self):
+        """A chord that has failed."""
+        result = chord(
+            [self.app.signature("proj.member")], self.app.signature("proj.total"), app=self.app
+        ).apply_async()
+        (member,) = result.parent.results
+        request = Context({"id": member.id, "group": result.parent.id, "group_index": 0})
+        request.chord = json.loads(self.backend.encode(self.messages()[-1].payload[2]["chord"]))
+        self.backend.mark_as_failure(member.id, ValueError("no"), request=request)
+        return result.parent.id
+
+    def messages(self, queue=None):
+        """What is on a queue of files, taken off."""
+        with self.app.connection_for_read() as connection:
+            found = self.app.amqp.queues[queue or self.app.conf.task_default_queue](connection.default_channel)
+            found.declare()
+            return list(iter(lambda: found.get(no_ack=True), None))
+
+    def celery(self, *arguments, env=None, app="proj"):
+        command = [sys.executable, "-W", "error", "-m", "celery", "-A", app, "s3", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=self.folder, env=self.env | (env or {}), timeout=60
+        )
+
+    def json(self, *arguments):
+        done = self.celery("chords", "--json", *arguments)
+        assert not done.stderr or done.returncode, done.stderr
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture
+def proj(seaweed, make_app, tmp_path):
+    return Proj(make_app(seaweed, broker="filesystem", **CONF), tmp_path)
+
+
+def wait_for_the_lease():
+    time.sleep(1.2)
+
+
+def test_nothing_in_flight(proj):
+    """Without chords the command says so, and all is well."""
+    done = proj.celery("chords")
+    assert (done.returncode, done.stdout) == (0, "0 in flight, 0 stuck.\n"), done.stderr
+    assert proj.json() == (0, [])
+
+
+def test_the_list(proj):
+    """Each chord in flight is a line: group id, age, members done and expected, state, body; the exit code tells."""
+    running, complete = proj.apply(3, 1), proj.apply(2, 2, chain(proj.app.signature("a"), proj.app.signature("b")))
+    wait_for_the_lease()
+    done = proj.celery("chords")
+    lines = done.stdout.splitlines()
+    assert re.split(r"\s{2,}", lines[0]) == ["GROUP", "AGE", "DONE", "STATE", "BODY"]
+    rows = {cells[0]: cells[2:] for cells in (re.split(r"\s{2,}", line) for line in lines[1:3])}
+    assert rows == {running: ["1/3", "running", "proj.total"], complete: ["2/2", "stuck", "chain(a, b)"]}
+    assert f"{complete} is stuck: all parts are there, and nobody went on." in lines
+    assert "2 in flight, 1 stuck." in lines
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "secret" not in done.stdout
+
+
+def test_json(proj):
+    """The records have these names and types, whatever the state; ages are seconds."""
+    group_id = proj.apply(3, 3)
+    wait_for_the_lease()
+    code, (record,) = proj.json()
+    age, started = record.pop("age"), record.pop("started")
+    assert code == 1
+    assert 1 <= age < 60
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", started)
+    assert record == {
+        "group": group_id,
+        "run": 0,
+        "state": "stuck",
+        "was": None,
+        "reason": "all parts are there, and nobody went on",
+        "done": 3,
+        "size": 3,
+        "body": "proj.total",
+    }
+
+
+def test_repair(proj):
+    """--dry-run does nothing, --repair sends what is complete, once, to its task's queue; then all is well."""
+    stuck, running = proj.apply(2, 2), proj.apply(2, 1)
+    wait_for_the_lease()
+    done = proj.celery("chords", "--repair", "--dry-run")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "--repair would mend 1.")
+    assert proj.messages("special") == []
+
+    code, records = proj.json("--repair")
+    assert code == 0
+    assert {one["group"]: (one["state"], one["was"]) for one in records} == {
+        stuck: ("sent", "stuck"),
+        running: ("running", None),
+    }
+    (message,) = proj.messages("special")
+    assert (message.headers["task"], message.payload[0]) == ("proj.total", [[0, 1]])
+    done = proj.celery("chords", "--repair")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 in flight, 0 stuck.")
+    assert proj.messages("special") == []
+
+
+def test_chosen_chords(proj):
+    """Only the chords named are listed and mended, tombstones among them; an unknown one is an error."""
+    first, second = proj.apply(1, 1), proj.apply(1, 1)
+    wait_for_the_lease()
+    code, (record,) = proj.json("--repair", first)
+    assert (code, record["group"], record["state"]) == (0, first, "sent")
+    code, (record,) = proj.json(first)
+    assert (code, record["state"]) == (0, "sent")
+    code, (record,) = proj.json(second)
+    assert (code, record["state"]) == (1, "stuck")
+    done = proj.celery("chords", "nobody")
+    assert (done.returncode, done.stderr) == (1, "There is no chord nobody.\n")
+
+
+def test_all(proj):
+    """--all tells tombstones too; they are no trouble."""
+    failed, stuck = proj.failed(), proj.apply(1, 1)
+    wait_for_the_lease()
+    assert proj.json("--repair")[0] == 0
+    assert proj.json() == (0, [])
+    code, records = proj.json("--all")
+    assert (code, {one["group"]: one["state"] for one in records}) == (0, {failed: "failed", stuck: "sent"})
+    done = proj.celery("chords", "--all")
+    assert done.stdout.splitlines()[-1] == "0 in flight, 0 stuck."
+
+
+def test_without_a_broker(proj):
+    """Where the broker does not answer, the chord stays as it is, the reason is told, and the exit code is 1."""
+    group_id = proj.apply(1, 1)
+    wait_for_the_lease()
+    conf = proj.app.test_conf | {"broker_url": "redis://:hush@127.0.0.1:1/0"}
+    done = proj.celery("chords", "--repair", env={"CELERY_S3_TEST_CONF": json.dumps(conf)})
+    assert done.returncode == 1
+    assert f"Chord {group_id} could not be mended" in done.stderr
+    assert "hush" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert proj.json("--repair")[0] == 0
+
+
+def test_errors_are_one_line(proj, seaweed):
+    """A bucket that does not exist, wrong keys: one line with the remedy, no secret, exit code 1."""
+    for change in ({"bucket": "no-such-bucket"}, {"aws_secret_access_key": "hush-hush"}):
+        conf = proj.app.test_conf | {"s3_backend_settings": proj.app.test_conf["s3_backend_settings"] | change}
+        done = proj.celery("chords", env={"CELERY_S3_TEST_CONF": json.dumps(conf)})
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: list s3://")
+        assert len(done.stderr.splitlines()) == 1
+        assert "hush" not in done.stderr + done.stdout
+        assert seaweed.secret_key not in done.stderr + done.stdout
+
+
+def test_no_module():
+    """Without an app the command says which app it means, and what to do."""
+    done = subprocess.run([sys.executable, "-m", "celery", "s3", "chords"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "not celery-s3's" in done.stderr
+
+
+def on_a_terminal(proj, *arguments, columns):
+    """What the command prints on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "celery", "-A", "proj", "s3", *arguments]
+    env = proj.env | {"COLUMNS": str(columns), "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=proj.folder, env=env)
+    os.close(theirs)
+    told = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            told += chunk
+    except OSError:
+        pass
+    process.wait()
+    os.close(ours)
+    return told.decode()
+
+
+def test_on_a_terminal(proj):
+    """On a terminal the table fits, ids stay whole, trouble is red, and a wide one has room for a bar."""
+    pytest.importorskip("rich")
+    group_id = proj.apply(4, 4)
+    wait_for_the_lease()
+    narrow = on_a_terminal(proj, "chords", columns=80)
+    assert re.search(r"\x1b\[31mstuck", narrow)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow)
+    assert group_id in plain
+    assert max(map(len, plain.split("\r\n")[:2])) <= 80
+    assert "4/4 ██████████" in re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(proj, "chords", columns=140))
+
+
+def test_dev(tmp_path):
+    """The server comes up on the port, prints settings that work, and ends with Ctrl-C; the data stays."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "celery", "s3", "dev", "--port", str(port), "--dir", str(tmp_path / "data")]
+    for expected in (None, 7):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            told = ""
+            while "secret_access_key" not in told:
+                line = process.stdout.readline()
+                if not line:
+                    pytest.skip(process.stderr.read())
+                told += line
+            assert f"http://127.0.0.1:{port}" in told
+            app = Celery("dev", set_as_current=False)
+            exec(told.partition("Settings:")[2], {"app": app})
+            stored = app.AsyncResult("kept").result
+            assert stored == expected
+            app.backend.store_result("kept", 7, states.SUCCESS)
+            app.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            process.stdout.close()
+            process.stderr.close()

@@ -1,0 +1,258 @@
+"""The protocol of chords, checked: the real code of every party, every interleaving of its requests.
+
+A party is a worker that delivers one member: its requests to the store, and the message to the broker, are the steps
+between which others go on. Nodes have two slots here instead of 32, so that few members make a tree. A crash is a
+party that stops before one of its steps, for each of them in turn. Time passes only where a test lets it.
+
+``make soak`` (or ``SOAK=1``) checks the larger ones too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pytest
+from interleavings import Run, Step, explore
+
+from celery_s3.chords import Chords, Manifest, tree
+from celery_s3.store.memory import MemoryStore
+from celery_s3.store.parallel import Pool
+
+LEASE = 30.0
+CLAIM = "base/chords/g/0/claim"
+soak = pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes: make soak")
+
+
+@pytest.fixture(autouse=True)
+def _small_nodes(monkeypatch):
+    monkeypatch.setattr(tree, "FAN_IN", 2)
+
+
+class StepwiseStore(MemoryStore):
+    """DeleteObjects is not atomic: one object a step."""
+
+    def delete_many(self, keys):
+        for key in keys:
+            self.delete(key)
+
+
+class Backwards(Pool):
+    """Does at last what others do first: what is done at the same time may end in any order."""
+
+    def map(self, fn, items):
+        return [fn(item) for item in reversed(list(items))][::-1]
+
+
+@dataclass(frozen=True)
+class Chord:
+    """What happens to one chord.
+
+    Attributes:
+        size: members.
+        again: the members that are delivered twice.
+        crash: a party, and the number of steps that it does.
+        stall: at some moment, the lease of whatever claim there is passes.
+        other: the second delivery of a member has another payload.
+        one_process: all parties are threads of one process.
+    """
+
+    size: int
+    again: tuple[int, ...] = ()
+    crash: tuple[str, int] | None = None
+    stall: bool = False
+    other: bool = False
+    one_process: bool = False
+    pool: type[Pool] = Pool
+
+
+@dataclass
+class Sent:
+    by: str
+    outcome: str
+    values: list[str]
+    #: how many steps its sender had done
+    at: int
+
+
+@dataclass
+class Timer:
+    due: float
+    by: str
+    fn: object = field(repr=False)
+
+
+class World(Run):
+    """A bucket, a clock, timers, and a broker."""
+
+    def __init__(self, chord: Chord) -> None:
+        super().__init__()
+        self.chord = chord
+        self.now = 1_000_000.0
+        self.sent: list[Sent] = []
+        self.timers: list[Timer] = []
+        self.log: list[tuple[str, str, str]] = []
+        self.redelivered = False
+        self.store = StepwiseStore(clock=lambda: self.now, before=self.request)
+        self.processes: dict[str, Chords] = {}
+        self._opened = False
+        self._shared = self.chords_of("everybody")
+        ids = tuple(f"t{index}" for index in range(chord.size))
+        self.ticket = self._shared.open("g", Manifest(0, ids, None, b"{}", "application/json"))
+        self._opened = True
+
+    # -- parties
+
+    def chords_of(self, process: str) -> Chords:
+        if self.chord.one_process and process != "everybody":
+            return self._shared
+        chords = Chords(self.store, self.chord.pool(1), "base/chords/", lease=LEASE, later=self.later)
+        self.processes[process] = chords
+        return chords
+
+    def begin(self) -> None:
+        for member in range(self.chord.size):
+            self.start(f"{member}", partial(self.deliver, f"{member}", member, f"v{member}"))
+        for member in self.chord.again:
+            payload = f"other{member}" if self.chord.other else f"v{member}"
+            self.start(f"{member}'", partial(self.deliver, f"{member}'", member, payload))
+        if self.chord.stall:
+            self.start("clock", self.stall)
+
+    def deliver(self, process: str, member: int, payload: str) -> None:
+        """What the backend does with a member's final state."""
+        chords = self.chords_of(process)
+        delivery = chords.deliver(self.ticket, f"t{member}", member, payload.encode())
+        delivery.look()
+        complete = delivery.climb()
+        if complete is not None:
+            chords.decide(delivery.ticket, *complete, self.act)
+
+    def act(self, parts, manifest, perhaps_sent):
+        values = [payload.decode() for part in parts for payload in part]
+        outcome = "failed" if any(value.startswith("other") for value in values) else "sent"
+        self.step(Step("publish"))
+        self.sent.append(Sent(self.current(), outcome, values, self.steps[self.current()]))
+        return outcome
+
+    def stall(self) -> None:
+        self.step(Step("time passes", CLAIM))
+        self.now += LEASE + 2
+
+    def later(self, seconds, fn) -> None:
+        self.timers.append(Timer(self.now + seconds, self.current(), fn))
+
+    # -- steps
+
+    def request(self, verb: str, key: str) -> None:
+        if not self._opened:
+            return
+        # Who wants to know the time writes an object and reads it: that depends on the clock alone.
+        clock = key.endswith("/now")
+        self.step(Step(f"{verb} {key}", CLAIM if clock else key, writes=verb != "GET" and not clock))
+
+    def step(self, step: Step) -> None:
+        self.pause(step)
+        self.log.append((self.current(), step.name, ""))
+
+    def version(self, object: str) -> object:
+        found = self.store._objects.get(object)
+        return self.now, found and found.etag
+
+    def crashes(self, party: str) -> bool:
+        return self.chord.crash == (party, self.steps[party])
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the party that is to crash got that far."""
+        if self.chord.crash is None:
+            return False
+        party, steps = self.chord.crash
+        return self.steps.get(party) == steps and bool(self.parties[party])
+
+    # -- what follows when nobody has a step left
+
+    def quiet(self) -> None:
+        """The earliest timers are due; after the last one, a broker delivers again what was not acknowledged."""
+        assert self.phase < 12, "timers for ever"
+        alive = [timer for timer in self.timers if not (self.crashed and timer.by == self.chord.crash[0])]
+        if alive:
+            due = min(timer.due for timer in alive)
+            self.now = max(self.now, due)
+            ripe = [timer for timer in alive if timer.due <= self.now + 1]
+            self.timers = [timer for timer in alive if timer not in ripe]
+            for number, timer in enumerate(ripe):
+                self.start(f"{timer.by.split('/')[0]}/{self.phase}.{number}", timer.fn)
+        elif self.crashed and not self.redelivered:
+            self.redelivered = True
+            member = int(self.chord.crash[0].strip("'"))
+            self.start("redelivered", partial(self.deliver, "redelivered", member, f"v{member}"))
+
+    def fingerprint(self):
+        objects = tuple(
+            (key, _without_nonce(found.body), found.modified) for key, found in sorted(self.store._objects.items())
+        )
+        timers = tuple((timer.due, timer.by) for timer in self.timers)
+        memories = tuple(
+            (name, str(sorted(chords._memory._nodes.items())), str(sorted(chords._memory.ragged)))
+            for name, chords in sorted(self.processes.items())
+        )
+        sent = tuple((one.outcome, *one.values) for one in self.sent), bool(self.sent) and self.explained()
+        return objects, timers, memories, sent, self.now, self.crashed, self.redelivered, self.phase
+
+    # -- what must hold
+
+    def check(self) -> None:
+        story = "\n".join(" ".join(each) for each in self.log)
+        assert len({(one.outcome, *one.values) for one in self.sent}) == 1, (
+            f"two outcomes or none: {self.sent}\n{story}"
+        )
+        if len(self.sent) > 1:
+            assert self.explained(), f"sent twice: {self.sent}\n{story}"
+        assert len(self.sent) < 3
+
+    def explained(self) -> bool:
+        """Whether the first sender died, or stalled for its lease, between its renewal and its mark."""
+        first = self.sent[0]
+        if self.crashed:
+            return self.chord.crash == (first.by, first.at)
+        if not self.chord.stall:
+            return False
+        steps = [(party, name) for party, name, _ in self.log]
+        mine = [index for index, (party, name) in enumerate(steps) if party == first.by and name.endswith("/claim")]
+        published = steps.index((first.by, "publish"))
+        renewed = max(index for index in mine if index < published)
+        marked = min(index for index in mine if index > published)
+        return renewed < steps.index(("clock", "time passes")) < marked
+
+
+def _without_nonce(body: bytes) -> bytes:
+    return re.sub(rb'"(nonce|owner)": "[^"]*"', b"", body)
+
+
+def verify(chord: Chord) -> Counter[str]:
+    """Check every run; how many there were, and of what kind."""
+    seen: Counter[str] = Counter()
+    for world in explore(lambda: World(chord)):
+        world.check()
+        seen["runs"] += 1
+        seen["crashed"] += world.crashed
+        seen["twice"] += len(world.sent) > 1
+        if chord.crash is None and not chord.stall:
+            assert world.phase == 1 or world.sent[0].by in world.parties
+    return seen
+
+
+def verify_crashes(chord: Chord) -> Counter[str]:
+    """The same, with each party dying before each of its steps in turn."""
+    seen: Counter[str] = Counter()
+    for party in [*map(str, range(chord.size)), *(f"{member}'" for member in chord.again)]:
+        for steps in range(60):
+            found = verify(replace(chord, crash=(party, steps)))
+            if not found["crashed"]:
+                break
+            seen += found
+    return seen
