@@ -4,6 +4,8 @@
 
     <base><global_keyprefix>celery-task-meta-<id>       a result
     <base><global_keyprefix>celery-taskset-meta-<id>    a saved group
+    <base><global_keyprefix>chords/<group id>/…         a chord: see chords/service.py
+    <base><global_keyprefix>chords-repaired             when chords were mended last: see backends/repair.py
     <base>celery-s3-probe                               see store/probe.py
 
 These are the names that celery-s3 1.0.1 and Celery's own ``s3`` backend use. An id goes into its key as it

@@ -216,3 +216,29 @@ def test_shape(size):
     for level, count in enumerate(shape.counts):
         covered = [leaf for slot in range(count) for leaf in shape.leaves(level, slot)]
         assert covered == list(range(size))
+
+
+def test_taken_over_twice_remembers_that_it_may_have_been_sent():
+    """A second takeover still knows that the first owner had renewed: the body's result is looked for first."""
+    world = World(1)
+    first, second, third = (world.chords.claim("g", 0) for _ in range(3))
+    assert first.take() is None
+    assert first.renew()
+    assert second.take_over(second.take())
+    held = third.take()
+    assert held.state == "renewed"
+
+
+def test_owner_that_finds_the_parts_gone_decides():
+    """Whoever takes over after a slow owner has cleaned up leaves no undecided claim behind."""
+    world = World(1)
+    slow = world.chords.claim("g", 0)
+    delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
+    tree, leaves = delivery.climb()
+    assert slow.take() is None
+    assert slow.renew()
+    world.store.delete_many([tree.key(0, 0)])
+    world.now += 100
+    world.chords.decide(world.ticket, tree, [None], world.act)
+    assert world.sent == []
+    assert world.chords.claim("g", 0).read().decided

@@ -18,7 +18,7 @@ from ..chords import Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_
 from ..chords.service import ATTEMPTS
 from ..errors import CeleryS3Error, ResultNotStored, StoreError
 from ..store.parallel import Pool
-from ..store.situation import prefork_parent
+from ..store.situation import prefork_parent, without_signals
 from .repair import RepairHooks
 
 __all__ = ["ChordHooks"]
@@ -231,7 +231,8 @@ def _later(seconds: float, fn: Callable[[], None]) -> None:
     """Run a function in a thread of its own, after some seconds; the process may end before."""
     timer = threading.Timer(seconds, fn)
     timer.daemon = True
-    timer.start()
+    with without_signals():
+        timer.start()
 
 
 def _ticket(request: Any) -> Ticket | None:

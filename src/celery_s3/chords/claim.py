@@ -80,7 +80,8 @@ class Claim:
 
     def take_over(self, held: Held) -> bool:
         """Take an expired claim; ``False`` when somebody else did or decided."""
-        return self._write("claimed", Match(held.etag))
+        # A renewed claim stays one: whoever takes it over next must know that the body may have been sent.
+        return self._write(held.state, Match(held.etag))
 
     def renew(self) -> bool:
         """Right before sending; ``False`` when the claim is lost: then nothing may be sent."""

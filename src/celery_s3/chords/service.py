@@ -220,7 +220,9 @@ class Chords:
         if held is not None and not self._take_over(ticket, claim, held, act):
             return
         if manifest is None or parts is None:
+            # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
             logger.warning("Chord %s was cleaned up by somebody else: nothing is sent.", ticket.group)
+            claim.mark("sent")
             return
         # Nothing stands between renewal, sending and mark.
         if not claim.renew():

@@ -16,6 +16,7 @@ from obstore.store import MemoryStore, S3Store
 
 from celery_s3.settings import CredentialSource, Settings
 
+from .situation import without_signals
 from .translate import path_style
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def _start_runtime() -> None:
     global _runtime_started
     if not _runtime_started:
         with _environment({"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}):
-            MemoryStore().put("start", b"")
+            with without_signals():
+                MemoryStore().put("start", b"")
         _runtime_started = True
 
 

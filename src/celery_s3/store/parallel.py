@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
-from .situation import PerProcess
+from .situation import PerProcess, without_signals
 
 __all__ = ["Pool"]
 
@@ -129,12 +129,14 @@ class _Threads:
         with self._starting:
             if self._started < self._limit:
                 self._started += 1
-                threading.Thread(
+                thread = threading.Thread(
                     target=_work,
                     args=(self._jobs, self._idle, self._local),
                     name=f"celery-s3-{self._started}",
                     daemon=True,
-                ).start()
+                )
+                with without_signals():
+                    thread.start()
 
     def is_current(self) -> bool:
         return getattr(self._local, "inside", False)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from billiard import process
 
-__all__ = ["PerProcess", "greenlets", "obstore_forbidden", "obstore_used", "prefork_parent"]
+__all__ = ["PerProcess", "greenlets", "obstore_forbidden", "obstore_used", "prefork_parent", "without_signals"]
 
 _T = TypeVar("_T")
 
@@ -42,6 +43,24 @@ def greenlets() -> bool:
     """Whether gevent or eventlet has patched this process's sockets."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     return bool((gevent and gevent.is_module_patched("socket")) or (eventlet and eventlet.is_monkey_patched("socket")))
+
+
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """Threads that are started in here, Python's or a library's, get no signals: other threads take them.
+
+    A child of a prefork worker blocks SIGTERM in its main thread while it holds the lock of the queue to its parent
+    (billiard's ``Worker._do_exit``). Taken by any other thread, the signal would end the process there and then:
+    the lock would stay held, and on brokers without an event loop, where the children share it, all stand still.
+    """
+    if greenlets() or not hasattr(signal, "pthread_sigmask"):  # a greenlet has its thread's mask
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Ancestry:
