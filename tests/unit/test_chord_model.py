@@ -193,13 +193,17 @@ class World(Run):
 
     def fingerprint(self):
         objects = tuple(
-            (key, _without_nonce(found.body), found.modified) for key, found in sorted(self.store._objects.items())
+            (key, _without_nonce(found.body), found.modified)
+            for key, found in sorted(self.store._objects.items())
+            if not key.endswith("/now")
         )
-        timers = tuple((timer.due, timer.by) for timer in self.timers)
+        waiting = {timer.by.split("/")[0] for timer in self.timers}
         memories = tuple(
-            (name, str(sorted(chords._memory._nodes.items())), str(sorted(chords._memory.ragged)))
+            (name, str({node: sorted(parts) for node, parts in sorted(chords._memory._nodes.items())}))
             for name, chords in sorted(self.processes.items())
+            if name in waiting
         )
+        timers = tuple(sorted((timer.due, timer.by) for timer in self.timers))
         sent = tuple((one.outcome, *one.values) for one in self.sent), bool(self.sent) and self.explained()
         return objects, timers, memories, sent, self.now, self.crashed, self.redelivered, self.phase
 

@@ -18,7 +18,7 @@ from ..chords import Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_
 from ..chords.service import ATTEMPTS
 from ..errors import CeleryS3Error, ResultNotStored, StoreError
 from ..store.parallel import Pool
-from ..store.situation import prefork_parent, without_signals
+from ..store.situation import prefork_parent, without_sigterm
 from .repair import RepairHooks
 
 __all__ = ["ChordHooks"]
@@ -231,7 +231,7 @@ def _later(seconds: float, fn: Callable[[], None]) -> None:
     """Run a function in a thread of its own, after some seconds; the process may end before."""
     timer = threading.Timer(seconds, fn)
     timer.daemon = True
-    with without_signals():
+    with without_sigterm():
         timer.start()
 
 

@@ -9,12 +9,12 @@ from urllib.parse import unquote, urlsplit
 from celery_s3.cost import Prices, requests_cost
 from celery_s3.dev.proxy import Record
 
-__all__ = ["CLEANUP", "by_task", "elsewhere", "million", "together"]
+__all__ = ["by_task", "elsewhere", "million", "together"]
 
 _MARK = "celery-task-meta-"
 _CHORDS = "/chords/"
-#: What stands for the deletion of a chord's parts, whose request names no key.
-CLEANUP = "chords"
+#: Of a chord's parts; free, and its request names no key.
+_CLEANUP = "DeleteObjects"
 _MILLION = 1_000_000
 
 
@@ -23,14 +23,15 @@ def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
     requests: dict[str, Counter[str]] = {}
     for record in records:
         task_id = _task_id(record)
-        if task_id:
+        if task_id and record.kind != _CLEANUP:
             requests.setdefault(task_id, Counter())[record.kind] += 1
     return requests
 
 
 def elsewhere(records: Iterable[Record]) -> Counter[str]:
     """The requests that concern no task's result, as ``PUT`` and the object's name."""
-    return Counter(f"{record.kind} {_name(record)}" for record in records if not _task_id(record))
+    others = (record for record in records if not _task_id(record) and record.kind != _CLEANUP)
+    return Counter(f"{record.kind} {_name(record)}" for record in others)
 
 
 def together(requests: Mapping[str, Counter[str]], task_ids: Iterable[str]) -> Counter[str]:
@@ -45,8 +46,6 @@ def million(requests: Mapping[str, int], tasks: int, prices: Prices) -> float:
 
 def _task_id(record: Record) -> str:
     path = _path(record)
-    if record.kind == "DeleteObjects":
-        return CLEANUP
     if _CHORDS in path:
         return path.partition(_CHORDS)[2].partition("/")[0]
     return path.partition(_MARK)[2]

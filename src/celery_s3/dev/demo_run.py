@@ -115,7 +115,7 @@ def _legend(ours: Pass, money: str) -> list[str]:
         (
             f"{money}: dollars for the requests of a million such tasks (in a group or chord: of its members) at list"
             f" price, {_PRICES.title}, us-east-1, {_PRICES.date}: a million PUT {put}, a million GET or HEAD {get}."
-            " Storage and broker are not in it."
+            " Deleting is free; storage and broker are not in it."
         ),
         (
             f"In no row: a task to warm up each worker, and {once or 'nothing'} by celery-s3, once, to learn whether"

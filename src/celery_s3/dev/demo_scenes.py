@@ -13,7 +13,6 @@ from celery.result import AsyncResult
 from celery.signals import after_task_publish
 
 from celery_s3.dev import demo_tasks as tasks
-from celery_s3.dev.demo_bill import CLEANUP
 
 __all__ = ["GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
 
@@ -137,7 +136,7 @@ def _chord(watcher: Watcher) -> Ended:
     sent = chord(tasks.work.s(number) for number in range(CHORD))(tasks.total.s())
     _expect(sent.get(timeout=PATIENCE, on_interval=watcher.check), sum(range(CHORD)))
     header = tuple(member.id for member in sent.parent.results)
-    return Ended(sent.state, f"sum {sent.get():,}", (*header, sent.id, sent.parent.id, CLEANUP))
+    return Ended(sent.state, f"sum {sent.get():,}", (*header, sent.id, sent.parent.id))
 
 
 SCENES = (

@@ -21,6 +21,7 @@ from celery_s3.settings import Settings
 from .api import Create, Entry, Match, Object, Precondition, Store, batches
 from .obstore_errors import FAILURES, Failure, is_panic
 from .obstore_options import Use, credential_provider, new_store
+from .situation import without_sigterm
 from .translate import Request, check_headers, cut
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ class ObstoreClient:
 
     def _call(self, request: Request, action: Callable[[S3Store], T], use: Use = "quick") -> T:
         try:
-            answer = action(self._stores.get(use) or self._open(use))
+            # a thread may be started at any call, as to look up a host's name
+            with without_sigterm():
+                answer = action(self._stores.get(use) or self._open(use))
         except FAILURES as exc:
             error = self._translated(exc, request)
         except BaseException as exc:

@@ -16,7 +16,6 @@ from obstore.store import MemoryStore, S3Store
 
 from celery_s3.settings import CredentialSource, Settings
 
-from .situation import without_signals
 from .translate import path_style
 
 if TYPE_CHECKING:
@@ -165,9 +164,9 @@ def _start_runtime() -> None:
     """Start obstore's threads, which reads TOKIO_WORKER_THREADS once: by default there is one for every core."""
     global _runtime_started
     if not _runtime_started:
-        with _environment({"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}):
-            with without_signals():
-                MemoryStore().put("start", b"")
+        threads = {"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}
+        with _environment(threads):
+            MemoryStore().put("start", b"")
         _runtime_started = True
 
 

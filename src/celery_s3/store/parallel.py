@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
-from .situation import PerProcess, without_signals
+from .situation import PerProcess, without_sigterm
 
 __all__ = ["Pool"]
 
@@ -135,7 +135,7 @@ class _Threads:
                     name=f"celery-s3-{self._started}",
                     daemon=True,
                 )
-                with without_signals():
+                with without_sigterm():
                     thread.start()
 
     def is_current(self) -> bool:

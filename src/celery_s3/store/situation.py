@@ -18,12 +18,15 @@ from weakref import WeakSet
 
 from billiard import process
 
-__all__ = ["PerProcess", "greenlets", "obstore_forbidden", "obstore_used", "prefork_parent", "without_signals"]
+__all__ = ["PerProcess", "greenlets", "obstore_forbidden", "obstore_used", "prefork_parent", "without_sigterm"]
 
 _T = TypeVar("_T")
 
 #: Pools that run tasks in the worker's main process.
 _OTHER_POOLS = ("thread", "solo", "gevent", "eventlet")
+
+#: What a pool's children are ended with, SIGQUIT with Celery's REMAP_SIGTERM.
+_TERMINATING = {getattr(signal, name) for name in ("SIGTERM", "SIGQUIT") if hasattr(signal, name)}
 
 
 def prefork_parent() -> bool:
@@ -46,17 +49,17 @@ def greenlets() -> bool:
 
 
 @contextlib.contextmanager
-def without_signals() -> Iterator[None]:
-    """Threads that are started in here, Python's or a library's, get no signals: other threads take them.
+def without_sigterm() -> Iterator[None]:
+    """Threads that are started in here, by Python or by a library, leave SIGTERM to other threads.
 
-    A child of a prefork worker blocks SIGTERM in its main thread while it holds the lock of the queue to its parent
-    (billiard's ``Worker._do_exit``). Taken by any other thread, the signal would end the process there and then:
-    the lock would stay held, and on brokers without an event loop, where the children share it, all stand still.
+    A child of a prefork worker blocks it in its main thread while it holds the lock of the queue to its parent
+    (billiard's ``Worker._do_exit``). Taken by any other thread, it would end the process there and then: the lock
+    would stay held, and where the children share it, as on brokers without an event loop, all stand still for ever.
     """
-    if greenlets() or not hasattr(signal, "pthread_sigmask"):  # a greenlet has its thread's mask
+    if greenlets() or not hasattr(signal, "pthread_sigmask"):  # greenlets share the mask of their thread
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATING)
     try:
         yield
     finally:
