@@ -115,7 +115,7 @@ def test_the_whole_screen(demo: Demo) -> None:
     assert dollars == pytest.approx(5 + 0.4 * get, abs=0.01)
     assert rows["no result"] == [0] * 8
     assert rows["group of 200"][0] == rows["group of 200"][4] == 200
-    # a part and a result for each, the body's result, the manifest, three versions of the claim and perhaps a refused one
+    # a part and a result for each, the body's result, the manifest, three versions of the claim, perhaps a refused one
     assert 45 <= rows["chord of 20"][0] <= 47
     assert all(row[2] == 0 for row in rows.values())
     assert "NotFound(7)" in output

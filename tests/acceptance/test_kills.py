@@ -65,6 +65,22 @@ def test_hard_time_limit(work, proxy, eventually, broker):
     assert ours(one.log) == []
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_children_that_share_a_queue(work, proxy, host):
+    """On a broker without an event loop the children share a lock: none is killed while it holds it.
+
+    It happens where another thread of the child, as obstore's or that of a name's look-up, takes the SIGTERM.
+    """
+    url = proxy.endpoint_url.replace("127.0.0.1", host)
+    app, one = work("filesystem", s3_backend_settings={"endpoint_url": url})
+    for _ in range(3):
+        goes_on(app)
+        with pytest.raises(TimeLimitExceeded):
+            app.send_task("forever", time_limit=1).get(timeout=SOON)
+    goes_on(app)
+    assert ours(one.log) == []
+
+
 def test_soft_time_limit(work):
     """The task is told, and its answer is the result; one that does not listen ends in FAILURE."""
     app, one = work()

@@ -35,8 +35,10 @@ def _small_nodes(monkeypatch):
 class StepwiseStore(MemoryStore):
     """DeleteObjects is not atomic: one object a step."""
 
+    keep = False
+
     def delete_many(self, keys):
-        for key in keys:
+        for key in () if self.keep else keys:
             self.delete(key)
 
 
@@ -58,6 +60,7 @@ class Chord:
         stall: at some moment, the lease of whatever claim there is passes.
         other: the second delivery of a member has another payload.
         one_process: all parties are threads of one process.
+        keep: nothing is deleted in the end, so that there are fewer interleavings.
     """
 
     size: int
@@ -66,6 +69,7 @@ class Chord:
     stall: bool = False
     other: bool = False
     one_process: bool = False
+    keep: bool = False
     pool: type[Pool] = Pool
 
 
@@ -97,6 +101,7 @@ class World(Run):
         self.log: list[tuple[str, str, str]] = []
         self.redelivered = False
         self.store = StepwiseStore(clock=lambda: self.now, before=self.request)
+        self.store.keep = chord.keep
         self.processes: dict[str, Chords] = {}
         self._opened = False
         self._shared = self.chords_of("everybody")

@@ -234,7 +234,7 @@ def test_owner_that_finds_the_parts_gone_decides():
     world = World(1)
     slow = world.chords.claim("g", 0)
     delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
-    tree, leaves = delivery.climb()
+    tree, _ = delivery.climb()
     assert slow.take() is None
     assert slow.renew()
     world.store.delete_many([tree.key(0, 0)])

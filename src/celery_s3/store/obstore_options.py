@@ -164,8 +164,7 @@ def _start_runtime() -> None:
     """Start obstore's threads, which reads TOKIO_WORKER_THREADS once: by default there is one for every core."""
     global _runtime_started
     if not _runtime_started:
-        threads = {"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}
-        with _environment(threads):
+        with _environment({"TOKIO_WORKER_THREADS": os.environ.get("TOKIO_WORKER_THREADS", _TOKIO_THREADS)}):
             MemoryStore().put("start", b"")
         _runtime_started = True
 
