@@ -1,0 +1,272 @@
+"""Workers are killed while chords run: is every body sent, and none twice but in the window that is documented?
+
+``python tests/soak/chords.py --rounds 20`` (``make soak``). It prints a line per round, writes it to ``--output`` too,
+and fails if a body was never sent, was sent twice without the death that explains it, had wrong values, or was failed.
+
+Two workers with two processes each; every few seconds one of them is killed with all its children and replaced, or one
+of its children alone. Messages come again after ``VISIBLE`` seconds (``acks_late``). After the last kill every chord
+has to come to its end within the lease and a redelivery; what is left then is counted, and mended from its manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from celery import Celery, chord
+
+from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop, wait_until
+from celery_s3.dev.seaweed import SeaweedFS
+
+TASKS = Path(__file__).with_name("chaos_tasks.py")
+#: Seconds.
+LEASE = 5.0
+VISIBLE = 4
+#: Redis looks for messages to deliver again as often as that.
+RESTORED = 10
+
+
+@dataclass
+class Report:
+    """What became of a round; times in seconds."""
+
+    chords: int = 0
+    members: int = 0
+    kills: int = 0
+    kills_of_children: int = 0
+    seconds: float = 0.0
+    #: bodies that were published more than once, after their first sender died before it could note that
+    twice: int = 0
+    #: chords that nobody went on with, until they were mended
+    mended: int = 0
+    #: the longest time from the last kill to the sending of a body
+    latest: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """The URL of a Redis of one's own."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        raise SystemExit("redis-server is not installed")
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="celery-s3-soak-") as folder:
+        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        process = spawn(command, Path(folder) / "log", environment(), Path(folder), signal.SIGKILL)
+        try:
+            if not wait_until(lambda: _listens(port), process, 10):
+                raise SystemExit("redis-server did not come up")
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            stop(process, 0)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Round:
+    """Some chords, two workers, and somebody who kills them.
+
+    Arguments:
+        folder: an empty one, for logs and events.
+        pause: seconds between kills, on average.
+    """
+
+    def __init__(self, server: S3Server, broker_url: str, folder: Path, seed: int, pause: float = 2.5) -> None:
+        self.random = random.Random(seed)
+        self.folder = folder
+        self.pause = pause
+        self.events = folder / "events"
+        self.events.touch()
+        self.report = Report()
+        self.conf = {
+            "broker_url": broker_url,
+            "broker_transport_options": {"visibility_timeout": VISIBLE},
+            "broker_connection_timeout": 1,
+            "result_backend": "celery_s3.backends.S3Backend",
+            "s3_backend_settings": server.settings() | {"base_path": f"soak-{folder.name}/"},
+            "result_chord_join_timeout": 1,
+            "task_publish_retry": False,
+            "task_default_queue": f"soak-{folder.name}",
+            "task_acks_late": True,
+            "task_reject_on_worker_lost": True,
+            "worker_prefetch_multiplier": 2,
+            "worker_enable_remote_control": False,
+        }
+        self.app = Celery("chaos", set_as_current=False)
+        self.app.conf.update(self.conf)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.started = 0
+
+    # -- workers
+
+    def start(self) -> None:
+        self.started += 1
+        command = [sys.executable, "-m", "celery", "-A", TASKS.stem, "worker", "--loglevel=WARNING", "--concurrency=2"]
+        command += [
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            f"--hostname=w{self.started}@localhost",
+        ]
+        given = {"CHAOS_CONF": json.dumps(self.conf), "CHAOS_EVENTS": str(self.events), "CHAOS_LEASE": str(LEASE)}
+        path = os.pathsep.join([str(TASKS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = environment(**given, PYTHONPATH=path)
+        self.workers.append(
+            spawn(command, self.folder / f"worker-{self.started}.log", env, self.folder, signal.SIGKILL)
+        )
+
+    def kill_one(self) -> None:
+        victim = self.random.choice(self.workers)
+        children = self.random.random() < 0.4 and _children(victim.pid)
+        if children:
+            with suppress(ProcessLookupError):
+                os.kill(self.random.choice(children), signal.SIGKILL)
+            self.report.kills_of_children += 1
+            return
+        self.end(victim)
+        self.report.kills += 1
+        self.start()
+
+    def end(self, worker: subprocess.Popen[bytes]) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        self.workers.remove(worker)
+
+    # -- chords
+
+    def run(self, chords: int, sizes: tuple[int, int]) -> Report:
+        began = time.time()
+        for _ in range(2):
+            self.start()
+        try:
+            bodies = self.send(chords, sizes)
+            self.torment(bodies)
+            self.settle(bodies, time.time())
+        finally:
+            for worker in list(self.workers):
+                self.end(worker)
+            self.app.close()
+        self.report.seconds = round(time.time() - began, 1)
+        self.judge(bodies)
+        return self.report
+
+    def send(self, chords: int, sizes: tuple[int, int]) -> dict[str, str]:
+        """Send the chords; the group of each by the id of its body."""
+        bodies = {}
+        for _ in range(chords):
+            size = self.random.randint(*sizes)
+            body = self.app.signature("body", kwargs={"size": size}, link_error=self.app.signature("error"))
+            header = [self.signature("member", number) for number in range(size)]
+            result = chord(header, body, app=self.app).apply_async()
+            bodies[result.id] = result.parent.id
+            self.report.members += size
+        self.report.chords = chords
+        return bodies
+
+    def signature(self, name: str, number: int) -> object:
+        return self.app.signature(name, args=(number, self.random.uniform(0, 0.02)), immutable=True)
+
+    def torment(self, bodies: dict[str, str]) -> None:
+        """Kill until nine chords of ten are through, and then once more."""
+        while len(self.seen("ran") & bodies.keys()) < 0.9 * len(bodies):
+            time.sleep(self.random.expovariate(1 / self.pause))
+            self.kill_one()
+        self.kill_one()
+
+    def settle(self, bodies: dict[str, str], killed: float) -> None:
+        """Wait for the rest; what a lease and a redelivery do not bring is mended."""
+        left = self.left_after(bodies, LEASE + VISIBLE + RESTORED + 15)
+        self.report.mended = len(left)
+        if left:
+            self.app.backend.repairs.mend([bodies[name] for name in left])
+            time.sleep(LEASE + 1)
+            self.app.backend.repairs.mend([bodies[name] for name in left])
+            self.left_after(bodies, VISIBLE + RESTORED + 15)
+        sent = [when - killed for when, kind, name, _ in self.lines() if kind == "publishing"]
+        self.report.latest = round(max([0.0, *sent]), 1)
+
+    def left_after(self, bodies: dict[str, str], seconds: float) -> set[str]:
+        deadline = time.time() + seconds
+        while (left := bodies.keys() - self.seen("ran")) and time.time() < deadline:
+            time.sleep(0.2)
+        return left
+
+    # -- what happened
+
+    def lines(self) -> list[tuple[float, str, str, int]]:
+        return [tuple(json.loads(line)) for line in self.events.read_text().splitlines()]  # type: ignore[misc]
+
+    def seen(self, kind: str) -> set[str]:
+        return {name for _, what, name, _ in self.lines() if what == kind}
+
+    def judge(self, bodies: dict[str, str]) -> None:
+        """Compare what happened with what was promised."""
+        publishings: dict[str, list[int]] = defaultdict(list)
+        marked = {(key.split("/")[-3], pid) for _, kind, key, pid in self.lines() if kind == "marked"}
+        for _, kind, name, pid in self.lines():
+            if kind == "publishing":
+                publishings[name].append(pid)
+            elif kind in ("wrong", "error"):
+                self.report.problems.append(f"{kind}: body {name}")
+        ran = self.seen("ran")
+        for name, group in bodies.items():
+            pids = publishings[name]
+            if name not in ran:
+                self.report.problems.append(f"the body of chord {group} never ran; published by {pids}")
+            for pid in pids[:-1]:
+                self.report.twice += 1
+                if (group, pid) in marked:
+                    self.report.problems.append(f"chord {group} was sent again although {pid} had noted it: {pids}")
+
+
+def _children(pid: int) -> list[int]:
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = (map(int, line.split()) for line in table.splitlines())
+    return [child for child, parent in pairs if parent == pid]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("tests/soak/chords.py", description="Kill workers while chords run.")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--chords", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--output", type=Path, help="a file for the reports, a line of JSON each")
+    arguments = parser.parse_args()
+    failed = False
+    with SeaweedFS() as server, redis() as broker_url, tempfile.TemporaryDirectory(prefix="celery-s3-soak-") as scratch:
+        for number in range(arguments.rounds):
+            folder = Path(scratch) / f"{number}"
+            folder.mkdir()
+            report = Round(server, broker_url, folder, arguments.seed + number).run(arguments.chords, (10, 100))
+            line = json.dumps({"round": number, "seed": arguments.seed + number, **asdict(report)})
+            print(line, flush=True)
+            if arguments.output:
+                with arguments.output.open("a") as file:
+                    file.write(f"{line}\n")
+            failed = failed or bool(report.problems)
+            if report.problems:
+                print(*(path.read_text(errors="replace")[-3000:] for path in folder.glob("*.log")), sep="\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
