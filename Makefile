@@ -15,7 +15,7 @@ JOBS ?= 2
 T ?= tests
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: help demo test check bench docs clean test-celery venv
+.PHONY: help demo test check bench docs clean test-celery soak venv
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -33,6 +33,10 @@ check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== ruff check"; $(BIN)/ruff check .
 	@echo "== ruff format --check"; $(BIN)/ruff format --check .
 	@echo "== mypy"; $(BIN)/mypy
+
+soak: $(VENV)/.with-test  ## Try to break chords, for an hour or two: every interleaving, then workers killed all the time
+	@SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/unit/test_chord_model.py
+	@$(BIN)/python tests/soak/chords.py --rounds $(or $(ROUNDS),20) --output benchmarks/runs/soak-chords.jsonl
 
 bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (QUICK=1: a minute); writes benchmarks/runs/
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -32,6 +32,7 @@ import time
 import uuid
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,8 @@ def make_app(prefix: str, broker_conf: Callable[[str], dict[str, Any]]) -> Itera
             app = Celery(name, set_as_current=False)
             app.conf.update(values)
             app.test_conf = values
+            # else every app that another test makes later gets the tasks of this one as well
+            app.task = partial(app.task, shared=False)
             stack.callback(app.close)
             return app
 

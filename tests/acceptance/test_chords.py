@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -227,7 +228,7 @@ def said(value):
         return [said(one) for one in value]
     if isinstance(value, BaseException):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", f"{name}: {value}")
+        return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=Job: )\d+", "ID", f"{name}: {value}")
     return value
 
 
@@ -302,7 +303,7 @@ def test_link_error(ours, redis, both, on_header, failing, request):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PendingDeprecationWarning)
             whole.link_error(t.note_error.s(path))
-            whole.link_error(t.note_failure.s(path))
+            whole.link_error(t.note_failure.s(path=path))
         return whole
 
     end, notes = both(canvas, 2)
@@ -316,7 +317,7 @@ def test_errbacks_of_a_group_body(both):
     def canvas(t, path):
         tasks = [t.echo.s(), t.echo.s()]
         for task in tasks:
-            task.link_error(t.note_failure.s(path))
+            task.link_error(t.note_failure.s(path=path))
         return chord([t.fail.si(), t.add.si(2)], group(tasks))
 
     both(canvas, 2)
@@ -587,3 +588,52 @@ def test_a_producer_that_may_not_write(side_on, seaweed, redis_url):
             chord([side.tasks.add.si(1)], side.tasks.echo.s()).apply_async()
         with side.app.connection_for_write() as connection:
             assert connection.default_channel.client.llen(side.conf["task_default_queue"]) == 0
+
+
+# -- workers that die
+
+
+@pytest.mark.timeout(240)
+def test_workers_killed_at_random(seaweed, redis_url, tmp_path):
+    """Every body is sent, and twice only where its first sender died before it noted that (a round of the soak)."""
+    chaos = _soak()
+    report = chaos.Round(seaweed, redis_url, tmp_path, seed=random.randrange(10**6)).run(12, (5, 40))
+    assert report.problems == [], "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+    assert report.kills + report.kills_of_children
+
+
+def _soak():
+    spec = importlib.util.spec_from_file_location("chaos", TASKS.parents[1] / "soak" / "chords.py")
+    chaos = importlib.util.module_from_spec(spec)
+    sys.modules["chaos"] = chaos  # where dataclasses look
+    spec.loader.exec_module(chaos)
+    return chaos
+
+
+@pytest.mark.skipif("OTHER_CELERY" not in os.environ, reason="OTHER_CELERY names a directory with another Celery")
+def test_two_versions_of_celery_in_one_chord(side_on, seaweed, redis_url):
+    """Workers of this Celery and of another one deliver members of the same chords, and either sends the bodies."""
+    side = side_on(seaweed, worker=False, broker_url=redis_url)
+    side.start()
+    side.start(PYTHONPATH=os.pathsep.join([os.environ["OTHER_CELERY"], str(TASKS.parent)]))
+    t = side.tasks
+    names = [
+        "list_of_65",
+        "generator_of_groups",
+        "nested_chord",
+        "body_is_a_chain",
+        "body_is_a_chord",
+        "inner_chord_fails",
+    ]
+    sent = {name: CASES[name](t).apply_async() for name in names * 3}
+    sent |= {str(n): chord([t.nap.si(n, 0.01) for _ in range(40)], t.echo.s()).apply_async() for n in range(5)}
+    assert all(len(sent[str(n)].get(timeout=SOON)) == 40 for n in range(5))
+    assert outcome(sent["list_of_65"]) == [n + 1 for n in range(65)]
+    assert outcome(sent["generator_of_groups"]) == [[1, 2], [2, 3], [3, 4]]
+    assert outcome(sent["nested_chord"]) == [5, 8]
+    assert outcome(sent["body_is_a_chain"]) == 15
+    assert outcome(sent["body_is_a_chord"]) == [5, [2, 3]]
+    assert outcome(sent["inner_chord_fails"]) == DIFFERENT["inner_chord_fails"]
+    logs = [log.read_text() for _, log in side.workers]
+    assert all("Task add[" in log and " succeeded" in log for log in logs)
+    assert len({re.search(r" v(5\.\d+\.\d+)", log)[1] for log in logs}) == 2

@@ -67,7 +67,8 @@ ANSWERS: dict[str, tuple[Answer, type[StoreError]]] = {
     "412 without body": (Answer(412), PreconditionFailed),
     "AccessDenied": (error(403, "AccessDenied"), AccessDenied),
     "403 without body": (Answer(403), AccessDenied),
-    "403 of another code": (error(403, "AllAccessDisabled"), AccessDenied),
+    # it is there, so it must never read as missing
+    "403 of another code": (error(403, "InvalidObjectState"), BadRequest),
     "401": (error(401, "Unauthorized"), BadCredentials),
     "InvalidAccessKeyId": (error(403, "InvalidAccessKeyId"), BadCredentials),
     "SignatureDoesNotMatch": (error(403, "SignatureDoesNotMatch"), BadCredentials),

@@ -248,8 +248,8 @@ class Writer:
         self.outcome = None
         self.write_result, backend.results.write = backend.results.write, self.watched
 
-    def watched(self, *args):
-        self.outcome = self.write_result(*args)
+    def watched(self, *args, **kwargs):
+        self.outcome = self.write_result(*args, **kwargs)
         return self.outcome
 
     def write(self, task_id, state, number):

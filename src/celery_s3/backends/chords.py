@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import celery
 from celery import chord, group, maybe_signature, states
 from celery._state import get_current_task
 from celery.app.task import Context
@@ -67,7 +68,9 @@ class ChordHooks(RepairHooks):
         parent = self.app.current_worker_task
         root_id = parent and (parent.request.root_id or parent.request.id)
         manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type, root_id)
-        body.options[TICKET] = self.chords.open(group_id, manifest).dumps()
+        # Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.
+        numbered = celery.VERSION >= (5, 6) or body.options.get("group_index") is None
+        body.options[TICKET] = self.chords.open(group_id, manifest, numbered=numbered).dumps()
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Nothing to do: the manifest has it."""

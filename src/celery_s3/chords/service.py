@@ -121,8 +121,11 @@ class Chords:
 
     # -- opening
 
-    def open(self, group: str, manifest: Manifest) -> Ticket:
+    def open(self, group: str, manifest: Manifest, *, numbered: bool = True) -> Ticket:
         """Write the manifest. A frozen chord that is applied again gets its next run once the last is decided.
+
+        Arguments:
+            numbered: Celery's group indexes can be relied upon, in a plain header.
 
         Raises:
             StoreError: nothing may be published then.
@@ -132,7 +135,7 @@ class Chords:
             self.store.put(key, manifest.dumps(), precondition=CREATE)
         except PreconditionFailed:
             manifest = self._reopen(group, key, manifest)
-        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat)
+        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat and numbered)
 
     def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
         while True:
