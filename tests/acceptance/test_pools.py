@@ -60,7 +60,8 @@ def test_pool(seaweed, proxy, make_app, worker, pool, concurrency, client):
 
 def test_green_threads_wait_together(seaweed, proxy, make_app, worker, eventually):
     """Where every request takes 0.3 s, fifty greenlets store their results at the same time, and nobody complains."""
-    app = make_app(seaweed, broker="redis", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
+    conf = {"broker_connection_retry_on_startup": True, "s3_backend_settings": {"endpoint_url": proxy.endpoint_url}}
+    app = make_app(seaweed, broker="redis", **conf)
     one = worker(app, TASKS, pool="gevent", concurrency=50)
     app.send_task("add", (1, 1)).get(timeout=SOON)
     proxy.configure(delay=0.3)

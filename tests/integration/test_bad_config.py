@@ -303,6 +303,7 @@ def test_celery_report(tmp_path, named):
         timeout=60,
         check=True,
     )
-    assert f"results:{backend}" in done.stdout
+    # older Celery leaves the query out
+    assert f"results:{backend.partition('?')[0]}" in done.stdout
     for secret in (KEY_ID, SECRET, TOKEN):
         assert secret not in done.stdout + done.stderr

@@ -306,7 +306,8 @@ def test_two_writers_in_turn(writers, proxy, stored, seed):
             assert f"{writer.name} {number}" in json.dumps(found["result"])
         elif writer.outcome is Outcome.KEPT:
             assert found == before
-            assert found["status"] in (states.SUCCESS, state)
+            # a RETRY gives way to any final state
+            assert found["status"] in (states.READY_STATES if state == states.RETRY else (states.SUCCESS, state))
 
 
 @pytest.mark.parametrize("seed", range(3))

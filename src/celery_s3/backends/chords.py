@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import celery
 from celery import chord, group, maybe_signature, states
@@ -193,6 +194,9 @@ class ChordHooks(RepairHooks):
         return value
 
     def _fail(self, callback: Signature, exc: ChordError) -> Outcome:
+        if not callback.id:
+            # a chain, before Celery 5.7: its error is stored where it is waited for
+            callback.options["task_id"] = next((end.id for end in _ends(callback)), None) or uuid4().hex
         self.chord_error_from_stack(callback, exc)  # type: ignore[attr-defined]
         if isinstance(callback, chord):
             # what is waited for is its body
