@@ -268,7 +268,7 @@ DIFFERENT = {
 }
 if CELERY < (5, 7):
     del CASES["rejected"]  # Celery does not report it
-if CELERY < (5, 5):
+if CELERY < (5, 6):
     VALUES["fails_before_a_group"] = [UNLUCKY] * 2
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from celery_s3.chords import Chords, Manifest
 from celery_s3.chords.tree import FAN_IN, INLINE_BYTES, Shape, pack, unpack
-from celery_s3.store.memory import MemoryStore
+from celery_s3.errors import AccessDenied
+from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
 
@@ -20,11 +21,14 @@ class World:
         self.store = MemoryStore(clock=lambda: self.now)
         self.timers = []
         self.sent = []
-        self.chords = Chords(
-            self.store, Pool(1), "base/chords/", lease=30, later=lambda seconds, fn: self.timers.append((seconds, fn))
-        )
+        self.chords = self.another()
         self.manifest = Manifest(0, tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
         self.ticket = self.chords.open("g", self.manifest)
+
+    def another(self):
+        """What another process has."""
+        later = lambda seconds, fn: self.timers.append((seconds, fn))  # noqa: E731
+        return Chords(self.store, Pool(1), "base/chords/", lease=30, later=later)
 
     def act(self, parts, manifest, perhaps_sent):
         self.sent.append([payload.decode() for part in parts for payload in part])
@@ -199,6 +203,69 @@ def test_members_without_index_are_found_in_the_manifest():
             world.chords.decide(ticket, *complete, world.act)
     assert world.sent == [values(3)]
     assert world.chords.deliver(ticket, "stranger", 0, b"") is None
+
+
+def test_added_tasks_are_waited_for():
+    """A member's part names the tasks that it added; the body is sent once theirs are there, values behind its own."""
+    world = World(2)
+    adding = world.ticket.adding("t0", 0, ["extra"])
+    added = world.chords.deliver(adding, "extra", 0, b"more")
+    assert added.climb() is None
+    delivery = world.chords.deliver(adding, "t0", 0, b"v0")
+    assert delivery.climb() is None
+    world.finish(1)
+    assert world.sent == [["v0", "more", "v1"]]
+    assert [entry.key for entry in world.store.list("base/chords/g/0/added/")] == []
+
+
+def test_added_task_that_comes_last_goes_up():
+    """Whoever is last sends, be it a task that a member added."""
+    world = World(1)
+    adding = world.ticket.adding("t0", 0, ["extra"])
+    assert world.chords.deliver(adding, "t0", 0, b"v0").climb() is None
+    tree, leaves = world.chords.deliver(adding, "extra", 0, b"more").climb()
+    world.chords.decide(world.ticket, tree, leaves, world.act)
+    assert world.sent == [["v0", "more"]]
+
+
+def test_without_a_manifest_nothing_is_sent():
+    """Where the chord was cleaned up, a late member sends nothing."""
+    world = World(1)
+    world.store.delete("base/chords/g/manifest")
+    world.finish(0)
+    assert world.sent == []
+
+
+def test_trouble_with_the_store_is_tried_again_some_times():
+    """Who waits for a claim's lease goes on after errors of the store, and gives up in the end."""
+    world = World(1)
+    assert world.chords.claim("g", 0).take() is None
+    world.finish(0)
+    world.now += 100
+    world.store.faults.append(Fault(AccessDenied("", "get"), times=-1))
+    fired = 0
+    while world.timers:
+        world.timers.pop()[1]()
+        fired += 1
+    assert 2 <= fired <= 10
+    world.store.faults.clear()
+    world.chords.follow(world.ticket, world.act)
+    assert world.sent == [["v0"]]
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+@pytest.mark.parametrize("size", [64, 1000])
+def test_requests_of_several_processes(size, processes):
+    """In order, four reads per member are enough however many processes share the work."""
+    world = World(size)
+    everybody = [world.chords, *(world.another() for _ in range(processes - 1))]
+    chance = random.Random(1)
+    for index in range(size):
+        world.chords = chance.choice(everybody)
+        world.finish(index)
+    assert world.sent == [values(size)]
+    assert world.requests("GET") <= size * 4
+    assert world.requests("LIST") == 0
 
 
 @given(st.lists(st.none() | st.binary(max_size=50), max_size=40))
