@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, chord, group
 
 from celery_s3.dev.process import tail, wait_until
 
@@ -39,6 +41,7 @@ def measure(stage: Stage, effort: Effort) -> Iterator[Cell]:
     stage.proxy.configure(delay=DELAY)
     yield from _groups(stage, effort)
     yield from _tasks(stage, effort)
+    yield from _chords(stage, effort)
     yield from _waits(stage, effort)
 
 
@@ -153,12 +156,80 @@ def _burst(stage: Stage, contender: str, count: int, times: Path) -> dict[str, A
 
 def _run(publisher: Celery, worker: subprocess.Popen[bytes], times: Path, count: int) -> tuple[float, float]:
     """When the first of ``count`` tasks began and the last result had been stored."""
-    noted = len(times.read_text().splitlines())
+    noted = len(_notes(times))
     for number in range(count):
         publisher.send_task("benchmarks.tasks.add", (number, 1))
-    if not wait_until(lambda: len(times.read_text().splitlines()) == noted + 2 * count, worker, 120):
+    if not wait_until(lambda: len(_notes(times)) == noted + 2 * count, worker, 120):
         raise RuntimeError(f"the worker did not run its tasks:\n{tail(times.with_suffix('.log'))}")
-    moments = [(what, float(at)) for what, at in map(str.split, times.read_text().splitlines()[noted:])]
-    kinds = Counter(what for what, _ in moments)
+    notes = _notes(times)[noted:]
+    kinds = Counter(note.what for note in notes)
     assert kinds["begin"] == kinds["end"] == count, kinds
-    return min(at for _, at in moments), max(at for _, at in moments)
+    return min(note.time for note in notes), max(note.time for note in notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    what: str
+    task: str
+    time: float
+    value: float
+
+
+def _notes(times: Path) -> list[_Note]:
+    lines = (line.split() for line in times.read_text().splitlines())
+    return [_Note(what, task, float(at), float(value)) for what, task, at, value in lines]
+
+
+# -- chords
+
+
+def _chords(stage: Stage, effort: Effort) -> Iterator[Cell]:
+    for size, times in effort.chords.items():
+        for contender in stage.contenders:
+            if times.get(contender):
+                folder = stage.folder / f"{contender}-chord-{size}"
+                yield f"chord-{size}", contender, _chords_of(stage, contender, size, times[contender], folder)
+
+
+def _chords_of(stage: Stage, contender: str, size: int, times: int, notes: Path) -> dict[str, Any]:
+    notes.touch()
+    app = Celery("publisher", set_as_current=False, **stage.broker, **stage.conf(contender))
+    process = stage.worker(contender, notes)
+    samples: dict[str, list[float]] = {"late": [], "wall": [], "memory": []}
+    windows = []
+    try:
+        _chord(app, process, notes, WARM_UP)
+        stage.proxy.reset()
+        for _ in range(times):
+            measured, window = _chord(app, process, notes, size)
+            for name, value in measured.items():
+                samples[name].append(value)
+            windows.append(window)
+    finally:
+        process.terminate()
+        process.wait(30)
+        app.close()
+    return _cell(stage, contender, {"samples": samples, "windows": windows})
+
+
+def _chord(
+    app: Celery, worker: subprocess.Popen[bytes], times: Path, size: int
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """One chord: how late its body began (ms after the last member had run), the whole (s), the sender's peak (MB)."""
+    noted = len(_notes(times))
+    header = group([app.signature("benchmarks.tasks.member", (number,)) for number in range(size)], app=app)
+    began = time.time()
+    chord(header, app.signature("benchmarks.tasks.body"), app=app).apply_async()
+    if not wait_until(
+        lambda: any(note.what == "end" and note.task == "body" for note in _notes(times)[noted:]), worker, 900
+    ):
+        raise RuntimeError(f"the worker did not run a chord:\n{tail(times.with_suffix('.log'))}")
+    # its last writes: the claim's mark, the parts' deletion
+    time.sleep(0.5)
+    notes = _notes(times)[noted:]
+    (begun,) = (note.time for note in notes if (note.what, note.task) == ("begin", "body"))
+    (ended,) = (note.time for note in notes if (note.what, note.task) == ("end", "body"))
+    (memory,) = (note.value for note in notes if note.what == "sent")
+    ran = [note.time for note in notes if note.what == "ran"]
+    assert len(ran) == size, len(ran)
+    return {"late": 1000 * (begun - max(ran)), "wall": ended - began, "memory": memory}, (began, time.time())

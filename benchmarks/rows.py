@@ -49,7 +49,24 @@ ROWS = (
     Row("wait-1.3", "Task of 1.3 s, 20 ms", (Goal("late", "ms", 80),), requests=20),
     Row("wait-7.7", "Task of 7.7 s, 20 ms", (Goal("late", "ms", 200),), requests=30),
     Row("tasks", "{tasks} trivial tasks, 2 processes, 20 ms", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
-    # The chord rows come here: last header task → body, and the whole chord with its requests.
+    Row(
+        "chord-200",
+        "Chord of 200, 2 processes, 20 ms: last header task → body; whole",
+        (Goal("late", "ms", 150), Goal("wall", "s", 6)),
+        requests=1200,
+    ),
+    Row(
+        "chord-1000",
+        "Chord of 1,000",
+        (Goal("late", "ms", 250), Goal("wall", "s", 30)),
+        requests=6000,
+    ),
+    Row(
+        "chord-10000",
+        "Chord of 10,000; memory of the process that sends the body",
+        (Goal("late", "ms", 1000), Goal("wall", "s", 300), Goal("memory", "MB", 150)),
+        requests=60000,
+    ),
     Row("first", "Import and first result stored", (Goal("wall", "s", 0.08), Goal("memory", "MB", 8))),
 )
 
@@ -66,6 +83,8 @@ class Effort:
         waits: how many tasks of each length (seconds) are waited for.
         tasks: how many tasks the worker runs.
         bursts: how often it does.
+        chords: how many chords of each size run, by contender (Celery's `s3` backend reads every member again and
+            again, one by one).
         firsts: fresh processes per contender that store their first result.
     """
 
@@ -77,6 +96,7 @@ class Effort:
     waits: Mapping[float, int]
     tasks: int
     bursts: int
+    chords: Mapping[int, Mapping[str, int]]
     firsts: int
 
 
@@ -89,6 +109,11 @@ FULL = Effort(
     waits={0.05: 24, 1.3: 20, 7.7: 7},
     tasks=300,
     bursts=3,
+    chords={
+        200: {"celery": 3, "redis": 5, "ours": 5},
+        1000: {"redis": 3, "ours": 3},
+        10000: {"redis": 1, "ours": 1},
+    },
     firsts=7,
 )
 
@@ -102,5 +127,6 @@ QUICK = Effort(
     waits={0.05: 8, 1.3: 3, 7.7: 1},
     tasks=100,
     bursts=1,
+    chords={200: {"celery": 1, "redis": 1, "ours": 2}},
     firsts=2,
 )

@@ -102,7 +102,7 @@ def dies(monkeypatch, method, times=1):
 # -- an owner that dies
 
 
-@pytest.mark.parametrize("method", ["renew", "take"])
+@pytest.mark.parametrize("method", ["holds", "take"])
 def test_owner_dies_before_it_sends(work, monkeypatch, method):
     """Its message comes again: the body is sent then, after the lease, and once."""
     app, tasks, broker = work()
@@ -331,7 +331,7 @@ def test_requests(work, proxy, order, ignored, each):
     for message in messages if order == "forward" else reversed(messages):
         broker.run(message)
     counts = proxy.counts()
-    assert counts["PUT"] <= 64 * (each + 0.04) + 4  # the manifest; the claim, renewed and marked
+    assert counts["PUT"] <= 64 * (each + 0.04) + 4  # the manifest; the claim, and its mark
     assert counts["GET"] <= 64 * 4
     assert counts["DeleteObjects"] == 1
     assert set(counts) == {"PUT", "GET", "DeleteObjects"}

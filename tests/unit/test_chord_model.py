@@ -48,6 +48,10 @@ class Backwards(Pool):
     def map(self, fn, items):
         return [fn(item) for item in reversed(list(items))][::-1]
 
+    def together(self, beside, here):
+        own = here()
+        return beside(), own
+
 
 @dataclass(frozen=True)
 class Chord:
@@ -118,7 +122,8 @@ class World(Run):
     def chords_of(self, process: str) -> Chords:
         if self.chord.one_process and process != "everybody":
             return self._shared
-        chords = Chords(self.store, self.chord.pool(1), "base/chords/", lease=LEASE, later=self.later)
+        pool, clock = self.chord.pool(1), lambda: self.now
+        chords = Chords(self.store, pool, "base/chords/", lease=LEASE, later=self.later, clock=clock)
         self.processes[process] = chords
         return chords
 
@@ -135,10 +140,10 @@ class World(Run):
         """What the backend does with a member's final state."""
         chords = self.chords_of(process)
         delivery = chords.deliver(self.ticket, f"t{member}", member, payload.encode())
-        delivery.look()
+        delivery.rise()
         complete = delivery.climb()
         if complete is not None:
-            chords.decide(delivery.ticket, *complete, self.act)
+            chords.decide(delivery.ticket, *complete, self.act, since=delivery.since)
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -228,7 +233,7 @@ class World(Run):
         assert len(self.sent) < 3
 
     def explained(self) -> bool:
-        """Whether the first sender died, or stalled for its lease, between its renewal and its mark."""
+        """Whether the first sender died, or stalled for its lease, between its claim and its mark."""
         first = self.sent[0]
         if self.crashed and self.chord.crash == (first.by, first.at):
             return True
@@ -237,9 +242,9 @@ class World(Run):
         steps = [(party, name) for party, name, _ in self.log]
         mine = [index for index, (party, name) in enumerate(steps) if party == first.by and name.endswith("/claim")]
         published = steps.index((first.by, "publish"))
-        renewed = max(index for index in mine if index < published)
+        claimed = max(index for index in mine if index < published)
         marked = min((index for index in mine if index > published), default=len(steps))
-        return ("clock", "time passes") in steps and renewed < steps.index(("clock", "time passes")) < marked
+        return ("clock", "time passes") in steps and claimed < steps.index(("clock", "time passes")) < marked
 
 
 def _without_nonce(body: bytes) -> bytes:
@@ -318,7 +323,7 @@ def test_one_crash(chord):
     "chord", [Chord(1, stall=True), Chord(2, stall=True), Chord(1, again=(0,), stall=True)], ids=str
 )
 def test_a_stalled_owner(chord):
-    """A lease that passes at any moment: two sends only where that is between the owner's renewal and its mark."""
+    """A lease that passes at any moment: two sends only where that is between the owner's claim and its mark."""
     verify(chord)
 
 

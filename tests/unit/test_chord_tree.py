@@ -28,7 +28,7 @@ class World:
     def another(self):
         """What another process has."""
         later = lambda seconds, fn: self.timers.append((seconds, fn))  # noqa: E731
-        return Chords(self.store, Pool(1), "base/chords/", lease=30, later=later)
+        return Chords(self.store, Pool(1), "base/chords/", lease=30, later=later, clock=lambda: self.now)
 
     def act(self, parts, manifest, perhaps_sent):
         self.sent.append([payload.decode() for part in parts for payload in part])
@@ -36,7 +36,7 @@ class World:
 
     def finish(self, index, act=None):
         delivery = self.chords.deliver(self.ticket, f"t{index}", index, f"v{index}".encode())
-        delivery.look()
+        delivery.rise()
         complete = delivery.climb()
         if complete:
             self.chords.decide(self.ticket, *complete, act or self.act)
@@ -153,7 +153,7 @@ def test_claim_that_is_alive_is_left_alone():
     assert claim.take() is None
     world.finish(0)
     assert world.sent == []
-    assert claim.renew()
+    assert claim.holds()
     assert claim.mark("sent")
     world.now += 100
     world.timers[0][1]()
@@ -165,10 +165,27 @@ def test_owner_that_lost_its_claim_does_not_send():
     world = World(1)
     slow, fast = world.chords.claim("g", 0), world.chords.claim("g", 0)
     assert slow.take() is None
+    world.now += world.chords.lease + 1
     held = fast.take()
     assert fast.take_over(held)
-    assert not slow.renew()
-    assert fast.renew()
+    assert not slow.holds()
+    assert fast.holds()
+
+
+def test_an_owner_asks_again_only_after_half_its_lease():
+    """A claim that is young enough costs no request before the body is sent; an older one is renewed."""
+    world = World(1)
+    claim = world.chords.claim("g", 0)
+    assert claim.take() is None
+    puts = world.requests("PUT")
+    world.now += world.chords.lease / 2 - 1
+    assert claim.holds()
+    assert world.requests("PUT") == puts
+    world.now += 1
+    assert claim.holds()
+    assert world.requests("PUT") == puts + 1
+    assert claim.holds()
+    assert world.requests("PUT") == puts + 1
 
 
 def test_frozen_chord_applied_again_is_a_new_run():
@@ -285,17 +302,6 @@ def test_shape(size):
         assert covered == list(range(size))
 
 
-def test_taken_over_twice_remembers_that_it_may_have_been_sent():
-    """A second takeover still knows that the first owner had renewed: the body's result is looked for first."""
-    world = World(1)
-    first, second, third = (world.chords.claim("g", 0) for _ in range(3))
-    assert first.take() is None
-    assert first.renew()
-    assert second.take_over(second.take())
-    held = third.take()
-    assert held.state == "renewed"
-
-
 def test_owner_that_finds_the_parts_gone_decides():
     """Whoever takes over after a slow owner has cleaned up leaves no undecided claim behind."""
     world = World(1)
@@ -303,7 +309,6 @@ def test_owner_that_finds_the_parts_gone_decides():
     delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
     tree, _ = delivery.climb()
     assert slow.take() is None
-    assert slow.renew()
     world.store.delete_many([tree.key(0, 0)])
     world.now += 100
     world.chords.decide(world.ticket, tree, [None], world.act)

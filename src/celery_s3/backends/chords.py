@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,11 +17,12 @@ from celery.canvas import Signature, _chain
 from celery.exceptions import ChordError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
-from ..chords import Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
+from ..chords import Agenda, Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
 from ..chords.service import ATTEMPTS
-from ..errors import CeleryS3Error, ResultNotStored, StoreError
+from ..chords.tree import UNREADABLE
+from ..errors import BadSeal, CeleryS3Error, ResultNotStored, StoreError
 from ..store.parallel import Pool
-from ..store.situation import prefork_parent, without_sigterm
+from ..store.situation import prefork_parent
 from .repair import RepairHooks
 
 __all__ = ["ChordHooks"]
@@ -49,7 +51,7 @@ class ChordHooks(RepairHooks):
 
     def _open_chords(self, prefix: str) -> None:
         """Prepare for chords under a key prefix; no request."""
-        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=_later)
+        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=Agenda())
         self._deliveries = threading.local()
         self._mend_at_start()
 
@@ -105,10 +107,10 @@ class ChordHooks(RepairHooks):
         if delivery is None:
             return store()
         self._deliveries.latest = (task_id, delivery)
-        outcomes = dict(self.pool.stream(lambda step: step(), (store, delivery.look)))
-        if isinstance(outcomes[store], BaseException):
-            raise outcomes[store]
-        return outcomes[store]
+        if prefork_parent():
+            return store()
+        stored, _ = self.pool.together(store, delivery.rise)
+        return stored
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         task_id, delivery = getattr(self._deliveries, "latest", ("", None))
@@ -131,7 +133,13 @@ class ChordHooks(RepairHooks):
         payload = self.encode([request.id, state, value])
         payload = payload.encode() if isinstance(payload, str) else payload
         try:
-            return self.chords.deliver(ticket, request.id, getattr(request, "group_index", None), payload)
+            index = getattr(request, "group_index", None)
+            # The event loop of a prefork worker's main process does not look at others' parts.
+            return self.chords.deliver(ticket, request.id, index, payload, foresee=not prefork_parent())
+        except BadSeal as exc:
+            # of the manifest: nobody can tell this member's slot
+            self._give_up(request.chord, exc)
+            return None
         except StoreError as exc:
             what = f"{state} of task {request.id} was not delivered to its chord {ticket.group}: {exc}"
             raise ResultNotStored(what, request.id, state) from exc
@@ -141,12 +149,24 @@ class ChordHooks(RepairHooks):
             complete = delivery.climb()
             if complete is not None:
                 tree, leaves = complete
-                self.chords.decide(delivery.ticket, tree, leaves, lambda *found: self._decide(body, *found))
+                act = partial(self._decide, body)
+                self.chords.decide(delivery.ticket, tree, leaves, act, since=delivery.since)
+        except BadSeal as exc:
+            # of the manifest or the claim: nobody can decide any more, and trying again would not help
+            self._give_up(body, exc)
         except CeleryS3Error:
             # The part is durable: whoever looks later goes on.
             logger.exception("Chord %s: its tree could not be followed", delivery.ticket.group)
             if attempts > 1:
                 self.chords.later(self.chords.lease, lambda: self._go_up(delivery, body, attempts - 1))
+
+    def _give_up(self, body: Any, exc: BadSeal) -> None:
+        """Fail the body without a claim, unless something has become of it already."""
+        callback = maybe_signature(body, app=self.app).clone()
+        callback.options.pop(TICKET, None)
+        logger.error("Chord body %r is not sent: %s", callback, exc)
+        if not self._has_begun(callback):
+            self._fail(callback, _chord_error(str(exc), exc))
 
     # -- the owner of the claim
 
@@ -185,6 +205,8 @@ class ChordHooks(RepairHooks):
         return any(self.task_result_exists(id) for id in _first_ids(callback))  # type: ignore[attr-defined]
 
     def _value(self, payload: bytes) -> Any:
+        if payload.startswith(UNREADABLE):
+            raise _chord_error(payload.removeprefix(UNREADABLE).decode(), None)
         task_id, state, value = self.decode(payload)  # type: ignore[attr-defined]
         if state in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)  # type: ignore[attr-defined]
@@ -232,14 +254,6 @@ def _lease(conf: Any) -> float:
     retries = (policy.get("max_retries") or 0) if conf.task_publish_retry else 0
     attempt = float(conf.broker_connection_timeout or 4) + float(policy.get("interval_max") or 1)
     return max(SHORTEST_LEASE, 2 * float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt)
-
-
-def _later(seconds: float, fn: Callable[[], None]) -> None:
-    """Run a function in a thread of its own, after some seconds; the process may end before."""
-    timer = threading.Timer(seconds, fn)
-    timer.daemon = True
-    with without_sigterm():
-        timer.start()
 
 
 def _ticket(request: Any) -> Ticket | None:

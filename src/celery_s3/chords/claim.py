@@ -2,16 +2,17 @@
 
 ::
 
-    created → renewed → sent | failed
+    claimed → sent | failed
 
-Only the owner acts. It renews right before it sends, and stops if it has lost the claim by then. A claim that
-is not decided and older than its lease may be taken over. A decided claim stays as a tombstone, so that a late
-duplicate cannot fire again.
+Only the owner acts, at once: it claims when the values are at hand, and what takes longer than half its lease
+renews the claim before it sends, or stops if it has lost it by then. A claim that is not decided and older than its
+lease may be taken over. A decided claim stays as a tombstone, so that a late duplicate cannot fire again.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from ..store.api import CREATE, Match, Precondition, Store
 
 __all__ = ["Claim", "Held", "State"]
 
-State = Literal["claimed", "renewed", "sent", "failed"]
+State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
 
 
@@ -48,17 +49,26 @@ class Claim:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
         owner: who asks; a fresh name by default.
+        clock: seconds that pass here.
     """
 
     def __init__(
-        self, store: Store, key: str, lease: float, owner: str | None = None, nonce: Callable[[], str] | None = None
+        self,
+        store: Store,
+        key: str,
+        lease: float,
+        owner: str | None = None,
+        nonce: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.key = key
         self.lease = lease
         self._nonce = nonce or (lambda: uuid4().hex)
+        self._clock = clock
         self.owner = owner or self._nonce()
         self._etag = ""
+        self._asked = 0.0
 
     def read(self) -> Held | None:
         """What stands there, ``None`` where nobody has claimed yet."""
@@ -80,12 +90,14 @@ class Claim:
 
     def take_over(self, held: Held) -> bool:
         """Take an expired claim; ``False`` when somebody else did or decided."""
-        # A renewed claim stays one: whoever takes it over next must know that the body may have been sent.
-        return self._write(held.state, Match(held.etag))
+        return self._write("claimed", Match(held.etag))
 
-    def renew(self) -> bool:
-        """Right before sending; ``False`` when the claim is lost: then nothing may be sent."""
-        return self._write("renewed", Match(self._etag))
+    def holds(self) -> bool:
+        """Right before sending; ``False`` when the claim may be lost: then nothing may be sent.
+
+        It costs a request only after half the lease: until then nobody can have taken the claim over.
+        """
+        return self._clock() - self._asked < self.lease / 2 or self._write("claimed", Match(self._etag))
 
     def mark(self, state: Literal["sent", "failed"]) -> bool:
         """Record the outcome; ``False`` when the claim was lost meanwhile."""
@@ -100,6 +112,7 @@ class Claim:
         return True
 
     def _write(self, state: State, precondition: Precondition) -> bool:
+        asked = self._clock()
         body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": self._nonce()})
         try:
             self._etag = self.store.put(
@@ -107,4 +120,5 @@ class Claim:
             )
         except PreconditionFailed:
             return False
+        self._asked = asked
         return True

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
-from ..errors import CeleryS3Error, ObjectMissing
+from ..errors import BadSeal, CeleryS3Error, ObjectMissing
 from ..store.api import Entry
 from .manifest import Manifest
 from .service import Act
@@ -128,7 +128,7 @@ class Repair:
             return True
         try:
             current = Manifest.loads(self.service.store.get(folder.manifest.key).body).run
-        except (ObjectMissing, ValueError, LookupError):
+        except (BadSeal, ObjectMissing, ValueError, LookupError):
             return True
         return current in folder.runs and folder.runs[current].claim is not None
 

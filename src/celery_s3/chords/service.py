@@ -7,7 +7,9 @@ Every write is a create or replaces a known version, so each step may be done tw
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -19,7 +21,7 @@ from ..store.api import CREATE, Match, Store
 from ..store.parallel import Pool
 from .claim import Claim, Held
 from .manifest import Manifest
-from .tree import Leaves, Memory, Shape, Tree, frame
+from .tree import Leaves, Memory, Parts, Shape, Tree, frame
 
 __all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
 
@@ -93,14 +95,25 @@ class Chords:
         prefix: before every key of a chord, as ``base/chords/``.
         lease: seconds after which an undecided claim may be taken over.
         later: looks again after the lease of another's claim.
+        clock: seconds that pass here.
     """
 
-    def __init__(self, store: Store, pool: Pool, prefix: str, *, lease: float, later: Timer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        prefix: str,
+        *,
+        lease: float,
+        later: Timer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store = store
         self.pool = pool
         self.prefix = prefix
         self.lease = lease
         self.later = later
+        self.clock = clock
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._memory = Memory()
 
@@ -117,7 +130,7 @@ class Chords:
         return Tree(self.store, self.pool, Shape(ticket.size), self._run(ticket.group, ticket.run), self._memory)
 
     def claim(self, group: str, run: int) -> Claim:
-        return Claim(self.store, f"{self._run(group, run)}claim", self.lease)
+        return Claim(self.store, f"{self._run(group, run)}claim", self.lease, clock=self.clock)
 
     # -- opening
 
@@ -161,11 +174,14 @@ class Chords:
 
     # -- delivering
 
-    def deliver(self, ticket: Ticket, task_id: str, index: int | None, payload: bytes) -> Delivery | None:
+    def deliver(
+        self, ticket: Ticket, task_id: str, index: int | None, payload: bytes, *, foresee: bool = True
+    ) -> Delivery | None:
         """Make a task's part durable; ``None`` where the chord knows no such member.
 
         Arguments:
             index: Celery's group index of the task.
+            foresee: read others' parts at the same time, where that is likely to spare a round trip.
         """
         slot = self.slot(ticket, task_id, index)
         if slot is None:
@@ -175,9 +191,12 @@ class Chords:
         if ticket.was_added(task_id):
             tree.put(tree.added_key(task_id), part)
             return Delivery(ticket, tree, slot, None)
-        created = tree.put(tree.key(0, slot), part)
-        # The first part written for a slot stands: where another did, it must be read.
-        return Delivery(ticket, tree, slot, part if created else None)
+        began = self.clock()
+        created, foreseen = tree.add(0, slot, part) if foresee else (tree.put(tree.key(0, slot), part), None)
+        if not created:
+            # The first part written for a slot stands: where another did, it must be read.
+            return Delivery(ticket, tree, slot, None, foreseen)
+        return Delivery(ticket, tree, slot, part, foreseen, since=began)
 
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under."""
@@ -211,8 +230,12 @@ class Chords:
         if leaves is not None:
             self.decide(ticket, tree, leaves, act)
 
-    def decide(self, ticket: Ticket, tree: Tree, leaves: Leaves, act: Act) -> None:
-        """Claim, then send or fail once, then clean up."""
+    def decide(self, ticket: Ticket, tree: Tree, leaves: Leaves, act: Act, *, since: float | None = None) -> None:
+        """Claim, then send or fail once, then clean up.
+
+        Arguments:
+            since: a time on ``clock`` at which the chord was not complete; ``None``: not known.
+        """
         claim = self.claim(ticket.group, ticket.run)
         steps: tuple[Callable[[], Any], ...] = (
             claim.take,
@@ -220,32 +243,36 @@ class Chords:
             lambda: tree.payloads(leaves),
         )
         held, manifest, parts = self.pool.map(lambda step: step(), steps)
-        if held is not None and not self._take_over(ticket, claim, held, act):
+        if held is not None and not self._take_over(ticket, claim, held, act, since):
             return
         if manifest is None or parts is None:
             # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
             logger.warning("Chord %s was cleaned up by somebody else: nothing is sent.", ticket.group)
             claim.mark("sent")
             return
-        # Nothing stands between renewal, sending and mark.
-        if not claim.renew():
+        # Nothing stands between this, sending and mark.
+        if not claim.holds():
             logger.warning(
                 "Chord %s: the claim was lost before the body was sent; its new owner sends it.", ticket.group
             )
             return
-        outcome = act(parts, manifest, held is not None and held.state == "renewed")
+        outcome = act(parts, manifest, held is not None)
         claim.mark(outcome)
         self.store.delete_many(list(tree.keys(leaves)))
 
-    def _take_over(self, ticket: Ticket, claim: Claim, held: Held, act: Act) -> bool:
+    def _take_over(self, ticket: Ticket, claim: Claim, held: Held, act: Act, since: float | None) -> bool:
         if held.decided:
             return False
-        remaining = claim.remaining(held, self._now(ticket))
+        # A claim is younger than the last part: mostly, that spares asking the server for the time.
+        remaining = self.lease if self._is_young(since) else claim.remaining(held, self._now(ticket))
         if remaining <= 0:
             return claim.take_over(held)
         # Its owner may have died: otherwise this would be the last party ever to look.
         self.later(remaining + 1, lambda: self._follow_again(ticket, act))
         return False
+
+    def _is_young(self, since: float | None) -> bool:
+        return since is not None and self.clock() - since < self.lease
 
     def _follow_again(self, ticket: Ticket, act: Act, attempts: int = ATTEMPTS) -> None:
         """Runs in a thread of its own, where nobody sees what is raised."""
@@ -268,24 +295,38 @@ class Delivery:
 
     Attributes:
         ticket: of its chord.
+        since: when the part was not there yet, on the clock of its :class:`Chords`; ``None`` where it was before.
     """
 
-    def __init__(self, ticket: Ticket, tree: Tree, slot: int, own: bytes | None) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        tree: Tree,
+        slot: int,
+        own: bytes | None,
+        foreseen: Parts | None = None,
+        since: float | None = None,
+    ) -> None:
         self.ticket = ticket
+        self.since = since
         self._tree = tree
         self._slot = slot
         self._own = own
-        self._looked = False
-        self._seen: list[bytes] | None = None
+        self._foreseen = foreseen
+        self._leaves: Leaves | None = None
+        self._done = False
 
-    def look(self) -> None:
-        """Look at the siblings: may run while the result is being stored."""
-        self._seen = self._tree.look(0, self._slot, self._own)
-        self._looked = True
+    def rise(self) -> None:
+        """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`."""
+        with suppress(CeleryS3Error):
+            self._climb()
 
     def climb(self) -> tuple[Tree, Leaves] | None:
         """Go up; the tree and all parts in order if this completed the root."""
-        if self._looked and self._seen is None:
-            return None
-        leaves = self._tree.climb(0, self._slot, self._own, self._seen)
-        return None if leaves is None else (self._tree, leaves)
+        if not self._done:
+            self._climb()
+        return None if self._leaves is None else (self._tree, self._leaves)
+
+    def _climb(self) -> None:
+        self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)
+        self._done = True

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Literal, Protocol
 
-from ..errors import ObjectMissing
+from ..errors import BadSeal, ObjectMissing
 from ..keys import decode_id
 from ..store.api import Entry
 from .claim import Held
@@ -161,7 +161,7 @@ class Survey:
             manifest = Manifest.loads(self.service.store.get(folder.manifest.key).body)
         except ObjectMissing:
             return None
-        except (ValueError, LookupError) as exc:
+        except (BadSeal, ValueError, LookupError) as exc:
             logger.warning("%s is no manifest of a chord: %r", folder.manifest.key, exc)
             return None
         run = folder.runs.get(manifest.run, Run())

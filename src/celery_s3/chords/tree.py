@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from ..errors import ObjectMissing, PreconditionFailed
+from ..errors import BadSeal, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
 from ..store.api import CREATE, Store
 from ..store.parallel import Pool
@@ -27,9 +27,17 @@ __all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "frame", "pack",
 FAN_IN = 32
 #: Values up to this size travel in the summaries, larger ones stay in their part until the end.
 INLINE_BYTES = 4 * 1024
+#: So many of a node's parts, more or less, are those of members that run at the same time.
+NEARLY_ALL = 2
+
+#: Stands before what is wrong with a part whose seal is bad. It takes the place of the payload, so that the chord
+#: goes on and fails of it: raised while the tree is climbed, it would leave nobody to decide.
+UNREADABLE = b"\x00celery-s3-unreadable\x00"
 
 #: The encoded parts of some members in order; ``None`` where one is too large to be carried along.
 Leaves = list[bytes | None]
+#: Parts of one node by slot.
+Parts = dict[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,10 @@ def unframe(part: bytes) -> tuple[list[str], bytes]:
     return json.loads(line), payload
 
 
+def _unreadable(error: BadSeal) -> bytes:
+    return frame((), UNREADABLE + str(error).encode())
+
+
 def pack(leaves: Sequence[bytes | None]) -> bytes:
     """A summary: a line of JSON with the length of each part (``null``: not carried along), then the parts."""
     lengths = [None if leaf is None else len(leaf) for leaf in leaves]
@@ -97,19 +109,31 @@ def unpack(summary: bytes) -> Leaves:
     return leaves
 
 
+class Head(bytes):
+    """The line of a member's part whose value is too large to be carried along."""
+
+
+def _head(part: bytes) -> Head:
+    return Head(part[: part.index(b"\n") + 1])
+
+
 class Memory:
     """The parts that this process has written or seen lately: a part never changes, so it is read once.
 
-    At most ``nodes`` nodes, without values that are too large to be carried along.
+    At most ``nodes`` nodes; of values that are too large to be carried along, only that they are there.
     """
 
     def __init__(self, nodes: int = 64) -> None:
         self._limit = nodes
-        self._nodes: dict[str, dict[int, bytes]] = {}
-        #: nodes where members were seen to finish out of order
+        self._nodes: dict[str, Parts] = {}
+        #: the nodes where members were seen to finish out of order
         self.ragged: set[str] = set()
 
-    def node(self, name: str) -> dict[int, bytes]:
+    def peek(self, name: str) -> Parts:
+        """The known parts of a node by slot."""
+        return self._nodes.get(name, {})
+
+    def node(self, name: str) -> Parts:
         """The known parts of a node by slot; what the caller adds is remembered."""
         known = self._nodes.pop(name, None) or {}
         for oldest in list(self._nodes)[: len(self._nodes) + 1 - self._limit]:
@@ -151,18 +175,64 @@ class Tree:
             return False
         return True
 
+    def add(self, level: int, slot: int, part: bytes) -> tuple[bool, Parts | None]:
+        """Create a part; whether it was created, and the others of its node as far as they were read meanwhile.
+
+        They are read where the part is likely to be the node's last one: that saves a round trip. A part never
+        changes, so what was there before one's own part was need not be asked for again.
+        """
+        key = self.key(level, slot)
+        others = self._foreseeable(level, slot)
+        if not others:
+            return self.put(key, part), None
+        created, foreseen = self.pool.together(lambda: self.put(key, part), lambda: self._read(level, others))
+        return created, foreseen
+
+    def _foreseeable(self, level: int, slot: int) -> list[int]:
+        """What to read in advance: nothing, unless the slot is among its node's last, and members finish in order."""
+        node = self.shape.node(level, slot)
+        name = self.key(level, node.start)
+        known = self.memory.peek(name)
+        if slot < node.stop - NEARLY_ALL or name in self.memory.ragged:
+            return []
+        if level == 0 and len(known) < len(node) // 4:
+            # Of many processes that share a node, each one would read what the others do.
+            return []
+        return [one for one in node if one != slot and one not in known]
+
     def get(self, key: str) -> bytes | None:
         """The part, ``None`` where there is none."""
         try:
             return self.store.get(key).body
         except ObjectMissing:
             return None
+        except BadSeal as exc:
+            return _unreadable(exc)
 
     def get_all(self, keys: Iterable[str]) -> list[bytes | None]:
         """The parts under these keys, read at the same time."""
         return self.pool.map(self.get, keys)
 
-    def look(self, level: int, slot: int, own: bytes | None) -> list[bytes] | None:
+    def _peek(self, key: str) -> bytes | None:
+        """A member's part; of a large one only its line, the value is read when the body is about to be sent."""
+        try:
+            found = self.store.get(key, length=INLINE_BYTES + 1)
+        except ObjectMissing:
+            return None
+        except BadSeal as exc:
+            return _unreadable(exc)
+        if found.complete:
+            return found.body
+        return _head(found.body if b"\n" in found.body else self.store.get(key).body)
+
+    def _read(self, level: int, slots: Iterable[int]) -> Parts:
+        """Those of these parts that are there, read at the same time."""
+        wanted = list(slots)
+        read = self.get if level else self._peek
+        found = self.pool.map(lambda slot: read(self.key(level, slot)), wanted)
+        return {slot: part for slot, part in zip(wanted, found, strict=True) if part is not None}
+
+    def look(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
         ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
@@ -173,22 +243,26 @@ class Tree:
         node = self.shape.node(level, slot)
         name = self.key(level, node.start)
         known = self.memory.node(name)
-        parts = dict(known)
+        parts = {**known, **(foreseen or {})}
         if own is not None:
             parts[slot] = own
-        wanted = iter([one for one in reversed(node) if one not in parts])
-        ahead = 1
+        missing = [one for one in reversed(node) if one not in parts]
+        wanted = iter(missing)
+        ahead = FAN_IN if foreseen is not None and len(missing) <= NEARLY_ALL else 1
         while batch := list(islice(wanted, ahead)):
-            for one, part in zip(batch, self.get_all(self.key(level, one) for one in batch), strict=True):
-                if part is not None:
-                    parts[one] = part
-            known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
+            parts |= self._read(level, batch)
             if any(one not in parts for one in batch):
-                if ahead > 1:
+                if len(batch) > NEARLY_ALL:
                     self.memory.ragged.add(name)
-                return None
+                break
             ahead = 2 * ahead if name in self.memory.ragged else FAN_IN
-        known.update((one, part) for one, part in parts.items() if len(part) <= INLINE_BYTES)
+        known.update(
+            (one, part if len(part) <= INLINE_BYTES else _head(part))
+            for one, part in parts.items()
+            if level == 0 or len(part) <= INLINE_BYTES
+        )
+        if any(one not in parts for one in node):
+            return None
         in_order = [parts[one] for one in node]
         return None if level == 0 and self.added(in_order) is None else in_order
 
@@ -205,31 +279,34 @@ class Tree:
             wanted = [id for part in new.values() for id in unframe(part)[0] if id not in found]
         return found
 
-    def climb(self, level: int, slot: int, own: bytes | None, seen: list[bytes] | None = None) -> Leaves | None:
+    def climb(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> Leaves | None:
         """Go up as long as nodes are complete.
-
-        Arguments:
-            seen: what :meth:`look` has answered for this slot, where it was asked before.
 
         Returns:
             All members' parts in order once the root is complete, else ``None``: somebody else goes on.
         """
         while True:
-            parts = seen or self.look(level, slot, own)
+            parts = self.look(level, slot, own, foreseen)
             if parts is None:
                 return None
-            leaves = self._leaves(level, parts)
+            leaves = self._leaves(level, slot, parts)
             if level == self.shape.top:
                 return leaves
-            level, slot, seen = level + 1, slot // FAN_IN, None
+            level, slot = level + 1, slot // FAN_IN
             own = pack([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
             # Whoever completes the node writes the same bytes: that another one was first changes nothing.
-            self.put(self.key(level, slot), own)
+            _, foreseen = self.add(level, slot, own)
 
-    def _leaves(self, level: int, parts: list[bytes]) -> Leaves:
+    def _leaves(self, level: int, slot: int, parts: list[bytes]) -> Leaves:
         if level == 0:
-            return list(parts)
-        return [leaf for part in parts for leaf in unpack(part)]
+            return [None if isinstance(part, Head) else part for part in parts]
+        summaries = zip(self.shape.node(level, slot), parts, strict=True)
+        return [leaf for one, part in summaries for leaf in self._summed_up(level, one, part)]
+
+    def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
+        if UNREADABLE in summary[: len(frame((), UNREADABLE))]:
+            return [summary] * len(self.shape.leaves(level, slot))
+        return unpack(summary)
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
         """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""

@@ -51,6 +51,20 @@ class Pool:
         results = {number: _unwrap(outcome) for (number, _), outcome in numbered}
         return [results[number] for number in range(len(results))]
 
+    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
+        """Run two functions at the same time, the second one in this thread; the results of both.
+
+        Both have ended when this returns or raises, the first one's error before the second one's.
+        """
+        if self._concurrency < 2 or self._inside():
+            outcomes = _outcome(lambda _: beside(), None), _outcome(lambda _: here(), None)
+        else:
+            done: queue.SimpleQueue[_T | BaseException] = queue.SimpleQueue()
+            self._threads.get().submit(lambda: done.put(_outcome(lambda _: beside(), None)))
+            own = _outcome(lambda _: here(), None)
+            outcomes = done.get(), own
+        return _unwrap(outcomes[0]), _unwrap(outcomes[1])
+
     def close(self) -> None:
         """Let the threads end once they are idle; the pool may be used again."""
         self._threads.drop()

@@ -1,0 +1,70 @@
+"""What is to be done later is done, in its order, by one thread that ends when nothing is left."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from celery_s3.chords.agenda import Agenda
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def _waiting() -> int:
+    return sum(thread.name == "celery-s3-chord" for thread in threading.enumerate())
+
+
+def test_in_order_of_their_times():
+    """What is added last may be due first."""
+    agenda, done = Agenda(), []
+    agenda(0.2, lambda: done.append("last"))
+    agenda(0.05, lambda: done.append("first"))
+    agenda(0, lambda: done.append("now"))
+    _wait(lambda: len(done) == 3)
+    assert done == ["now", "first", "last"]
+
+
+def test_one_thread_for_all_and_none_for_nothing():
+    """A thousand entries wait in one thread; it ends with the last one, and a later entry starts another."""
+    agenda, done = Agenda(), []
+    before = _waiting()
+    for _ in range(1000):
+        agenda(0.3, lambda: done.append(1))
+    assert _waiting() == before + 1
+    _wait(lambda: len(done) == 1000 and _waiting() == before)
+    agenda(0.01, lambda: done.append(2))
+    _wait(lambda: done[-1] == 2)
+
+
+def test_one_that_fails_leaves_the_others(monkeypatch):
+    """An error in one function is that function's."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
+    agenda, done = Agenda(), []
+    agenda(0.01, lambda: 1 / 0)
+    agenda(0.05, lambda: done.append(1))
+    _wait(lambda: done)
+    assert seen == [ZeroDivisionError]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_an_agenda_of_its_own():
+    """A child does not wait for its parent's entries, nor for a thread that it does not have."""
+    agenda = Agenda()
+    agenda(60, lambda: None)
+    if (child := os.fork()) == 0:
+        done: list[int] = []
+        agenda(0.01, lambda: done.append(1))
+        deadline = time.monotonic() + 5
+        while not done and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os._exit(0 if done else 1)
+    assert os.waitpid(child, 0)[1] == 0
