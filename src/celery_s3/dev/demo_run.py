@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from celery import Celery
+
+from celery_s3.chords.survey import Survey
 from celery_s3.cost import price_table
 from celery_s3.dev import demo_bill as bill
 from celery_s3.dev.demo_scenes import SCENES, Outcome, Scene, perform, warm_up
@@ -43,12 +46,23 @@ class Pass:
 
 
 class _Audience:
-    """Passes on how far a group is, and what the worker does."""
+    """Passes on how far a group or chord is, and what the worker does."""
 
-    def __init__(self, worker: Worker, bar: Bar) -> None:
+    def __init__(self, worker: Worker, bar: Bar, chords: Survey | None) -> None:
         self.check = worker.check
         self.has_run = worker.has_run
         self.moved = bar.moved
+        self._chords = chords
+        self._looked = 0.0
+
+    def looks_at(self, chord: str) -> None:
+        """Show what `celery s3 chords` shows: the parts in the chord's tree, ten times a second."""
+        if self._chords is None or time.monotonic() < self._looked + 0.1:
+            return
+        self._looked = time.monotonic()
+        for found in self._chords.chords([chord]):
+            size = len(found.manifest.ids)
+            self.moved(size, found.done, size)
 
 
 def show(stage: Stage, screen: Screen) -> None:
@@ -58,7 +72,9 @@ def show(stage: Stage, screen: Screen) -> None:
     screen.say("Everything runs on this machine, for this demo alone.")
     _start(stage, screen)
     screen.heading("Tasks, with their results stored by celery-s3")
-    ours = _pass(stage, screen, _our_settings(stage.proxy))
+    # Past the proxy: what looks at the chord is not counted.
+    straight = Celery("demo-survey", set_as_current=False, **_our_settings(stage.seaweed))
+    ours = _pass(stage, screen, _our_settings(stage.proxy), straight.backend.repairs.survey)
     screen.heading("The same tasks, with their results stored by Celery's own s3 backend")
     theirs = _pass(stage, screen, _their_settings(stage.proxy))
     _compare(screen, ours, theirs)
@@ -76,23 +92,23 @@ def _start(stage: Stage, screen: Screen) -> None:
         screen.started(one.what, one.detail, one.where)
 
 
-def _pass(stage: Stage, screen: Screen, settings: Mapping[str, Any]) -> Pass:
+def _pass(stage: Stage, screen: Screen, settings: Mapping[str, Any], chords: Survey | None = None) -> Pass:
     """Every scene, with a worker that has these settings."""
     stage.proxy.reset()
     with screen.waiting("worker …"):
         worker = stage.start_worker(settings)
         warm_up(worker.check)
     screen.started("Worker", COMMAND, f"pid {worker.pid}, warmed up")
-    outcomes = tuple(_perform(screen, worker, scene) for scene in SCENES)
+    outcomes = tuple(_perform(screen, worker, scene, chords) for scene in SCENES)
     with screen.waiting("ending the worker …"):
         stage.stop_worker()
     records = stage.proxy.records()
     return Pass(outcomes, bill.by_task(records), bill.elsewhere(records))
 
 
-def _perform(screen: Screen, worker: Worker, scene: Scene) -> Outcome:
+def _perform(screen: Screen, worker: Worker, scene: Scene, chords: Survey | None) -> Outcome:
     with screen.waiting(scene.title) as bar:
-        outcome = perform(scene, _Audience(worker, bar))
+        outcome = perform(scene, _Audience(worker, bar, chords))
     screen.ended(outcome)
     return outcome
 

@@ -17,7 +17,7 @@ from celery_s3.dev import demo_tasks as tasks
 __all__ = ["GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
 
 GROUP = 200
-CHORD = 20
+CHORD = 50
 #: Characters of the larger result.
 SIZE = 300_000
 #: Seconds to wait for the results of one scene.
@@ -35,8 +35,12 @@ class Watcher(Protocol):
         """Raise an error when the worker is gone."""
         ...
 
-    def moved(self, sent: int, finished: int) -> None:
-        """So many tasks of the group have gone to the broker, and so many results have come."""
+    def moved(self, sent: int, finished: int, of: int) -> None:
+        """So many tasks of a group have gone to the broker, and so many results have come."""
+        ...
+
+    def looks_at(self, chord: str) -> None:
+        """Say how far that chord is."""
         ...
 
     def has_run(self, task_id: str, timeout: float) -> bool:
@@ -123,7 +127,7 @@ def _group(watcher: Watcher) -> Ended:
 
     def finished(task_id: str, value: int) -> None:
         results[task_id] = value
-        watcher.moved(GROUP, len(results))
+        watcher.moved(GROUP, len(results), GROUP)
 
     with _counting_sent(watcher):
         sent = group(tasks.work.s(number) for number in range(GROUP)).apply_async()
@@ -134,7 +138,12 @@ def _group(watcher: Watcher) -> Ended:
 
 def _chord(watcher: Watcher) -> Ended:
     sent = chord(tasks.work.s(number) for number in range(CHORD))(tasks.total.s())
-    _expect(sent.get(timeout=PATIENCE, on_interval=watcher.check), sum(range(CHORD)))
+
+    def look(*_: object) -> None:
+        watcher.check()
+        watcher.looks_at(sent.parent.id)
+
+    _expect(sent.get(timeout=PATIENCE, on_interval=look), sum(range(CHORD)))
     header = tuple(member.id for member in sent.parent.results)
     return Ended(sent.state, f"sum {sent.get():,}", (*header, sent.id, sent.parent.id))
 
@@ -167,7 +176,7 @@ def _counting_sent(watcher: Watcher) -> Iterator[None]:
     def count(**_: Any) -> None:
         nonlocal sent
         sent += 1
-        watcher.moved(sent, 0)
+        watcher.moved(sent, 0, GROUP)
 
     after_task_publish.connect(count, weak=False)
     try:

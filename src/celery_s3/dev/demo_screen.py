@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from celery_s3.dev.demo_scenes import GROUP, Outcome
+from celery_s3.dev.demo_scenes import Outcome
 
 __all__ = ["Bar", "Screen"]
 
@@ -77,28 +77,28 @@ class Screen:
 
 
 class Bar:
-    """A spinner, and a bar once a group moves; a line for every quarter where there is no terminal."""
+    """A spinner, and a bar once a group or chord moves; a line for every quarter where there is no terminal."""
 
     def __init__(self, screen: Screen, text: str) -> None:
         self._screen = screen
         self._text = text
-        self._sent = self._finished = 0
+        self._sent = self._finished = self._of = 0
         self._spinner = Spinner("dots", Text(text, "dim"))
 
-    def moved(self, sent: int, finished: int) -> None:
-        """So many members of the group are sent and finished."""
-        quarter = finished * 4 // GROUP > self._finished * 4 // GROUP
-        self._sent, self._finished = sent, finished
+    def moved(self, sent: int, finished: int, of: int) -> None:
+        """So many of so many members are sent and finished."""
+        quarter = finished * 4 // of > self._finished * 4 // of
+        self._sent, self._finished, self._of = sent, finished, of
         if quarter and not self._screen.live:
-            self._screen.say(f"    {self._text}: {finished} of {GROUP} finished")
+            self._screen.say(f"    {self._text}: {finished} of {of} finished")
 
     def __rich__(self) -> RenderableType:
         if not self._sent:
             return Padding(self._spinner, (0, 0, 0, 2))
         grid = Table.grid(padding=(0, 1))
         verb, count, style = ("finished", self._finished, "green") if self._finished else ("sent", self._sent, "cyan")
-        bar = ProgressBar(total=GROUP, completed=count, width=GROUP // 5, complete_style=style)
-        grid.add_row(f"    {self._text}", bar, f"{count} of {GROUP} {verb}")
+        bar = ProgressBar(total=self._of, completed=count, width=40, complete_style=style)
+        grid.add_row(f"    {self._text}", bar, f"{count} of {self._of} {verb}")
         return grid
 
 
