@@ -13,6 +13,8 @@ CELERY ?= 5.4.0
 JOBS ?= 2
 # what pytest runs, as: make test T='tests/unit -k keys'
 T ?= tests
+# an older Celery, for the tests in which workers of two versions share a chord
+OLD := $(abspath $(VENV))/old
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test check bench docs clean test-celery soak venv
@@ -25,9 +27,9 @@ help:  ## Print this list
 demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, and what they cost
 	@$(BIN)/python -m celery_s3.dev.demo
 
-test: $(VENV)/.with-test  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=4 for more at once)
+test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=4 for more at once)
 	@echo "== pytest, $(JOBS) at a time: $(T)"
-	@$(BIN)/python -m pytest -n $(JOBS) $(T)
+	@OTHER_CELERY=$(OLD) $(BIN)/python -m pytest -n $(JOBS) $(T)
 
 check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== ruff check"; $(BIN)/ruff check .
@@ -52,7 +54,7 @@ clean:  ## Remove virtualenvs, caches and build products
 test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
 	@echo "== Celery $(CELERY)"
 	@$(MAKE) --no-print-directory venv VENV=.venv-$(CELERY)
-	@.venv-$(CELERY)/bin/python -m pytest -n $(JOBS) tests/unit tests/integration tests/contract
+	@.venv-$(CELERY)/bin/python -m pytest -n $(JOBS) tests/unit tests/integration
 
 # the virtualenv of test-celery: the exact Celery beside our test extra
 venv: $(VENV)/.with-celery-$(CELERY)
@@ -61,6 +63,9 @@ $(VENV)/.with-celery-$(CELERY): pyproject.toml | $(BIN)/python
 	@echo "== installing Celery $(CELERY) and celery-s3[test] into $(VENV)"
 	@$(PIP) -e '.[test]' 'celery==$(CELERY)'
 	@touch $@
+
+$(OLD)/celery: | $(BIN)/python
+	@$(PIP) --no-deps --target $(OLD) 'celery==5.4.0'
 
 $(VENV)/.with-%: pyproject.toml | $(BIN)/python
 	@echo "== installing celery-s3[$*] into $(VENV)"

@@ -162,6 +162,26 @@ def test_a_larger_body_that_has_begun_is_not_sent_again(work, monkeypatch, body)
     assert len(broker.ran) == len(set(broker.ran)) + 1  # the member that was delivered twice
 
 
+def test_no_body_twice_where_that_is_wanted(work, proxy, monkeypatch):
+    """With `chord_resend` off, a body that may have been sent is not sent again: the chord fails, and says why."""
+    app, tasks, broker = work(s3_backend_settings={**proxy.settings(), "chord_resend": False})
+    result = chord(values(tasks, 2), tasks["note"].s()).apply_async()
+    first, last = broker.take()
+    broker.run(first)
+    dies(monkeypatch, "mark")
+    with pytest.raises(Died):
+        broker.run(last)
+    sent = broker.take()
+    app.backend.chords.lease = 0
+    broker.run(last)
+    assert len(sent) == 1
+    assert broker.take() == []
+    with pytest.raises(ChordError, match="chord_resend"):
+        result.get(timeout=5)
+    broker.run(sent[0])
+    assert app.backend.get_task_meta(result.id, cache=False)["result"] == [0, 1]
+
+
 def test_owner_dies_before_an_outer_chord_hears_of_the_failure(work, monkeypatch):
     """The body's FAILURE is stored, its part in the outer chord is not: whoever takes over delivers that."""
     app, tasks, broker = work()
@@ -337,3 +357,24 @@ def test_requests(work, proxy, order, ignored, each):
     assert set(counts) == {"PUT", "GET", "DeleteObjects"}
     broker.drain()
     assert app.called == [list(range(64))]
+
+
+def test_a_member_waits_for_two_round_trips(work, proxy):
+    """The part; then the result and the look at the same time: none waits for the other's answer."""
+    app, tasks, broker = work()
+    app.backend.results.conditional.supported()
+    chord(values(tasks, 64), tasks["note"].s()).apply_async()
+    first, second, *_ = broker.take()
+    broker.run(first)
+    proxy.reset()
+    proxy.configure(delay=0.5)
+    try:
+        broker.run(second)
+    finally:
+        proxy.configure(delay=0)
+    part, *others = sorted(proxy.records(), key=lambda record: record.time)
+    assert part.kind == "PUT"
+    assert "/chords/" in part.target
+    assert sorted(record.kind for record in others) == ["GET", "PUT"]
+    assert all(record.time - part.time >= 0.45 for record in others)
+    assert abs(others[0].time - others[1].time) < 0.4

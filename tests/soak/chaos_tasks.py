@@ -29,8 +29,9 @@ def event(kind: str, name: str) -> None:
         file.write(f"{line}\n".encode())
 
 
-@app.task(name="member")
-def member(number: int, seconds: float) -> int:
+@app.task(name="member", bind=True)
+def member(self: object, number: int, seconds: float) -> int:
+    event("began", self.request.id)  # type: ignore[attr-defined]
     time.sleep(seconds)
     return number
 

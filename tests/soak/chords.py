@@ -53,6 +53,9 @@ class Report:
     twice: int = 0
     #: chords that nobody went on with, until they were mended
     mended: int = 0
+    #: members that no worker ever began: Redis hands a message out before the worker notes that it has it, and one
+    #: that is killed in between takes the message with it (brokers that need an acknowledgement keep it)
+    lost_by_redis: int = 0
     #: the longest time from the last kill to the sending of a body
     latest: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -231,11 +234,19 @@ class Round:
         for name, group in bodies.items():
             pids = publishings[name]
             if name not in ran:
-                self.report.problems.append(f"the body of chord {group} never ran; published by {pids}")
+                self.report.lost_by_redis += len(self.never_began(group))
+                if pids or not self.never_began(group):
+                    self.report.problems.append(f"the body of chord {group} never ran; published by {pids}")
             for pid in pids[:-1]:
                 self.report.twice += 1
                 if (group, pid) in marked:
                     self.report.problems.append(f"chord {group} was sent again although {pid} had noted it: {pids}")
+
+    def never_began(self, group: str) -> list[str]:
+        """The members of a chord that were never handed to a task."""
+        began = self.seen("began")
+        chords = self.app.backend.repairs.survey.chords([group])
+        return [id for chord in chords for id in chord.manifest.ids if id not in began]
 
 
 def _children(pid: int) -> list[int]:

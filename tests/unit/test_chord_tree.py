@@ -285,6 +285,45 @@ def test_requests_of_several_processes(size, processes):
     assert world.requests("LIST") == 0
 
 
+def test_the_last_of_a_node_reads_ahead():
+    """Whoever is likely to complete a node reads the others' parts with its own write, and asks for none of them twice.
+
+    A process that knows little of the node does not: each of many would read the same.
+    """
+    world = World(16)
+    here, there = world.chords, world.another()
+    for index in range(15):
+        world.chords = here if index % 2 else there
+        world.finish(index)
+    before = world.requests("GET")
+    delivery = here.deliver(world.ticket, "t15", 15, b"v15")
+    assert sorted(delivery._foreseen) == list(range(0, 15, 2))
+    assert world.requests("GET") == before + 8
+    _, leaves = delivery.climb()
+    assert world.requests("GET") == before + 8
+    assert len(leaves) == 16
+    stranger = world.another().deliver(world.ticket, "t14", 14, b"v14")
+    assert stranger._foreseen is None
+
+
+def test_a_large_value_is_looked_at_and_read_once(monkeypatch):
+    """A look reads the head of a part; a value too large for a summary is read when the body is about to be sent."""
+    world = World(FAN_IN + 1)
+    large = b"x" * (INLINE_BYTES * 20)
+    read = []
+    get = world.store.get
+    monkeypatch.setattr(world.store, "get", lambda *args, **kw: read.append(get(*args, **kw)) or read[-1])
+    for index in range(FAN_IN + 1):
+        delivery = world.chords.deliver(world.ticket, f"t{index}", index, large)
+        world.chords = world.another()
+        complete = delivery.climb()
+    world.chords.decide(world.ticket, *complete, world.act)
+    assert world.sent == [[large.decode()] * (FAN_IN + 1)]
+    whole = [found for found in read if len(found.body) > len(large)]
+    assert len(whole) == FAN_IN + 1
+    assert all(len(found.body) <= INLINE_BYTES + 1 for found in read if found not in whole and "/1/" not in found.key)
+
+
 @given(st.lists(st.none() | st.binary(max_size=50), max_size=40))
 def test_summary_round_trip(leaves):
     """A summary gives its parts back."""
