@@ -36,8 +36,9 @@ check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== ruff format --check"; $(BIN)/ruff format --check .
 	@echo "== mypy"; $(BIN)/mypy
 
-soak: $(VENV)/.with-test  ## Try to break chords, for an hour or two: every interleaving, then workers killed all the time
+soak: $(VENV)/.with-test  ## Try to break it, for an hour or two: interleavings of chords, garbage for decoders, workers killed
 	@SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/unit/test_chord_model.py
+	@$(BIN)/python tests/soak/fuzz.py --inputs $(or $(INPUTS),100000)
 	@$(BIN)/python tests/soak/chords.py --rounds $(or $(ROUNDS),20) --output benchmarks/runs/soak-chords.jsonl
 
 bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (QUICK=1: a minute); writes benchmarks/runs/

@@ -136,8 +136,8 @@ def _private(run: Run) -> Iterator[str]:
 
 
 def markdown(run: Run, name: str) -> str:
-    """The README's block: table, notes and where the run is kept."""
-    head, *lines = [" | ".join(text.replace("|", "\\|") for text in line) for line in table(run)]
+    """The README's block: the table without our own goals, notes and where the run is kept."""
+    head, *lines = [" | ".join(text.replace("|", "\\|") for text in line[:-2]) for line in table(run)]
     body = [f"| {head} |", "|" + "---|" * (head.count(" | ") + 1), *(f"| {line} |" for line in lines)]
     link = f"[The raw run](benchmarks/runs/{name}.json), [its chart](benchmarks/runs/{name}.svg),"
     told = [*notes(run), f"{link} and [how it is measured](benchmarks/README.md): `make bench`."]

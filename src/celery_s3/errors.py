@@ -5,9 +5,14 @@
     CeleryS3Error
     ├── ConfigurationError          also celery's ImproperlyConfigured; carries every mistake
     ├── NotRepaired                 a chord cannot be mended from this process
+    ├── NoRemoteControl             the broker cannot reach all workers
     ├── UnreadableResult            also celery's BackendGetMetaError; the object is not a result
     ├── ResultNotStored             also celery's BackendStoreError; raised to Celery by a write
     ├── ResultNotRead               also celery's BackendGetMetaError; raised to Celery by a read
+    ├── MessageNotStored            a message's arguments could not be stored (the claim check)
+    ├── MessageNotRead              a message's arguments could not be fetched
+    ├── NotEncodable                also kombu's EncodeError; typed+json cannot hold the value
+    ├── NotDecodable                also kombu's DecodeError; no typed+json, or of an unknown type
     └── StoreError                  what a store client raises, and nothing else
         ├── ObjectMissing           404 NoSuchKey: no object under that key
         ├── PreconditionFailed      412: somebody else wrote first
@@ -17,8 +22,14 @@
         │   ├── BadCredentials      wrong, expired or missing keys; clock skew
         │   ├── WrongRegion         301, or 400 with a region in it
         │   ├── TLSFailure          the certificate is not trusted, or TLS was not spoken
-        │   └── BadRequest          any other 4xx
+        │   ├── BadRequest          any other 4xx
+        │   ├── BadSeal             the object is not what somebody with the keys has written there
+        │   │   ├── NotSealed       it is plain
+        │   │   ├── Tampered        it was changed, exchanged or cut
+        │   │   └── UnknownKey      its key is not among `seal_keys`
+        │   └── KeyRefused          AWS KMS does not give the key
         └── Transient               worth another try
+            ├── KeyUnavailable      AWS KMS does not answer for now
             ├── Throttled           503 SlowDown, 429: refused before it was carried out
             ├── Unreachable         no connection: nothing was sent
             └── Ambiguous           it may have been carried out
@@ -35,18 +46,29 @@ from __future__ import annotations
 from typing import ClassVar
 
 from celery.exceptions import BackendGetMetaError, BackendStoreError, ImproperlyConfigured
+from kombu.exceptions import DecodeError, EncodeError
 
 __all__ = [
     "AccessDenied",
     "Ambiguous",
     "BadCredentials",
     "BadRequest",
+    "BadSeal",
     "BucketMissing",
     "CeleryS3Error",
     "ConfigurationError",
     "Conflict",
+    "Garbled",
     "Interrupted",
+    "KeyRefused",
+    "KeyUnavailable",
+    "MessageNotRead",
+    "MessageNotStored",
+    "NoRemoteControl",
+    "NotDecodable",
+    "NotEncodable",
     "NotRepaired",
+    "NotSealed",
     "ObjectMissing",
     "PreconditionFailed",
     "Refused",
@@ -55,8 +77,10 @@ __all__ = [
     "ServerFault",
     "StoreError",
     "TLSFailure",
+    "Tampered",
     "Throttled",
     "Transient",
+    "UnknownKey",
     "Unreachable",
     "UnreadableResult",
     "WrongRegion",
@@ -73,6 +97,10 @@ class ConfigurationError(CeleryS3Error, ImproperlyConfigured):
 
 class NotRepaired(CeleryS3Error):
     """A chord cannot be mended from this process; another one may do it."""
+
+
+class NoRemoteControl(CeleryS3Error):
+    """The broker cannot reach all workers, as SQS; the message says where to look instead."""
 
 
 class UnreadableResult(CeleryS3Error, BackendGetMetaError):
@@ -109,6 +137,22 @@ class ResultNotStored(CeleryS3Error, BackendStoreError):
         return str(self.args[0])
 
 
+class MessageNotStored(CeleryS3Error):
+    """The arguments of a message could not be stored; ``__cause__`` is the :class:`StoreError`."""
+
+
+class MessageNotRead(CeleryS3Error):
+    """The arguments of a message could not be fetched, or are not what was stored; the task fails with this."""
+
+
+class NotEncodable(CeleryS3Error, EncodeError):
+    """A value cannot be written as ``typed+json``; the message names its type."""
+
+
+class NotDecodable(CeleryS3Error, DecodeError):
+    """What was read is no ``typed+json``, or names a type that is not registered in this process."""
+
+
 class StoreError(CeleryS3Error):
     """A request to the object store failed.
 
@@ -140,13 +184,20 @@ class StoreError(CeleryS3Error):
         self.status = status
         self.code = code
 
-    def __str__(self) -> str:
-        where = f"{self.operation or 'request'} s3://{self.bucket}/{self.key}"
+    @property
+    def _place(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def reason(self) -> str:
+        """What went wrong, without the place and the remedy."""
         answer = " ".join(str(part) for part in (self.status, self.code) if part)
-        text = f"{where}: {self.what}" + (f" ({answer})" if answer else "")
-        if self.detail:
-            text += f": {self.detail.rstrip('.')}"
-        return f"{text}. {self.remedy}".rstrip() if self.remedy else text
+        detail = self.detail.rstrip(".")
+        return self.what + (f" ({answer})" if answer else "") + (f": {detail}" if detail else "")
+
+    def __str__(self) -> str:
+        text = f"{self.operation or 'request'} {self._place}: {self.reason}"
+        return f"{text}. {self.remedy}" if self.remedy else text
 
 
 class ObjectMissing(StoreError):
@@ -197,8 +248,55 @@ class BadRequest(Refused):
     what = "the server refused the request"
 
 
+class BadSeal(Refused):
+    """The object is not what somebody with one of the keys has written under its name."""
+
+
+class NotSealed(BadSeal):
+    what = "the object is not sealed, and may be anybody's"
+    remedy = "Set `accept_unsealed` while there are objects of before `seal_keys` was set, or forget the result."
+
+
+class Tampered(BadSeal):
+    what = "the object is not what was sealed under this name: it was changed, exchanged or cut"
+    remedy = "Find out who else may write to the bucket; forget the result, or restore the object."
+
+
+class Garbled(BadSeal):
+    what = "the object is not what belongs under this name"
+    remedy = "Find out who else writes there, and delete the object."
+
+
+class UnknownKey(BadSeal):
+    what = "the object is sealed with a key that this process does not have"
+    remedy = "Add that key to `seal_keys`: behind the first one, which seals."
+
+
+class _OfKMS:
+    """``key`` is the KMS key; the object is not named."""
+
+    key: str
+
+    @property
+    def _place(self) -> str:
+        return f"kms://{self.key}"
+
+
+class KeyRefused(_OfKMS, Refused):
+    what = "AWS KMS does not give the key"
+    remedy = (
+        "Allow these credentials kms:GenerateDataKey (to write) and kms:Decrypt (to read) on the key that `seal_keys`"
+        " names, and check its name, its region and that it is enabled."
+    )
+
+
 class Transient(StoreError):
     """Worth another try."""
+
+
+class KeyUnavailable(_OfKMS, Transient):
+    what = "AWS KMS does not answer"
+    remedy = "Check the network, `aws_region` and AWS_ENDPOINT_URL_KMS."
 
 
 class Throttled(Transient):

@@ -6,7 +6,9 @@
     <base><global_keyprefix>celery-taskset-meta-<id>    a saved group
     <base><global_keyprefix>chords/<group id>/…         a chord: see chords/service.py
     <base><global_keyprefix>chords-repaired             when chords were mended last: see backends/repair.py
+    <base>messages/<SHA-256>[.<random>]                 the arguments of a message: see claimcheck/messages.py
     <base>celery-s3-probe                               see store/probe.py
+    <base>celery-s3-doctor/…, <base>celery-s3-bench/…   what these commands try, and delete
 
 These are the names that celery-s3 1.0.1 and Celery's own ``s3`` backend use. An id goes into its key as it
 is, unless a client or a server would change it on the way: then the characters in question are
@@ -18,8 +20,10 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["MAX_KEY_BYTES", "decode_id", "encode_id", "full_key", "result_id"]
+__all__ = ["MAX_KEY_BYTES", "MESSAGES", "decode_id", "encode_id", "full_key", "result_id"]
 
+#: Behind the base: what messages point to.
+MESSAGES = "messages/"
 #: S3's limit on a key, in bytes of UTF-8.
 MAX_KEY_BYTES = 1024
 

@@ -89,17 +89,21 @@ class Reader:
         if not found.complete and codec.state_of(found.metadata) == states.SUCCESS:
             known = {"status": states.SUCCESS, "task_id": task_id, **codec.children_in(found.metadata)}
             return codec.LazyMeta(known, lambda: self._rest(task_id, found))
-        return self._whole_meta(task_id, found)
+        return self.meta_in(task_id, found)
 
     def value_meta(self, task_id: str, key: str) -> Meta:
         """The meta with its value, however large."""
         found = self._read(task_id, key)
-        return pending() if found is None else self._whole_meta(task_id, found)
+        return pending() if found is None else self.meta_in(task_id, found)
 
     def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group, ``None`` where there is none."""
         found = self._read(group_id, key)
-        whole = None if found is None else self._whole(group_id, found)
+        return None if found is None else self.group_in(group_id, found, to_python)
+
+    def group_in(self, group_id: str, found: Object, to_python: Callable[[Any], Meta]) -> Meta | None:
+        """The meta of a saved group in what was read of its object; ``None`` where that is gone by now."""
+        whole = self._whole(group_id, found)
         return None if whole is None else self._decoded(group_id, whole, lambda one: to_python(self._loads(one)))
 
     def _read(self, id: str, key: str) -> Object | None:
@@ -116,14 +120,15 @@ class Reader:
 
     def _rest(self, task_id: str, found: Object) -> Meta:
         """The whole meta of a SUCCESS, which somebody has been told about already."""
-        meta = self._whole_meta(task_id, found)
+        meta = self.meta_in(task_id, found)
         if meta["status"] != states.SUCCESS:
             self.changed(task_id)
             why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
             raise ResultNotRead(why, task_id)
         return meta
 
-    def _whole_meta(self, task_id: str, found: Object) -> Meta:
+    def meta_in(self, task_id: str, found: Object) -> Meta:
+        """The meta with its value in what was read of its object."""
         whole = self._whole(task_id, found)
         return pending() if whole is None else self._decoded(task_id, whole, self._result)
 
@@ -134,6 +139,8 @@ class Reader:
         meta = self._loads(whole)
         if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):
             raise DecodeError("no status and result in it")
+        if not codec.are_children(meta.get("children")):
+            raise DecodeError("its children are no results")
         return self.to_python(meta)
 
     def _decoded(self, id: str, whole: Object, decode: Callable[[Object], Meta]) -> Meta:
@@ -147,4 +154,6 @@ class Reader:
                 f" as {self.decoder.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of"
                 f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
             )
+            if "celery-seal" in whole.metadata:
+                message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
             raise UnreadableResult(message, str(id)) from exc

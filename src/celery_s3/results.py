@@ -22,7 +22,7 @@ from typing import Protocol
 
 from celery import states
 
-from . import codec
+from . import codec, lifetime
 from .errors import Conflict, ObjectMissing, PreconditionFailed
 from .store.api import CREATE, Match, Object, Precondition, Store
 
@@ -64,7 +64,7 @@ class Results:
         conditional: whether the server honours preconditions.
         pool: reads the parts of a large object at the same time.
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
-        expires: seconds after which a result reads as missing; ``None`` never.
+        expires: seconds after which a result without a term of its own reads as missing; ``None`` never.
         now: the time in seconds since the epoch.
     """
 
@@ -151,7 +151,9 @@ class Results:
         found = self._state_of(stored)
         if found is None:
             # It may be a SUCCESS in a form this process cannot read: only a SUCCESS may take its place.
-            logger.warning("The object %s is no result that this process can read.", stored.key)
+            logger.warning(
+                "The object %s is no result that this process can read.", stored.key, extra={"s3_key": stored.key}
+            )
             return bool(state != states.SUCCESS)
         if state == states.RETRY and found in states.READY_STATES:
             # The next run is sent before this state is stored, and may have ended meanwhile.
@@ -206,9 +208,13 @@ class Results:
             found.content_type,
         )
 
+    def ends(self, found: Object) -> float | None:
+        """When an object expires, in seconds since the epoch; ``None``: never."""
+        return lifetime.ends(found, self.expires)
+
     def _expired(self, found: Object) -> bool:
-        # Last-Modified has whole seconds: a result lives up to a second longer, never shorter.
-        return bool(self.expires) and self.now() >= found.modified.timestamp() + 1 + (self.expires or 0)
+        end = self.ends(found)
+        return end is not None and self.now() >= end
 
     # -- deleting
 

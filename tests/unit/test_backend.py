@@ -36,7 +36,7 @@ class Conditional:
 @pytest.fixture
 def store(monkeypatch):
     store = MemoryStore()
-    monkeypatch.setattr(s3, "open_store", lambda settings: Opened(store, Tally(), Conditional(), Pool(4)))
+    monkeypatch.setattr(s3, "open_store", lambda settings: Opened(store, store, Tally(), Conditional(), Pool(4)))
     return store
 
 

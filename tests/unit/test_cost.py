@@ -45,7 +45,49 @@ def test_other_table(tmp_path):
     file = tmp_path / "prices.toml"
     file.write_text('date = 2026-05-01\nsource = "x"\n[mine]\ntitle = "Mine"\nput = 1\nget = 2\nstorage = 3\n')
     assert cost.price_table(file)["mine"].put == 1
-    broken = tmp_path / "broken.toml"
-    broken.write_text("put = ")
-    with pytest.raises(ConfigurationError, match=r"broken\.toml"):
-        cost.price_table(broken)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "put = ",
+        "",
+        'date = 2026-05-01\nsource = "x"',
+        'source = "x"\n[mine]\ntitle = "Mine"\nput = 1\nget = 2\nstorage = 3',
+        'date = "soon"\nsource = "x"\n[mine]\ntitle = "Mine"\nput = 1\nget = 2\nstorage = 3',
+        'date = 2026-05-01\nsource = "x"\n[mine]\ntitle = "Mine"\nput = 1\nstorage = 3',
+        'date = 2026-05-01\nsource = "x"\n[mine]\ntitle = "Mine"\nput = -1\nget = 2\nstorage = 3',
+        'date = 2026-05-01\nsource = "x"\n[mine]\ntitle = "Mine"\nput = nan\nget = 2\nstorage = 3',
+        'date = 2026-05-01\nsource = "x"\n[mine]\ntitle = "Mine"\nput = "1"\nget = 2\nstorage = 3',
+    ],
+)
+def test_unusable_table(tmp_path, text):
+    """A table that is not usable is named, whatever is wrong with it."""
+    file = tmp_path / f"broken-{abs(hash(text))}.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"broken-\d+\.toml"):
+        cost.price_table(file)
+
+
+def test_express_as_amazon_reckons():
+    """The example of Amazon's FAQ: 10 GB for a month, a million PUT and nine million GET of 10 KB are $2.58."""
+    express = cost.price_table()["s3-express"]
+    requests = cost.requests_cost({"PUT": 10**6, "GET": 9 * 10**6}, express)
+    moved = cost.transfer_cost(10 * 1024 * 10**6, 9 * 10 * 1024 * 10**6, express)
+    assert requests == pytest.approx(1.13 + 0.27)
+    assert moved == pytest.approx(0.03 + 0.05, abs=0.005)
+    assert requests + moved + cost.storage_cost(10 * 2**30, 30, express) == pytest.approx(2.58, abs=0.005)
+
+
+def test_bill(standard):
+    """A process's counts become lines: throttles, conflicts of both kinds, dollars."""
+    put = {"requests": 1000, "retries": 2, "bytes_up": 5, "bytes_down": 0}
+    (item,) = cost.bill({"PUT": {**put, "Throttled": 1, "Conflict": 2, "PreconditionFailed": 3}}, standard)
+    assert (item.verb, item.retries, item.throttles, item.conflicts) == ("PUT", 2, 1, 5)
+    assert item.dollars == pytest.approx(0.005)
+
+
+def test_which_table():
+    """The name of a directory bucket says that it is S3 Express."""
+    assert cost.prices_name("results") == "s3-standard"
+    assert cost.prices_name("results--use1-az4--x-s3") == "s3-express"

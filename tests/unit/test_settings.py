@@ -665,5 +665,5 @@ def test_the_documented_error_is_a_real_one():
 def test_every_setting_has_an_effect():
     """An option becomes a field, or is one of 1.0.1's two that become another's value; every field has an option."""
     targets = {option.target for option in OPTIONS.values() if option.target}
-    assert targets | {"profile_credentials", "special_endpoints"} == {field.name for field in fields(Settings)}
+    assert targets | {"profile_credentials", "special_endpoints", "where"} == {field.name for field in fields(Settings)}
     assert {option.name for option in OPTIONS.values() if not option.target} == {"reduced_redundancy", "encrypt_key"}

@@ -21,6 +21,7 @@ from ..chords import Agenda, Chords, Delivery, Manifest, Outcome, Ticket, arrang
 from ..chords.service import ATTEMPTS
 from ..chords.tree import UNREADABLE
 from ..errors import BadSeal, CeleryS3Error, ResultNotStored, StoreError
+from ..settings import Settings
 from ..store.parallel import Pool
 from ..store.situation import prefork_parent
 from .repair import RepairHooks
@@ -45,6 +46,7 @@ class ChordHooks(RepairHooks):
     """
 
     app: Any
+    settings: Settings
     pool: Pool
     chords: Chords
     _deliveries: threading.local
@@ -156,7 +158,8 @@ class ChordHooks(RepairHooks):
             self._give_up(body, exc)
         except CeleryS3Error:
             # The part is durable: whoever looks later goes on.
-            logger.exception("Chord %s: its tree could not be followed", delivery.ticket.group)
+            group_id = delivery.ticket.group
+            logger.exception("Chord %s: its tree could not be followed", group_id, extra={"s3_group": group_id})
             if attempts > 1:
                 self.chords.later(self.chords.lease, lambda: self._go_up(delivery, body, attempts - 1))
 
@@ -164,7 +167,7 @@ class ChordHooks(RepairHooks):
         """Fail the body without a claim, unless something has become of it already."""
         callback = maybe_signature(body, app=self.app).clone()
         callback.options.pop(TICKET, None)
-        logger.error("Chord body %r is not sent: %s", callback, exc)
+        logger.error("Chord body %r is not sent: %s", callback, exc, extra={"s3_task": callback.id})
         if not self._has_begun(callback):
             self._fail(callback, _chord_error(str(exc), exc))
 
@@ -177,18 +180,20 @@ class ChordHooks(RepairHooks):
         if perhaps_sent and self._has_begun(callback):
             return "sent"
         try:
+            if perhaps_sent and not self.settings.chord_resend:
+                raise ChordError("The body may have been sent before its sender died, and `chord_resend` is off")
             values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
         except ChordError as exc:
-            logger.exception("Chord body %r is not sent", callback)
+            logger.exception("Chord body %r is not sent", callback, extra={"s3_task": callback.id})
             return self._fail(callback, exc)
         except Exception as exc:
-            logger.exception("Chord body %r cannot be given its values", callback)
+            logger.exception("Chord body %r cannot be given its values", callback, extra={"s3_task": callback.id})
             return self._fail(callback, _chord_error(f"Join error: {exc!r}", exc))
         try:
             publish = getattr(self.app.amqp, "_retry_publish", lambda send, *args: send(*args))
             publish(callback.delay, values)
         except Exception as exc:
-            logger.exception("Chord body %r could not be sent", callback)
+            logger.exception("Chord body %r could not be sent", callback, extra={"s3_task": callback.id})
             hint = _size_hint(values, self.app.conf.task_serializer)
             return self._fail(callback, _chord_error(f"Callback error: {exc!r}{hint}", exc))
         return "sent"
@@ -271,6 +276,8 @@ def _chord_error(message: str, cause: BaseException | None) -> ChordError:
 
 def _size_hint(values: list[Any], serializer: str) -> str:
     """What to say about a body that could not be sent, perhaps because it was too large for the broker."""
+    if serializer.startswith("s3+"):
+        return ""  # it would have gone by S3
     try:
         size = len(dumps((values,), serializer=serializer)[2])
     except Exception:  # noqa: BLE001 (they are not what the error is about, or are it themselves)
@@ -279,7 +286,8 @@ def _size_hint(values: list[Any], serializer: str) -> str:
         return ""
     return (
         f". The {len(values)} values make a message of {size:,} bytes before the broker's own encoding (SQS, for one,"
-        " takes 262,144 after it, or up to 1,048,576): let the header's tasks store what is large, and return where"
+        " takes 262,144 after it, or up to 1,048,576): let them go by S3 (task_serializer 's3+json', see"
+        " celery_s3.claimcheck), or let the header's tasks store what is large, and return where"
     )
 
 

@@ -24,7 +24,8 @@ from ..chords import Chords, Manifest
 from ..chords.repair import Repair
 from ..chords.service import Act, Outcome
 from ..chords.survey import Survey
-from ..errors import NotRepaired, ObjectMissing, PreconditionFailed
+from ..errors import BadSeal, CeleryS3Error, NotRepaired, ObjectMissing, PreconditionFailed
+from ..expiry.terms import DAY, Terms
 from ..results import Results
 from ..store.api import CREATE, Match, Precondition, Store
 from ..store.situation import prefork_parent
@@ -47,6 +48,7 @@ class RepairHooks:
     store: Store
     results: Results
     chords: Chords
+    terms: Terms
     content_type: str
     accept: Collection[str] | None
     encode: Callable[[Any], bytes | str]
@@ -60,12 +62,12 @@ class RepairHooks:
     @property
     def repairs(self) -> Repair:
         """To see chords, and to mend them without one of their tasks."""
-        return Repair(Survey(self.chords, self._final), self._owner)
+        return self._repairs(lambda: datetime.now(UTC))
 
-    def cleanup(self) -> None:
-        """What Celery's daily task `celery.backend_cleanup` does: mend chords, remove what decided ones left."""
-        if self._native_chords():
-            self.repairs.run()
+    def _repairs(self, now: Callable[[], datetime]) -> Repair:
+        dead = None if self.terms.chords is None else timedelta(seconds=self.terms.chords)
+        kept = timedelta(seconds=self.terms.decided)
+        return Repair(Survey(self.chords, self._final, now), self._owner, kept=kept, dead=dead)
 
     # -- who waits for a body
 
@@ -106,6 +108,8 @@ class RepairHooks:
         self.chords.later(delay, lambda: _harmless(self._mend_after_start))
 
     def _mend_after_start(self) -> None:
+        # Once a day from then on: beat schedules no cleanup where lifecycle rules expire results.
+        self.chords.later(DAY * random.uniform(0.9, 1.1), lambda: _harmless(self._mend_after_start))  # noqa: S311
         if self._native_chords() and self._first_to_look():
             self.repairs.run()
 
@@ -117,6 +121,8 @@ class RepairHooks:
             found = self.store.get(key)
         except ObjectMissing:
             pass
+        except BadSeal:  # its key was taken out of the ring since; only its age matters
+            precondition = None
         else:
             if datetime.now(UTC) - found.modified < ONCE_IN:
                 return False
@@ -142,7 +148,12 @@ class RepairHooks:
             meta = codec.loads(whole.body, whole.content_type, self.content_type, self.accept)
             state, value = meta["status"], meta["result"]
         except Exception:
-            logger.warning("%s is no result that can be delivered to its chord", whole.key, exc_info=True)
+            logger.warning(
+                "%s is no result that can be delivered to its chord",
+                whole.key,
+                exc_info=True,
+                extra={"s3_key": whole.key, "s3_task": task_id},
+            )
             return None
         if state not in FINAL:
             return None
@@ -205,5 +216,7 @@ def _harmless(mend: Callable[[], None]) -> None:
     """In a thread that nobody waits for."""
     try:
         mend()
+    except CeleryS3Error as exc:  # a worker that may not list, for one: the message says all there is
+        logger.warning("Chords could not be looked after: %s", exc)
     except Exception:
         logger.warning("Chords could not be looked after", exc_info=True)

@@ -13,6 +13,7 @@ from kombu.utils.encoding import bytes_to_str
 
 from .. import codec, keys, waiting
 from ..errors import ResultNotStored, StoreError, Transient
+from ..expiry.terms import Terms
 from ..groups import gather
 from ..parents import Parents, checking
 from ..reading import Decoder, Meta, Reader, ready
@@ -21,12 +22,14 @@ from ..settings import resolve
 from ..store import open_store
 from ..store.deadline import retried_until
 from ..store.situation import prefork_parent
+from ..telemetry import Reporter
 from .chords import ChordHooks
+from .expiry import ExpiryHooks
 
 __all__ = ["S3Backend"]
 
 
-class S3Backend(ChordHooks, KeyValueStoreBackend):
+class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
     """Stores results in S3: one PUT to store, one GET to fetch, a SUCCESS never overwritten.
 
     Settings: ``result_backend = "celery_s3.backends.S3Backend"`` with the dict ``s3_backend_settings``, or
@@ -38,7 +41,6 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
 
     persistent = True
     supports_native_join = True
-    supports_autoexpire = False
     supports_result_compression = True
     implements_incr = False
     key_t = bytes_to_str
@@ -50,11 +52,14 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         # Celery before 5.7 knows no `result_compression`.
         self.compression = codec.compression_method(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
+        self.terms = Terms.of(self.app.conf, self.expires)
         opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
+        self._plain_store = opened.plain
+        self._reporter = Reporter(self.tally, self.settings)
         self._decoder = Decoder(self.content_type, self.accept)
         self.results = Results(
-            self.store, opened.conditional, self.pool, state_in=self._decoder.state_in, expires=self.expires or None
+            self.store, opened.conditional, self.pool, state_in=self._decoder.state_in, expires=self.terms.results
         )
         self.reader = Reader(self.results, self._decoder, self.settings.bucket, self.meta_from_decoded, self._changed)
         self._parents = Parents(self._fetch, self.settings.concurrency)
@@ -106,7 +111,9 @@ class S3Backend(ChordHooks, KeyValueStoreBackend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)
         body = _bytes(self.encode(meta))
-        beside = codec.metadata(state, getattr(request, "task", None), meta.get("children"))
+        beside = codec.metadata(
+            state, getattr(request, "task", None), meta.get("children"), self._term_of(state, request)
+        )
         try:
             key = self._full(self.get_key_for_task(task_id))
             self.results.write(key, body, state, beside, self.content_type, rerun=_is_rerun(request))

@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from ..errors import ObjectMissing, PreconditionFailed
-from ..store.api import CREATE, Match, Precondition, Store
+from ..errors import Garbled, ObjectMissing, PreconditionFailed
+from ..store.api import CREATE, Match, Object, Precondition, Store
+from .lines import parse
 
 __all__ = ["Claim", "Held", "State"]
 
@@ -76,7 +77,7 @@ class Claim:
             found = self.store.get(self.key)
         except ObjectMissing:
             return None
-        content = json.loads(found.body)
+        content = _content(found)
         return Held(content["owner"], content["state"], found.etag, found.modified)
 
     def take(self) -> Held | None:
@@ -122,3 +123,14 @@ class Claim:
             return False
         self._asked = asked
         return True
+
+
+def _content(found: Object) -> dict[str, Any]:
+    try:
+        content = parse(found.body)
+    except ValueError as exc:
+        raise Garbled(str(exc), "get", key=found.key) from exc
+    known = isinstance(content, dict) and isinstance(content.get("owner"), str)
+    if not known or content.get("state") not in get_args(State):
+        raise Garbled("a claim has an owner and a state", "get", key=found.key)
+    return dict(content)

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from celery.result import ResultBase, ResultSet
 
+from .lines import parse
+
 __all__ = ["Manifest", "Nesting", "arrange", "leaf_ids", "nesting"]
 
 #: How the members' values are nested in the list that the body gets: the number of a leaf, or a list.
@@ -48,9 +50,31 @@ class Manifest:
 
     @classmethod
     def loads(cls, text: bytes) -> Manifest:
+        """The manifest in an object.
+
+        Raises:
+            ValueError: it is none.
+        """
         line, _, body = text.partition(b"\n")
-        head = json.loads(line)
-        return cls(head["run"], tuple(head["ids"]), head["nesting"], body, head["serializer"], head.get("root"))
+        head = parse(line)
+        if not (isinstance(head, dict) and isinstance(head.get("ids"), list) and type(head.get("run")) is int):
+            raise ValueError("a manifest begins with run, ids, nesting and serializer")
+        ids, nesting, root = tuple(head["ids"]), head.get("nesting"), head.get("root")
+        strings = (head.get("serializer"), "" if root is None else root, *ids)
+        if not (all(ids) and ids and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
+            raise ValueError("the manifest's ids, nesting or serializer are none")
+        return cls(head["run"], ids, nesting, body, head["serializer"], root)
+
+
+def _nests(nesting: Any, size: int, depth: int = 100) -> bool:
+    """Whether this is a nesting of so many members."""
+    if nesting is None:
+        return True
+    if not isinstance(nesting, list) or not depth:
+        return False
+    return all(
+        0 <= one < size if type(one) is int else one is not None and _nests(one, size, depth - 1) for one in nesting
+    )
 
 
 def leaf_ids(results: Iterable[ResultBase]) -> tuple[str, ...]:

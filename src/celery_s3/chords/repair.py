@@ -8,7 +8,7 @@ parties at once: every write is a create, and one of them gets the claim.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 from ..errors import BadSeal, CeleryS3Error, ObjectMissing
@@ -34,12 +34,23 @@ class Repair:
     Arguments:
         owner: what an owner does who has none of the chord's tasks at hand. Asked before there is anything to
             own, so that who could not act does not claim.
+        kept: how long a decided chord's claim and manifest stay.
+        dead: how long after its last sign of life a chord that waits for members is given up; ``None``: never.
     """
 
-    def __init__(self, survey: Survey, owner: Callable[[Manifest], Act]) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        owner: Callable[[Manifest], Act],
+        *,
+        kept: timedelta = KEPT,
+        dead: timedelta | None = None,
+    ) -> None:
         self.survey = survey
         self.service = survey.service
         self.owner = owner
+        self.kept = kept
+        self.dead = dead
 
     def repair(self, chord: Chord) -> Chord | None:
         """Do what is left to do; the chord as it is then, ``None`` where it is gone.
@@ -77,50 +88,72 @@ class Repair:
 
     def run(self) -> None:
         """Mend every chord that needs it and clean up, in one pass; what fails is logged and left to the next."""
+        for entries in self.remains(mend=True):
+            self.service.store.delete_many([entry.key for entry in entries])
+
+    def remains(self, *, mend: bool = False) -> Iterator[list[Entry]]:
+        """What nobody needs any more: tombstones, parts left over, chords that will never end.
+
+        In lists that are to be deleted one after the other, each as it comes.
+
+        Arguments:
+            mend: mend each chord that needs it on the way.
+        """
         old: list[Folder] = []
         for folder in self.survey.folders():
-            if (folder.settled or self._look_after(folder)) and self._outlived(folder):
+            chord = None if folder.settled else self._look_after(folder, mend=mend)
+            if chord is not None and (left := self._leftovers(folder, chord)):
+                yield left
+            if self._has_ended(folder, chord):
                 old.append(folder)
             if len(old) == _BATCH:
-                self._remove(old)
+                yield from self._removable(old)
                 old = []
-        self._remove(old)
+        yield from self._removable(old)
 
-    def _look_after(self, folder: Folder) -> bool:
-        """Mend a chord that seems to be in flight; whether it turned out to be decided before."""
+    def _look_after(self, folder: Folder, *, mend: bool) -> Chord | None:
+        """The chord in a folder that seems to be in flight, ``None`` where it could not be read."""
         try:
             chord = self.survey.read(folder)
-            if chord is None:
-                return False
-            if not chord.decided:
+            if chord is not None and not chord.decided:
                 chord = self.survey.examined(chord)
-            self._mend(chord)
-            self._remove_leftovers(folder, chord)
+            if chord is not None and mend:
+                self._mend(chord)
         except CeleryS3Error:
-            logger.exception("Chord %s could not be looked after", folder.group)
-            return False
-        return chord.decided
+            logger.exception("Chord %s could not be looked after", folder.group, extra={"s3_group": folder.group})
+            return None
+        return chord
 
     def _mend(self, chord: Chord) -> None:
         if chord.state in ("stuck", "complete"):
             after = self.repair(chord)
-            logger.info("Chord %s was %s: now %s", chord.group, chord.state, after.state if after else "gone")
+            now = after.state if after else "gone"
+            logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
 
-    def _remove_leftovers(self, folder: Folder, chord: Chord) -> None:
+    def _leftovers(self, folder: Folder, chord: Chord) -> list[Entry]:
         """Parts that outlived the claim, and earlier runs of the same frozen chord."""
         current = folder.runs.get(chord.manifest.run, Run())
         left = [*current.parts.values(), *current.others] if chord.decided else []
-        left += self._old(entry for n, run in folder.runs.items() if n < chord.manifest.run for entry in run.entries())
-        self.service.store.delete_many([entry.key for entry in left])
+        earlier = (entry for n, run in folder.runs.items() if n < chord.manifest.run for entry in run.entries())
+        return left + [entry for entry in earlier if self._is_old(entry, self.kept)]
 
-    def _remove(self, folders: list[Folder]) -> None:
-        """Remove tombstones, and keys without a manifest."""
+    def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
+        """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""
+        if folder.settled or (chord is not None and chord.decided):
+            return self._outlived(folder, self.kept)
+        return chord is not None and chord.state == "running" and self._outlived(folder, self.dead)
+
+    def _removable(self, folders: list[Folder]) -> Iterator[list[Entry]]:
+        """The keys of tombstones, of chords that will never end, and those without a manifest."""
         flags = self.service.pool.map(self._abandoned, folders)
         gone = [folder for folder, abandoned in zip(folders, flags, strict=True) if abandoned]
-        store = self.service.store
         # The manifest first: without it nobody ever sends, whatever else is still there.
-        store.delete_many([folder.manifest.key for folder in gone if folder.manifest])
-        store.delete_many([entry.key for folder in gone for entry in folder.entries() if entry != folder.manifest])
+        for entries in (
+            [folder.manifest for folder in gone if folder.manifest],
+            [entry for folder in gone for entry in folder.entries() if entry != folder.manifest],
+        ):
+            if entries:
+                yield entries
 
     def _abandoned(self, folder: Folder) -> bool:
         """Whether the run that was listed is still the current one: a frozen chord may be applied again just now."""
@@ -130,12 +163,14 @@ class Repair:
             current = Manifest.loads(self.service.store.get(folder.manifest.key).body).run
         except (BadSeal, ObjectMissing, ValueError, LookupError):
             return True
-        return current in folder.runs and folder.runs[current].claim is not None
+        if current in folder.runs and folder.runs[current].claim is not None:
+            return True
+        again = next(self.survey.folders([folder.group]), Folder(folder.group))
+        return self._outlived(again, self.dead)
 
-    def _outlived(self, folder: Folder) -> bool:
+    def _outlived(self, folder: Folder, limit: timedelta | None) -> bool:
         entries = folder.entries()
-        return bool(entries) and len(self._old(entries)) == len(entries)
+        return bool(entries) and all(self._is_old(entry, limit) for entry in entries)
 
-    def _old(self, entries: Iterable[Entry]) -> list[Entry]:
-        limit = self.survey.now() - KEPT
-        return [entry for entry in entries if entry.modified < limit]
+    def _is_old(self, entry: Entry, limit: timedelta | None) -> bool:
+        return limit is not None and entry.modified < self.survey.now() - limit

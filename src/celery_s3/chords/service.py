@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from ..errors import CeleryS3Error, ObjectMissing, PreconditionFailed
+from ..errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
-from ..store.api import CREATE, Match, Store
+from ..store.api import CREATE, Match, Object, Store
 from ..store.parallel import Pool
 from .claim import Claim, Held
 from .manifest import Manifest
@@ -153,7 +153,7 @@ class Chords:
     def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
         while True:
             found = self.store.get(key)
-            standing = Manifest.loads(found.body)
+            standing = _manifest(found)
             held = self.claim(group, standing.run).read()
             if standing.ids == manifest.ids and not (held and held.decided):
                 return standing  # a redelivered applier: it joins the run in progress
@@ -167,7 +167,7 @@ class Chords:
     def manifest(self, group: str, run: int) -> Manifest | None:
         """The manifest of a run, ``None`` where it is gone or of another run."""
         try:
-            found = Manifest.loads(self.store.get(f"{self.folder(group)}manifest").body)
+            found = _manifest(self.store.get(f"{self.folder(group)}manifest"))
         except ObjectMissing:
             return None
         return found if found.run == run else None
@@ -206,7 +206,12 @@ class Chords:
             return index
         manifest = self._remembered(ticket)
         if manifest is None or task_id not in manifest.ids:
-            logger.error("Chord %s has no member %s, or no manifest: its part is not delivered.", ticket.group, task_id)
+            logger.error(
+                "Chord %s has no member %s, or no manifest: its part is not delivered.",
+                ticket.group,
+                task_id,
+                extra={"s3_group": ticket.group, "s3_task": task_id},
+            )
             return None
         return manifest.ids.index(task_id)
 
@@ -247,13 +252,19 @@ class Chords:
             return
         if manifest is None or parts is None:
             # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
-            logger.warning("Chord %s was cleaned up by somebody else: nothing is sent.", ticket.group)
+            logger.warning(
+                "Chord %s was cleaned up by somebody else: nothing is sent.",
+                ticket.group,
+                extra={"s3_group": ticket.group},
+            )
             claim.mark("sent")
             return
         # Nothing stands between this, sending and mark.
         if not claim.holds():
             logger.warning(
-                "Chord %s: the claim was lost before the body was sent; its new owner sends it.", ticket.group
+                "Chord %s: the claim was lost before the body was sent; its new owner sends it.",
+                ticket.group,
+                extra={"s3_group": ticket.group},
             )
             return
         outcome = act(parts, manifest, held is not None)
@@ -279,7 +290,9 @@ class Chords:
         try:
             self.follow(ticket, act)
         except CeleryS3Error:
-            logger.exception("Chord %s: its claim could not be followed", ticket.group)
+            logger.exception(
+                "Chord %s: its claim could not be followed", ticket.group, extra={"s3_group": ticket.group}
+            )
             if attempts > 1:
                 self.later(self.lease, lambda: self._follow_again(ticket, act, attempts - 1))
 
@@ -288,6 +301,13 @@ class Chords:
         key = f"{self._run(ticket.group, ticket.run)}now"
         self.store.put(key, uuid4().hex.encode())
         return self.store.get(key).modified
+
+
+def _manifest(found: Object) -> Manifest:
+    try:
+        return Manifest.loads(found.body)
+    except ValueError as exc:
+        raise Garbled(str(exc), "get", key=found.key) from exc
 
 
 class Delivery:

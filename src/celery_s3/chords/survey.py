@@ -162,7 +162,8 @@ class Survey:
         except ObjectMissing:
             return None
         except (BadSeal, ValueError, LookupError) as exc:
-            logger.warning("%s is no manifest of a chord: %r", folder.manifest.key, exc)
+            key = folder.manifest.key
+            logger.warning("%s is no manifest of a chord: %r", key, exc, extra={"s3_key": key})
             return None
         run = folder.runs.get(manifest.run, Run())
         size = len(manifest.ids)
@@ -180,7 +181,10 @@ class Survey:
             parts=frozenset(run.parts),
         )
         # A running chord has no claim; where all parts are there, one may have come since the listing.
-        held = self.service.claim(folder.group, manifest.run).read() if run.claim or done == size else None
+        try:
+            held = self.service.claim(folder.group, manifest.run).read() if run.claim or done == size else None
+        except BadSeal as exc:
+            return replace(chord, state="stuck", reason=f"its claim cannot be trusted: {exc}")
         return chord if held is None else self._claimed(chord, held)
 
     def _claimed(self, chord: Chord, held: Held) -> Chord:

@@ -12,15 +12,16 @@ Pure arithmetic, and the reading and writing of parts; who decides stands in ``c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from ..errors import BadSeal, ObjectMissing, PreconditionFailed
+from ..errors import BadSeal, Garbled, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
 from ..store.api import CREATE, Store
 from ..store.parallel import Pool
+from .lines import parse
 
 __all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "frame", "pack", "unframe", "unpack"]
 
@@ -76,9 +77,16 @@ def frame(added: Sequence[str], payload: bytes) -> bytes:
 
 
 def unframe(part: bytes) -> tuple[list[str], bytes]:
-    """The ids and the payload of a member's part."""
-    line, _, payload = part.partition(b"\n")
-    return json.loads(line), payload
+    """The ids and the payload of a member's part.
+
+    Raises:
+        ValueError: it is none.
+    """
+    line, end, payload = part.partition(b"\n")
+    ids = parse(line)
+    if not (end and isinstance(ids, list) and all(isinstance(id, str) and id for id in ids)):
+        raise ValueError("a part begins with a list of task ids")
+    return ids, payload
 
 
 def _unreadable(error: BadSeal) -> bytes:
@@ -98,7 +106,9 @@ def unpack(summary: bytes) -> Leaves:
         ValueError: it is none.
     """
     line, _, rest = summary.partition(b"\n")
-    lengths = json.loads(line)
+    lengths = parse(line)
+    if not (isinstance(lengths, list) and all(one is None or (type(one) is int and one >= 0) for one in lengths)):
+        raise ValueError("a summary begins with a list of lengths")
     leaves: Leaves = []
     position = 0
     for length in lengths:
@@ -113,8 +123,8 @@ class Head(bytes):
     """The line of a member's part whose value is too large to be carried along."""
 
 
-def _head(part: bytes) -> Head:
-    return Head(part[: part.index(b"\n") + 1])
+def _line(part: bytes) -> Head:
+    return Head(part[: part.find(b"\n") + 1])
 
 
 class Memory:
@@ -201,13 +211,23 @@ class Tree:
         return [one for one in node if one != slot and one not in known]
 
     def get(self, key: str) -> bytes | None:
-        """The part, ``None`` where there is none."""
+        """A member's part, ``None`` where there is none."""
+        return self._checked(key, unframe)
+
+    def _checked(self, key: str, check: Callable[[bytes], object], length: int | None = None) -> bytes | None:
+        """An object that may be a part; what cannot be one stands in the tree as such, and fails the chord."""
         try:
-            return self.store.get(key).body
+            found = self.store.get(key, length=length)
+            body = found.body if found.complete else _line(found.body)
+            if found.complete or body:
+                check(body)
         except ObjectMissing:
             return None
         except BadSeal as exc:
             return _unreadable(exc)
+        except ValueError as exc:
+            return _unreadable(Garbled(str(exc), "get", key=key))
+        return body
 
     def get_all(self, keys: Iterable[str]) -> list[bytes | None]:
         """The parts under these keys, read at the same time."""
@@ -215,20 +235,19 @@ class Tree:
 
     def _peek(self, key: str) -> bytes | None:
         """A member's part; of a large one only its line, the value is read when the body is about to be sent."""
-        try:
-            found = self.store.get(key, length=INLINE_BYTES + 1)
-        except ObjectMissing:
-            return None
-        except BadSeal as exc:
-            return _unreadable(exc)
-        if found.complete:
-            return found.body
-        return _head(found.body if b"\n" in found.body else self.store.get(key).body)
+        part = self._checked(key, unframe, INLINE_BYTES + 1)
+        if part != b"":
+            return part
+        whole = self.get(key)  # its line is longer than that
+        return whole if whole is None or len(whole) <= INLINE_BYTES else _line(whole)
+
+    def _summary(self, key: str) -> bytes | None:
+        return self._checked(key, unpack)
 
     def _read(self, level: int, slots: Iterable[int]) -> Parts:
         """Those of these parts that are there, read at the same time."""
         wanted = list(slots)
-        read = self.get if level else self._peek
+        read = self._summary if level else self._peek
         found = self.pool.map(lambda slot: read(self.key(level, slot)), wanted)
         return {slot: part for slot, part in zip(wanted, found, strict=True) if part is not None}
 
@@ -257,7 +276,7 @@ class Tree:
                 break
             ahead = 2 * ahead if name in self.memory.ragged else FAN_IN
         known.update(
-            (one, part if len(part) <= INLINE_BYTES else _head(part))
+            (one, part if len(part) <= INLINE_BYTES else _line(part))
             for one, part in parts.items()
             if level == 0 or len(part) <= INLINE_BYTES
         )
@@ -306,7 +325,16 @@ class Tree:
     def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
         if UNREADABLE in summary[: len(frame((), UNREADABLE))]:
             return [summary] * len(self.shape.leaves(level, slot))
-        return unpack(summary)
+        leaves, members = unpack(summary), self.shape.leaves(level, slot)
+        try:
+            if len(leaves) != len(members):
+                raise ValueError(f"it has {len(leaves)} parts of {len(members)}")
+            for leaf in leaves:
+                if leaf is not None:
+                    unframe(leaf)
+        except ValueError as exc:
+            return [_unreadable(Garbled(str(exc), "get", key=self.key(level, slot)))] * len(members)
+        return leaves
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
         """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
@@ -318,7 +346,7 @@ class Tree:
         added = self.added(parts) if len(parts) == len(leaves) else None
         if added is None:
             return None
-        return [list(_with_added(part, added)) for part in parts]
+        return [list(_with_added(part, added, set())) for part in parts]
 
     def keys(self, leaves: Leaves) -> Iterator[str]:
         """The keys of all parts."""
@@ -327,8 +355,10 @@ class Tree:
         yield from (self.added_key(id) for id in self.added(leaf for leaf in leaves if leaf is not None) or ())
 
 
-def _with_added(part: bytes, added: dict[str, bytes]) -> Iterator[bytes]:
+def _with_added(part: bytes, added: dict[str, bytes], seen: set[str]) -> Iterator[bytes]:
     ids, payload = unframe(part)
     yield payload
     for id in ids:
-        yield from _with_added(added[id], added)
+        if id not in seen:
+            seen.add(id)
+            yield from _with_added(added[id], added, seen)

@@ -14,7 +14,21 @@ import click
 __all__ = ["COMMANDS", "s3"]
 
 #: Each is a module of this package, and its ``command`` in it.
-COMMANDS = ("chords", "dev")
+COMMANDS = (
+    "bench",
+    "chords",
+    "cost",
+    "dev",
+    "doctor",
+    "forget",
+    "init",
+    "ls",
+    "policy",
+    "show",
+    "sweep",
+    "url",
+    "wait",
+)
 
 
 class _Commands(click.Group):
@@ -31,11 +45,12 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from ..errors import CeleryS3Error
+        from .output import printable
 
         try:
             return super().invoke(ctx)
         except CeleryS3Error as exc:
-            raise click.ClickException(str(exc)) from exc
+            raise click.ClickException(printable(str(exc), keep="\n")) from exc
 
 
 @click.group("s3", cls=_Commands)

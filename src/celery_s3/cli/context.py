@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -11,7 +14,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from ..backends.s3 import S3Backend
 
-__all__ = ["dry_run_option", "json_option", "with_backend"]
+__all__ = ["dry_run_option", "json_option", "terminated_like_interrupted", "with_backend"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -28,6 +31,16 @@ def with_backend(fn: _F) -> Callable[..., Any]:
         return fn(_backend_of(ctx.obj.app), *args, **kwargs)
 
     return command
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends what runs in here as Ctrl-C does, so that it cleans up."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _backend_of(app: Any) -> S3Backend:

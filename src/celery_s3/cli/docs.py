@@ -25,28 +25,56 @@ in one line and makes it 1, a wrong option 2.
 
 def page() -> str:
     """Every command with its help and its options, as Markdown."""
-    context = click.Context(s3)
+    context = click.Context(s3, info_name="celery -A proj s3")
     commands = [command for name in s3.list_commands(context) if (command := s3.get_command(context, name))]
-    return "\n".join([_HEAD, *(line for command in commands for line in _section(command))])
+    lines = [_HEAD, "| Command | |", "|---|---|", *map(_entry, commands), ""]
+    return "\n".join([*lines, *(line for command in commands for line in _section(command, context))])
 
 
-def _section(command: click.Command) -> Iterator[str]:
-    usage = " ".join([f"celery -A proj s3 {command.name}", "[OPTIONS]", *map(_argument, command.params)]).rstrip()
+def _entry(command: click.Command) -> str:
+    return f"| [`{command.name}`](#{command.name}) | {command.get_short_help_str(200)} |"
+
+
+def _section(command: click.Command, parent: click.Context) -> Iterator[str]:
+    context = click.Context(command, parent=parent, info_name=command.name)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"## {command.name}\n\n```\n{usage}\n```\n"
-    yield inspect.cleandoc(command.help or "") + "\n"
+    yield _help(command) + "\n"
     yield "| Option | |\n|---|---|"
-    yield from (_option(option) for option in command.params if isinstance(option, click.Option))
+    options = (one for one in command.params if isinstance(one, click.Option) and not one.hidden)
+    yield from (_option(option) for option in options)
     yield ""
 
 
-def _argument(parameter: click.Parameter) -> str:
-    return parameter.metavar or "" if isinstance(parameter, click.Argument) else ""
+def _help(command: click.Command) -> str:
+    """The help text; what click must not wrap, after a line with a backspace, is code."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return "\n\n".join(f"```\n{one[2:]}\n```" if one.startswith("\b\n") else one for one in paragraphs)
 
 
 def _option(option: click.Option) -> str:
-    value = "" if option.is_flag else f" {option.type.name.upper()}"
-    default = f" Default: `{option.default}`." if option.show_default else ""
-    return f"| `{', '.join(option.opts)}{value}` | {option.help}{default} |"
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag or option.count else f" {_value(option)}"
+    default = f" Default: `{_number(option.default)}`." if option.show_default else ""
+    return f"| `{names}{value}` | {option.help}{_range(option.type)}{default} |"
+
+
+def _value(option: click.Option) -> str:
+    if isinstance(option.type, click.Choice):
+        return " or ".join(map(str, option.type.choices))
+    return option.metavar or ("N" if isinstance(option.default, int | float) else option.type.name.upper())
+
+
+def _range(kind: object) -> str:
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return ""
+    if kind.min is None or kind.max is None:
+        return "" if kind.min is None else f" At least {_number(kind.min)}."
+    return f" {_number(kind.min)} to {_number(kind.max)}."
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

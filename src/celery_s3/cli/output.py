@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
-__all__ = ["bar", "duration", "print_json", "print_table"]
+__all__ = ["bar", "data_size", "duration", "print_json", "print_table", "printable", "progress"]
 
 #: The color of a cell that says just that.
 COLORS = {"stuck": "red", "failed": "red", "complete": "yellow", "claimed": "yellow", "sent": "green"}
@@ -32,16 +33,16 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], colors: Ma
     Arguments:
         colors: by the first word of a cell.
     """
-    safe = [[_printable(cell) for cell in row] for row in rows]
+    safe = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty() and find_spec("rich"):
         _rich_table(titles, safe, colors or COLORS)
     else:
         _text_table(titles, safe)
 
 
-def _printable(text: str) -> str:
-    """Ids are users' input: nothing in them reaches the terminal as a control character."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+def printable(text: str, keep: str = "") -> str:
+    """Ids are users' input: nothing in them reaches the terminal as a control character, but for those to ``keep``."""
+    return "".join(char if char.isprintable() or char in keep else f"\\x{ord(char):02x}" for char in text)
 
 
 def _text_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -77,3 +78,26 @@ def duration(seconds: float) -> str:
         if amount:
             parts.append(f"{amount} {unit}")
     return " ".join(parts[:2]) or "0 s"
+
+
+def data_size(size: float) -> str:
+    """Bytes in the largest unit, as ``1.2 MB`` (1 KB is 1,000 bytes)."""
+    for unit in ("B", "KB", "MB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on standard error while somebody looks at it; what is yielded moves it on by so many."""
+    if not (sys.stderr.isatty() and find_spec("rich")):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda count: bars.advance(task, count)

@@ -117,7 +117,7 @@ class Number:
     def __init__(self, low: float, high: float, *, whole: bool = True, unit: str = "") -> None:
         self.low, self.high, self.whole = low, high, whole
         kind = "a whole number" if whole else "a number"
-        self.says = f"{kind}{unit and ' of '}{unit} from {low:g} to {high:g}"
+        self.says = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
 
     def parse(self, text: str) -> object:
         try:

@@ -88,11 +88,24 @@ class Settings:
     expected_bucket_owner: str | None = None
     client: Literal["auto", "obstore", "boto3"] = "auto"
     conditional_writes: Literal["auto", "required", "off"] = "auto"
+    expiry_tags: bool = False
     missing_as_403: bool = False
+    chord_resend: bool = True
+    #: bytes of a message's body above which its arguments go to S3
+    message_threshold: int = 128 * 1024
+    message_cleanup: Literal["lifecycle", "success"] = "lifecycle"
+    #: metrics and spans
+    opentelemetry: bool = False
+    #: each a key of 32 bytes in base64, or kms://…; the first one seals, all of them open
+    seal_keys: tuple[Secret, ...] = ()
+    seal: Literal["encrypt", "sign", "off"] = "encrypt"
+    accept_unsealed: bool = False
     #: the AWS environment's profile holds credentials that only boto3 can use
     profile_credentials: bool = False
     #: the AWS environment asks for FIPS or dual-stack hosts, which only boto3 knows
     special_endpoints: bool = False
+    #: where each setting that was given came from, by its name
+    where: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def credential_source(self) -> CredentialSource:
@@ -140,7 +153,7 @@ class Settings:
         return text
 
     def _secret_values(self) -> Iterator[str]:
-        for secret in (self.access_key_id, self.secret_access_key, self.session_token):
+        for secret in (self.access_key_id, self.secret_access_key, self.session_token, *self.seal_keys):
             if secret is not None:
                 yield secret.reveal()
         yield from filter(None, map(os.environ.get, _ENVIRONMENT_SECRETS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from .keys import Keys
 from .kinds import Choice, Flag, Kind, Number, Session, StorageClass, Tags, Text, Token
 from .model import Settings
 from .places import BasePath, CABundle, Endpoint
@@ -119,7 +120,41 @@ _ALL = [
         Choice("auto", "required", "off"),
         "`auto` finds out whether the server has them, `required` refuses one without, `off` reads before writing.",
     ),
+    Option(
+        "expiry_tags",
+        Flag(),
+        "Tags each result with how long it lives, so that [lifecycle rules](expiry.md) can tell. Tags are billed and"
+        " need `s3:PutObjectTagging`.",
+    ),
     Option("missing_as_403", Flag(), "403 means that a result is not there yet: for keys without `s3:ListBucket`."),
+    Option(
+        "chord_resend",
+        Flag(),
+        "Where a worker died [while it sent a chord's body](chords.md#when-things-die): `True` sends it again unless"
+        " its result is there, `False` reports a failure, so that no body ever runs twice.",
+    ),
+    Option(
+        "message_threshold",
+        Number(4096, 16 * 1024 * 1024),
+        "Bytes of a [message](large-messages.md) above which its arguments go to S3, by a serializer `s3+…`.",
+    ),
+    Option(
+        "message_cleanup",
+        Choice("lifecycle", "success"),
+        "What removes them: a lifecycle rule alone, or the task's success before that.",
+    ),
+    Option(
+        "opentelemetry",
+        Flag(),
+        "[Metrics, and a span for each request](operations.md#dashboards); needs the extra `celery-s3[otel]`.",
+    ),
+    Option("seal_keys", Keys(), "Keys for [encryption](encryption.md): the first seals, all open.", in_url=False),
+    Option(
+        "seal",
+        Choice("encrypt", "sign", "off"),
+        "What is done with `seal_keys`; `off` writes plain objects, and reads sealed ones too.",
+    ),
+    Option("accept_unsealed", Flag(), "With `seal_keys`: plain objects are read too, whoever wrote them."),
 ]
 
 OPTIONS = {option.name: option for option in _ALL}

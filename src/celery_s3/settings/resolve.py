@@ -77,7 +77,7 @@ def resolve(app: Any, url: str | None = None, environ: Mapping[str, str] | None 
     missing = not found.has("bucket")
     found.refuse(missing, "bucket", "is missing: name it in s3_backend_settings, in the URL or as `s3_bucket`")
     found.stop()
-    settings = _build(found.values, environment)
+    settings = _build(found.values, environment | {"where": found.where})
     wrong = settings.client == "obstore" and bool(settings.boto3_reason)
     found.refuse(wrong, "client", f"obstore cannot serve this, {settings.boto3_reason}: set `auto` or `boto3`")
     found.stop()
@@ -135,6 +135,10 @@ def _check_storage(found: Resolution) -> None:
     found.refuse(wrong, "sse_kms_key_id", "needs `sse` to be `aws:kms` or `aws:kms:dsse`")
     wrong = found.has("bucket_key") and sse != "aws:kms"
     found.refuse(wrong, "bucket_key", "needs `sse` to be `aws:kms`")
+    wrong = found.has("expiry_tags") and len(found.values.get("tags", ())) == 10
+    found.refuse(wrong, "expiry_tags tags", "S3 allows 10 tags, and one is needed: remove one of `tags`")
+    for name in ("seal", "accept_unsealed"):
+        found.refuse(found.has(name) and not found.has("seal_keys"), f"{name} seal_keys", "the first needs the second")
 
 
 def _build(values: dict[str, Any], environment: dict[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celery_s3.errors import ConfigurationError
 from celery_s3.settings import Settings
 
 from . import situation
@@ -23,12 +24,14 @@ class Opened:
 
     Attributes:
         store: makes the requests, and tries again.
+        plain: the same, and leaves seals unopened.
         tally: what this process has asked.
         conditional: whether conditional writes work here.
         pool: for reading in parallel.
     """
 
     store: Store
+    plain: Store
     tally: Tally
     conditional: ConditionalWrites
     pool: Pool
@@ -40,13 +43,41 @@ class Opened:
 
 
 def open_store(settings: Settings) -> Opened:
-    """The bucket that the settings describe."""
+    """The bucket that the settings describe.
+
+    Raises:
+        ConfigurationError: `seal_keys` or `opentelemetry` needs a package that is missing.
+    """
     tally = Tally()
-    store = Retrying(
-        Counting(Routing(settings), tally),
+    counting: Store = Counting(Routing(settings), tally)
+    pool = Pool(settings.concurrency)
+    if settings.opentelemetry:
+        counting, pool = _observed(counting, tally, settings)
+    retrying = Retrying(
+        counting,
         policy=lambda: policy_for(settings, prefork_parent=situation.prefork_parent()),
         tally=tally,
         missing_as_403=settings.missing_as_403,
         base=settings.base,
     )
-    return Opened(store, tally, ConditionalWrites(settings, store), Pool(settings.concurrency))
+    # The probe is no secret, and is shared with processes that have no keys.
+    return Opened(_sealed(retrying, settings), retrying, tally, ConditionalWrites(settings, retrying), pool)
+
+
+def _observed(store: Store, tally: Tally, settings: Settings) -> tuple[Store, Pool]:
+    try:
+        from . import otel  # imported where it is used
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"`opentelemetry` needs a package that is missing ({exc}): `pip install 'celery-s3[otel]'`, or unset it."
+        ) from exc
+    otel.measure(tally, settings)
+    return otel.Tracing(store, settings), otel.TracedPool(settings.concurrency)
+
+
+def _sealed(store: Store, settings: Settings) -> Store:
+    if not settings.seal_keys:
+        return store
+    from celery_s3.sealing.store import sealing  # imported where it is used
+
+    return sealing(store, settings)

@@ -2,9 +2,10 @@
 
 Every client and every wrapper is a :class:`Store`. The wrappers stand in this order, outermost first::
 
-    Retrying → Counting → Routing → ObstoreClient | Boto3Client
+    Sealing (with `seal_keys`) → Retrying → Counting → Routing → ObstoreClient | Boto3Client
 
-so that each attempt is counted and each is routed to the client that is right at that moment.
+so that what is tried again has the same bytes, each attempt is counted and each is routed to the client that is
+right at that moment.
 All methods raise :class:`celery_s3.errors.StoreError` and nothing else.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 __all__ = ["CREATE", "Create", "Entry", "Match", "Object", "Precondition", "Store"]
 
@@ -29,6 +30,8 @@ class Match:
 
     etag: str
 
+
+T = TypeVar("T")
 
 #: The one value of :class:`Create`.
 CREATE = Create()
@@ -62,12 +65,13 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a listing; ``size`` in bytes, ``modified`` in UTC."""
+    """One key of a listing; ``size`` in bytes, ``modified`` in UTC, ``storage_class`` where the server tells it."""
 
     key: str
     size: int
     modified: datetime
     etag: str = ""
+    storage_class: str = ""
 
 
 class Store(Protocol):
@@ -109,6 +113,16 @@ class Store(Protocol):
         """Delete any number of objects, 1,000 a request (DeleteObjects)."""
         ...
 
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        """Delete objects that still have these etags (key → etag), 1,000 a request.
+
+        A server that ignores the etags deletes whatever stands there.
+
+        Returns:
+            The keys where another version stands; one that is gone already counts as deleted.
+        """
+        ...
+
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix, in the server's order, 1,000 a request."""
         ...
@@ -118,11 +132,11 @@ class Store(Protocol):
         ...
 
 
-def batches(keys: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
-    """Cut keys into the lists that one DeleteObjects request takes."""
-    batch: list[str] = []
-    for key in keys:
-        batch.append(key)
+def batches(items: Iterable[T], size: int = 1000) -> Iterator[list[T]]:
+    """Cut keys, or what has one, into the lists that one DeleteObjects request takes."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
         if len(batch) == size:
             yield batch
             batch = []

@@ -18,15 +18,15 @@ from urllib.parse import urlencode
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from celery_s3.errors import BadRequest, Interrupted, ObjectMissing
+from celery_s3.errors import BadRequest, Conflict, Interrupted, ObjectMissing, PreconditionFailed
 from celery_s3.settings import Settings
 
 from .api import Create, Entry, Match, Object, Precondition, batches
 from .boto3_errors import FAILURES, from_error, translated
-from .session import open_session
-from .translate import Request, check_headers, cut, path_style
+from .session import client_factory
+from .translate import Request, check_headers, cut, object_tags, path_style
 
-__all__ = ["Boto3Client"]
+__all__ = ["Boto3Client", "connect", "storage_parameters"]
 
 T = TypeVar("T")
 #: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
@@ -49,7 +49,7 @@ class Boto3Client:
         self._connect_timeout = settings.connect_timeout if connect_timeout is None else connect_timeout
         self._read_timeout = settings.read_timeout if read_timeout is None else read_timeout
         self._common = _common_parameters(settings)
-        self._storage = _storage_parameters(settings)
+        self._storage = storage_parameters(settings)
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -68,6 +68,8 @@ class Boto3Client:
         parameters = {**self._storage, **_condition(precondition), "Metadata": dict(metadata or {})}
         if content_type:
             parameters["ContentType"] = content_type
+        if self._settings.expiry_tags:
+            parameters["Tagging"] = urlencode(object_tags(self._settings, metadata or {}))
         answer = self._call(request, lambda s3: s3.put_object(**self._common, Key=key, Body=body, **parameters))
         if not answer.get("ETag"):
             raise request.error(Interrupted, self._settings, "the answer has no ETag")
@@ -99,12 +101,27 @@ class Boto3Client:
             self._call(Request("delete", key), lambda s3: s3.delete_object(**self._common, Key=key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        request = Request("delete_many")
         for batch in batches(keys):
-            parameters = {**self._common, "Delete": {"Objects": [{"Key": key} for key in batch], "Quiet": True}}
-            answer = self._call(request, methodcaller("delete_objects", **parameters))
-            for entry in answer.get("Errors", ()):
+            for entry in self._delete_objects([{"Key": key} for key in batch]):
                 raise from_error(entry, Request("delete_many", entry.get("Key", "")), self._settings)
+
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        kept = []
+        for batch in batches(versions.items()):
+            objects = [{"Key": key, "ETag": etag} for key, etag in batch]
+            for entry in self._delete_objects(objects):
+                error = from_error(entry, Request("delete", entry.get("Key", "")), self._settings)
+                if isinstance(error, PreconditionFailed | Conflict):
+                    kept.append(str(entry["Key"]))
+                elif not isinstance(error, ObjectMissing):
+                    raise error
+        return kept
+
+    def _delete_objects(self, objects: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, Any]]:
+        """What could not be deleted, as S3 answers it."""
+        parameters = {**self._common, "Delete": {"Objects": objects, "Quiet": True}}
+        answer = self._call(Request("delete_many"), methodcaller("delete_objects", **parameters))
+        return answer.get("Errors", ())  # type: ignore[no-any-return]
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         request = Request("list", prefix)
@@ -112,7 +129,8 @@ class Boto3Client:
         pages = self._call(request, lambda s3: iter(s3.get_paginator("list_objects_v2").paginate(**parameters)))
         while (page := self._call(request, lambda _: next(pages, None))) is not None:
             for found in page.get("Contents", ()):
-                yield Entry(found["Key"], found["Size"], found["LastModified"], found.get("ETag", ""))
+                about = found["LastModified"], found.get("ETag", ""), found.get("StorageClass", "")
+                yield Entry(found["Key"], found["Size"], *about)
 
     def close(self) -> None:
         with self._lock:
@@ -135,37 +153,40 @@ class Boto3Client:
             return self._client
 
     def _new_client(self) -> Any:
-        settings = self._settings
-        create = settings.session.client if settings.session is not None else open_session(settings).create_client
-        client = create(
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint_url,
-            # None, not True: True would overrule a bundle that the AWS configuration names
-            verify=None if settings.verify is True else settings.verify,
-            config=self._config(),
-        )
-        events = client.meta.events
-        # waiting for "100 Continue" costs a round trip, a second where the server knows nothing of it
-        events.unregister("before-call.s3", add_expect_header)
-        events.register_last("before-parameter-build.s3", _stay_in_region)
-        events.register("before-call.s3.DeleteObjects", _add_md5)
-        return client
+        return connect(self._settings, connect_timeout=self._connect_timeout, read_timeout=self._read_timeout)
 
-    def _config(self) -> Config:
-        settings = self._settings
-        return Config(
-            # retries are the business of celery_s3.store.retrying
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            connect_timeout=self._connect_timeout,
-            read_timeout=self._read_timeout,
-            max_pool_connections=_CONNECTIONS,
-            tcp_keepalive=True,
-            # the settings have read the AWS environment already
-            ignore_configured_endpoint_urls=True,
-            s3={"addressing_style": "path" if path_style(settings) else "virtual"},
-            **_checksums(settings),
-        )
+
+def connect(settings: Settings, **config: Any) -> Any:
+    """A botocore client for S3 as the settings describe it; ``config`` is put over its configuration."""
+    client = client_factory(settings)(
+        "s3",
+        region_name=settings.region,
+        endpoint_url=settings.endpoint_url,
+        # None, not True: True would overrule a bundle that the AWS configuration names
+        verify=None if settings.verify is True else settings.verify,
+        config=Config(**(_config(settings) | config)),
+    )
+    events = client.meta.events
+    # waiting for "100 Continue" costs a round trip, a second where the server knows nothing of it
+    events.unregister("before-call.s3", add_expect_header)
+    events.register_last("before-parameter-build.s3", _stay_in_region)
+    events.register("before-call.s3.DeleteObjects", _add_md5)
+    return client
+
+
+def _config(settings: Settings) -> dict[str, Any]:
+    return {
+        # retries are the business of celery_s3.store.retrying
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.read_timeout,
+        "max_pool_connections": _CONNECTIONS,
+        "tcp_keepalive": True,
+        # the settings have read the AWS environment already
+        "ignore_configured_endpoint_urls": True,
+        "s3": {"addressing_style": "path" if path_style(settings) else "virtual"},
+        **_checksums(settings),
+    }
 
 
 def _checksums(settings: Settings) -> dict[str, Any]:
@@ -184,7 +205,8 @@ def _common_parameters(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value}
 
 
-def _storage_parameters(settings: Settings) -> dict[str, Any]:
+def storage_parameters(settings: Settings) -> dict[str, Any]:
+    """How every object is stored, as parameters of PutObject."""
     given = {
         "StorageClass": settings.storage_class,
         "ServerSideEncryption": settings.sse,

@@ -1,72 +1,162 @@
-"""Counting every request that is made, by verb."""
+"""Counting every request that is made, by verb.
+
+The numbers of a prefork worker lie in memory that its main process shares with its children: each of them counts
+in a row of its own, and the main process can tell what all have asked, those included that were killed.
+"""
 
 from __future__ import annotations
 
 import itertools
+import mmap
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from billiard import process
 
 from celery_s3.errors import StoreError, Unreachable
 
 from .api import Entry, Object, Precondition, Store
 from .situation import PerProcess
 
-__all__ = ["PAGE", "Counting", "Snapshot", "Tally", "difference"]
-
-_R = TypeVar("_R")
+__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
 
 #: The entries of one LIST answer, and the keys of one DeleteObjects request.
 PAGE = 1000
 
-#: By verb (PUT, GET, LIST, DELETE, DELETE_OBJECTS): ``requests``, ``retries``, ``bytes_up``, ``bytes_down``, and
-#: one number for each class of :mod:`celery_s3.errors` that a request ended with, as ``Throttled``.
+#: By verb: ``requests``, ``retries``, ``bytes_up``, ``bytes_down``, and one number for each class of
+#: :mod:`celery_s3.errors` that a request ended with, as ``Throttled``. Verbs that were not used are left out.
 Snapshot = dict[str, dict[str, int]]
+
+VERBS = ("PUT", "GET", "HEAD", "LIST", "DELETE", "DELETE_OBJECTS")
+
+
+def _kinds(error: type[StoreError]) -> Iterator[type[StoreError]]:
+    yield error
+    for kind in error.__subclasses__():
+        yield from _kinds(kind)
+
+
+NUMBERS = ("requests", "retries", "bytes_up", "bytes_down")
+_ERRORS = {kind: index for index, kind in enumerate(dict.fromkeys(_kinds(StoreError)), len(NUMBERS))}
+_NAMES = (*NUMBERS, *(kind.__name__ for kind in _ERRORS))
+_WIDTH = len(_NAMES)
+#: Where a verb's numbers begin in a row; a row begins with the pid of who counts in it.
+_AT = {verb: 1 + index * _WIDTH for index, verb in enumerate(VERBS)}
+_ROW = 1 + len(VERBS) * _WIDTH
+_RETRIES, _UP, _DOWN = 1, 2, 3
+
+#: The children of one worker that are seen by its main process; any more count for themselves alone.
+CHILDREN = 256
 
 
 class Tally:
     """What this process asked of the server; a forked child starts at zero."""
 
     def __init__(self) -> None:
-        self._counts = PerProcess(_Counts)
+        self._shared = _Shared()
+        self._own = PerProcess(lambda: _Row(self._shared.row()))
 
     def count(
         self, verb: str, *, requests: int = 1, up: int = 0, down: int = 0, error: StoreError | None = None
     ) -> None:
         """Count requests that were made, ``up`` and ``down`` in bytes of bodies."""
-        counts = self._counts.get()
-        with counts.lock:
-            line = counts.line(verb)
-            line["requests"] += requests
-            line["bytes_up"] += up
-            line["bytes_down"] += down
+        row, at = self._own.get(), _AT[verb]
+        cells = row.cells
+        with row.lock:
+            cells[at] += requests
+            if up:
+                cells[at + _UP] += up
+            if down:
+                cells[at + _DOWN] += down
             if error is not None:
-                name = type(error).__name__
-                line[name] = line.get(name, 0) + 1
+                cells[at + _ERRORS.get(type(error), len(NUMBERS))] += 1
 
     def retried(self, verb: str) -> None:
         """Count one decision to try again; the request itself is counted when it is made."""
-        counts = self._counts.get()
-        with counts.lock:
-            counts.line(verb)["retries"] += 1
+        row = self._own.get()
+        with row.lock:
+            row.cells[_AT[verb] + _RETRIES] += 1
 
     def snapshot(self) -> Snapshot:
         """The numbers as they stand."""
-        counts = self._counts.get()
-        with counts.lock:
-            return {verb: dict(line) for verb, line in counts.lines.items()}
+        row = self._own.get()
+        with row.lock:
+            now = list(row.cells)
+        return _lines(map(int.__sub__, now, row.start))
+
+    def together(self) -> Snapshot:
+        """The numbers of this process and of those that it forked for its pool, ended ones too."""
+        self._own.get()
+        return _lines(map(sum, zip(*self._shared.rows(), strict=True))) if self._shared.mine() else self.snapshot()
+
+    def processes(self) -> set[int]:
+        """The pids of those that :meth:`together` includes, as they were last seen."""
+        self._own.get()
+        return {row[0] for row in self._shared.rows() if row[0]} if self._shared.mine() else {os.getpid()}
+
+    def join(self) -> bool:
+        """Take part in :meth:`together` of the main process before the first request; whether it includes this one.
+
+        It does not include a child that made this object itself, as one started by spawn.
+        """
+        return self._shared.holds(self._own.get().cells) and not self._shared.mine()
 
 
-class _Counts:
-    def __init__(self) -> None:
+class _Row:
+    """The cells that one process counts in, under a lock of its own: a child's never waits for its parent's."""
+
+    def __init__(self, cells: memoryview[int]) -> None:
         self.lock = threading.Lock()
-        self.lines: Snapshot = {}
+        self.cells = cells
+        cells[0] = os.getpid()
+        # A child that takes the place of another goes on from its numbers.
+        self.start = list(cells)
 
-    def line(self, verb: str) -> dict[str, int]:
-        line = self.lines.get(verb)
-        if line is None:
-            line = self.lines[verb] = {"requests": 0, "retries": 0, "bytes_up": 0, "bytes_down": 0}
-        return line
+
+class _Shared:
+    """One row for the process that makes this, and one for each child of its pool.
+
+    Processes that are not the pool's have a row for themselves: two must never count in the same.
+    """
+
+    def __init__(self) -> None:
+        self._maker = os.getpid()
+        self._cells = memoryview(mmap.mmap(-1, (1 + CHILDREN) * _ROW * 8)).cast("q")
+
+    def mine(self) -> bool:
+        return os.getpid() == self._maker
+
+    def row(self) -> memoryview[int]:
+        """The row of the calling process."""
+        number = 0 if self.mine() else self._child()
+        if number is None:
+            return memoryview(bytearray(_ROW * 8)).cast("q")
+        return self._cells[number * _ROW : (number + 1) * _ROW]
+
+    def _child(self) -> int | None:
+        index: int | None = getattr(process.current_process(), "index", None)
+        if index is None or index >= CHILDREN or os.getppid() != self._maker:
+            return None
+        return index + 1
+
+    def rows(self) -> list[list[int]]:
+        cells = self._cells
+        return [list(cells[at : at + _ROW]) for at in range(0, len(cells), _ROW) if cells[at]]
+
+    def holds(self, cells: memoryview[int]) -> bool:
+        return cells.obj is self._cells.obj
+
+
+def _lines(row: Iterable[int]) -> Snapshot:
+    cells = list(row)
+    found: Snapshot = {}
+    for verb, at in _AT.items():
+        numbers = cells[at : at + _WIDTH]
+        if any(numbers):
+            pairs = zip(_NAMES, numbers, strict=True)
+            found[verb] = {name: number for name, number in pairs if number or name in NUMBERS}
+    return found
 
 
 def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
@@ -96,32 +186,59 @@ class Counting:
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
     ) -> str:
-        def request() -> str:
-            return self._inner.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
-
-        etag = self._attempt("PUT", request, up=len(body))
+        try:
+            etag = self._inner.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+        except StoreError as exc:
+            self._failed("PUT", exc, up=len(body))
+            raise
         self._tally.count("PUT", up=len(body))
         return etag
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        found = self._attempt("GET", lambda: self._inner.get(key, start=start, length=length, if_match=if_match))
+        try:
+            found = self._inner.get(key, start=start, length=length, if_match=if_match)
+        except StoreError as exc:
+            self._failed("GET", exc)
+            raise
         self._tally.count("GET", down=len(found.body))
         return found
 
     def delete(self, key: str) -> None:
-        self._attempt("DELETE", lambda: self._inner.delete(key))
+        try:
+            self._inner.delete(key)
+        except StoreError as exc:
+            self._failed("DELETE", exc)
+            raise
         self._tally.count("DELETE")
 
     def delete_many(self, keys: Sequence[str]) -> None:
         requests = -(-len(keys) // PAGE)
-        self._attempt("DELETE_OBJECTS", lambda: self._inner.delete_many(keys), requests=requests)
+        try:
+            self._inner.delete_many(keys)
+        except StoreError as exc:
+            self._failed("DELETE_OBJECTS", exc, requests=requests)
+            raise
         self._tally.count("DELETE_OBJECTS", requests=requests)
+
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        requests = -(-len(versions) // PAGE)
+        try:
+            kept = self._inner.delete_unchanged(versions)
+        except StoreError as exc:
+            self._failed("DELETE_OBJECTS", exc, requests=requests)
+            raise
+        self._tally.count("DELETE_OBJECTS", requests=requests)
+        return kept
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         # A page is one request, made when its first entry is asked for; the last page may be empty.
         entries = self._inner.list(prefix, start_after=start_after)
         for number in itertools.count():
-            entry = self._attempt("LIST", lambda: next(entries, None))
+            try:
+                entry = next(entries, None)
+            except StoreError as exc:
+                self._failed("LIST", exc)
+                raise
             if number % PAGE == 0 and (entry is not None or number == 0):
                 self._tally.count("LIST")
             if entry is None:
@@ -131,11 +248,7 @@ class Counting:
     def close(self) -> None:
         self._inner.close()
 
-    def _attempt(self, verb: str, request: Callable[[], _R], *, requests: int = 1, up: int = 0) -> _R:
-        try:
-            return request()
-        except StoreError as exc:
-            # What reached no server was no request.
-            sent = 0 if isinstance(exc, Unreachable) else requests
-            self._tally.count(verb, requests=sent, up=up if sent else 0, error=exc)
-            raise
+    def _failed(self, verb: str, error: StoreError, *, requests: int = 1, up: int = 0) -> None:
+        # What reached no server was no request.
+        sent = 0 if isinstance(error, Unreachable) else requests
+        self._tally.count(verb, requests=sent, up=up if sent else 0, error=error)

@@ -124,6 +124,22 @@ class MemoryStore:
         for batch in batches(keys, _PAGE):
             self._request("DELETE_OBJECTS", batch[0], lambda batch=batch: self._remove(batch))  # type: ignore[misc]
 
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        kept: list[str] = []
+        for batch in batches(versions, _PAGE):
+
+            def remove(batch: Sequence[str] = batch) -> None:
+                changed = [key for key in batch if self._conditional and self._changed(key, versions[key])]
+                self._remove([key for key in batch if key not in changed])
+                kept.extend(changed)
+
+            self._request("DELETE_OBJECTS", batch[0], remove)
+        return kept
+
+    def _changed(self, key: str, etag: str) -> bool:
+        stored = self._objects.get(key)
+        return stored is not None and stored.etag != etag
+
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         while True:
             page = self._request("LIST", prefix, lambda after=start_after: self._page(prefix, after))  # type: ignore[misc]

@@ -22,7 +22,7 @@ from .api import Create, Entry, Match, Object, Precondition, Store, batches
 from .obstore_errors import FAILURES, Failure, is_panic
 from .obstore_options import Use, credential_provider, new_store
 from .situation import without_sigterm
-from .translate import Request, check_headers, cut
+from .translate import Request, check_headers, cut, object_tags
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -47,7 +47,6 @@ class ObstoreClient:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._tags = dict(settings.tags) or None
         self._attributes = {"Storage-Class": settings.storage_class} if settings.storage_class else {}
         self._stores: dict[Use, S3Store] = {}
         self._credentials: Callable[[], S3Credential] | None = None
@@ -71,8 +70,8 @@ class ObstoreClient:
             attributes["Content-Type"] = content_type
 
         def write(store: S3Store) -> str:
-            mode = _mode(precondition)
-            answer = store.put(key, body, attributes=attributes, tags=self._tags, mode=mode, use_multipart=False)
+            mode, tags = _mode(precondition), object_tags(self._settings, metadata or {}) or None
+            answer = store.put(key, body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
 
         return self._call(request, write, "patient" if len(body) > _BIG else "quick")
@@ -109,13 +108,20 @@ class ObstoreClient:
         for batch in batches(keys):
             self._call(Request("delete_many"), methodcaller("delete", batch), "bulk")
 
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        """Delete by botocore: obstore knows no condition for it."""
+        return self._botocore().delete_unchanged(versions)
+
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix, by botocore: obstore lists whole segments only, and ``a//b`` as ``a/b``."""
+        return self._botocore().list(prefix, start_after=start_after)
+
+    def _botocore(self) -> Store:
         if self._lister is None:
             from .boto3_client import Boto3Client
 
             self._lister = Boto3Client(self._settings)
-        return self._lister.list(prefix, start_after=start_after)
+        return self._lister
 
     def close(self) -> None:
         with self._lock:

@@ -146,6 +146,13 @@ class Retrying:
         for batch in batches(keys):
             self._until_answered("DELETE_OBJECTS", partial(self._inner.delete_many, batch))
 
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        """Delete what is still the same; one that an earlier try of our own has deleted is gone."""
+        kept: list[str] = []
+        for batch in batches(versions.items()):
+            kept += self._until_answered("DELETE_OBJECTS", partial(self._inner.delete_unchanged, dict(batch)))
+        return kept
+
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix; after an error the listing goes on behind the last one."""
         budget = self._budget()

@@ -70,6 +70,10 @@ class Routing:
         odd = next((key for key in keys if _UNADDRESSABLE.search(key)), "")
         self._client(odd).delete_many(keys)
 
+    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+        """Delete what is still the same, always by boto3: obstore knows no condition for it."""
+        return self._boto3_client().delete_unchanged(versions)
+
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix, always by boto3: obstore does not list keys as they are."""
         return self._boto3_client().list(prefix, start_after=start_after)

@@ -5,6 +5,7 @@ Importing botocore takes 0.2 s and 20 MB: import this module only where it is ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from celery_s3.settings import Settings
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-__all__ = ["SessionCredentials", "open_session"]
+__all__ = ["SessionCredentials", "client_factory", "open_session"]
 
 #: How long obstore may keep what botocore gave it: botocore renews a token 10 to 15 minutes before it ends.
 _TTL = timedelta(minutes=10)
@@ -36,6 +37,14 @@ def open_session(settings: Settings) -> Any:
     assumed = botocore.session.Session(profile=settings.profile)
     assumed.register_component("credential_provider", CredentialResolver([_AssumedRole(session, settings)]))
     return assumed
+
+
+def client_factory(settings: Settings) -> Callable[..., Any]:
+    """What makes botocore clients with the credentials that the settings describe."""
+    factory: Callable[..., Any] = (
+        settings.session.client if settings.session is not None else open_session(settings).create_client
+    )
+    return factory
 
 
 class _AssumedRole:

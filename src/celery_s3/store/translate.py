@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from celery_s3 import lifetime
 from celery_s3.errors import (
     AccessDenied,
     BadCredentials,
@@ -24,7 +25,7 @@ from celery_s3.settings import Settings
 
 from .api import Object
 
-__all__ = ["ROUTINE", "Answer", "Request", "check_headers", "cut", "meaning", "path_style"]
+__all__ = ["ROUTINE", "Answer", "Request", "check_headers", "cut", "meaning", "object_tags", "path_style"]
 
 _CREDENTIAL_CODES = (
     "AuthFailure",
@@ -128,6 +129,8 @@ class Answer:
         if kind in ROUTINE:
             return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
         detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
+        if kind is WrongRegion and self.region:
+            detail = f"it is in {self.region}"
         return request.error(kind, settings, detail, self.status, self.code)
 
 
@@ -168,6 +171,11 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
         if not _NAME.fullmatch(name) or not _plain(value):
             return f"the metadata {name!r} is not printable ASCII"
     return "" if _plain(content_type) else "the content type is not printable ASCII"
+
+
+def object_tags(settings: Settings, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The tags that an object gets."""
+    return lifetime.tags(settings.tags, metadata) if settings.expiry_tags else dict(settings.tags)
 
 
 def path_style(settings: Settings) -> bool:

@@ -1,0 +1,232 @@
+"""What messages point to: objects under ``<base>messages/``, each named by the SHA-256 of its bytes.
+
+``message_cleanup``::
+
+    lifecycle   <sha256>             stored once, whoever sends the same; a lifecycle rule removes it
+    success     <sha256>.<random>    one message's own: removed when its task's SUCCESS is stored
+
+A put is no create: writing the same bytes again starts their lifetime anew, so that a message sent today never
+points to what was stored two weeks ago.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from celery.signals import task_success
+from kombu.exceptions import DecodeError
+
+from celery_s3 import codec, keys
+from celery_s3.errors import (
+    ConfigurationError,
+    MessageNotRead,
+    MessageNotStored,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+)
+from celery_s3.settings import Settings, resolve
+from celery_s3.store import open_store
+from celery_s3.store.api import Object, Store
+from celery_s3.store.parallel import Pool
+
+__all__ = ["Messages", "is_removable", "messages_of", "messages_of_sender", "sending_app"]
+
+logger = logging.getLogger(__name__)
+
+#: The app whose message is being encoded in this thread or greenlet; set by :mod:`.amqp`.
+sending_app: ContextVar[Any] = ContextVar("celery_s3_sending_app", default=None)
+
+#: The bytes of one request.
+PART_BYTES = 8 * 1024 * 1024
+#: Seconds for which a process need not store again what it has stored: little, measured by any lifetime.
+STORED_FOR = 3600.0
+#: How many objects a process remembers to have stored.
+REMEMBERED = 256
+
+_NAME = re.compile(r"([0-9a-f]{64})(?:\.[0-9a-f]{32})?")
+
+
+class Messages:
+    """The objects that one app's messages point to.
+
+    Arguments:
+        store, pool: the app's bucket.
+        settings: where in it, and from what size on.
+        compression: kombu's name of a method for the objects; ``None`` stores them as they are.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        settings: Settings,
+        compression: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._pool, self._clock = store, pool, clock
+        self._compression = compression
+        self._prefix = settings.base + keys.MESSAGES
+        self._where = f"s3://{settings.bucket}/{self._prefix}"
+        self._remove = settings.message_cleanup == "success"
+        #: bytes up to which a message needs none
+        self.threshold = settings.message_threshold
+        self._stored: dict[str, float] = {}
+
+    def put(self, content: bytes, content_type: str, *, removable: bool) -> dict[str, Any]:
+        """Store what a message will point to.
+
+        Arguments:
+            removable: one message alone will point to it.
+
+        Raises:
+            MessageNotStored: it could not be stored.
+        """
+        body = codec.compress_payload(content, self._compression) if self._compression else content
+        name = hashlib.sha256(body).hexdigest()
+        if removable and self._remove:
+            name += f".{uuid4().hex}"
+            self._write(name, body, content_type)
+        elif not self._knows(name):
+            self._write(name, body, content_type)
+            self._remember(name)
+        return {"object": name, "size": len(content), "at": self._where}
+
+    def get(self, name: str, at: str) -> bytes:
+        """Fetch what a message points to.
+
+        Arguments:
+            at: where its producer stored it.
+
+        Raises:
+            MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
+                :class:`ObjectMissing` where there is none.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise MessageNotRead(f"the message's pointer is damaged: {name[:80]!r} names no object")
+        try:
+            body = self._whole(self._prefix + name)
+        except ObjectMissing as exc:
+            raise MessageNotRead(self._gone(name, at)) from exc
+        except StoreError as exc:
+            raise MessageNotRead(f"a message's arguments could not be fetched: {exc}") from exc
+        if hashlib.sha256(body).hexdigest() != found[1]:
+            raise MessageNotRead(f"{self._where}{name} is not what was stored there: its SHA-256 is another")
+        try:
+            return codec.decompress_payload(body)
+        except DecodeError as exc:
+            raise MessageNotRead(f"{self._where}{name} cannot be decompressed: {exc}") from exc
+
+    def remove(self, name: str) -> None:
+        """Remove what no message points to any more; what cannot be removed is left to the lifecycle rule."""
+        try:
+            self._store.delete(self._prefix + name)
+        except StoreError as exc:
+            logger.warning("%s%s was not removed: %s", self._where, name, exc)
+
+    def _write(self, name: str, body: bytes, content_type: str) -> None:
+        try:
+            self._store.put(self._prefix + name, body, content_type=content_type)
+        except StoreError as exc:
+            raise MessageNotStored(f"a message's arguments ({len(body):,} bytes) were not stored: {exc}") from exc
+
+    def _whole(self, key: str) -> bytes:
+        while True:
+            first = self._store.get(key, length=PART_BYTES)
+            with suppress(PreconditionFailed):  # the same was stored again meanwhile, perhaps encrypted otherwise
+                return self._joined(first)
+
+    def _joined(self, first: Object) -> bytes:
+        def part(start: int) -> bytes:
+            return self._store.get(first.key, start=start, length=PART_BYTES, if_match=first.etag).body
+
+        return b"".join([first.body, *self._pool.map(part, range(len(first.body), first.size, PART_BYTES))])
+
+    def _gone(self, name: str, at: str) -> str:
+        text = f"a message's arguments are not in {self._where}{name}"
+        if at != self._where:
+            return f"{text}: its producer stored them in {at}. Give both the same bucket and base_path"
+        return f"{text} any more: the message is older than the lifecycle rule keeps them. Let it keep them for longer"
+
+    def _knows(self, name: str) -> bool:
+        return self._clock() < self._stored.get(name, 0.0)
+
+    def _remember(self, name: str) -> None:
+        # no lock: a forked child might wait for it for ever
+        self._stored.pop(name, None)
+        self._stored[name] = self._clock() + STORED_FOR
+        if len(self._stored) > REMEMBERED:
+            with suppress(RuntimeError, StopIteration):  # another thread makes room at the same time
+                self._stored.pop(next(iter(self._stored)), None)
+
+
+def is_removable(name: str) -> bool:
+    """Whether an object is one message's own."""
+    return "." in name
+
+
+# -- of which app
+
+_messages: WeakKeyDictionary[Any, Messages] = WeakKeyDictionary()
+
+
+def messages_of(app: Any) -> Messages:
+    """The objects of an app: in the bucket of its result backend where that is ours, else in that of its settings.
+
+    Raises:
+        ConfigurationError: the app's settings name no bucket, or are wrong.
+    """
+    found = _messages.get(app)
+    if found is None:
+        found = _messages[app] = _open(app)
+    return found
+
+
+def _open(app: Any) -> Messages:
+    compression = codec.compression_method(app.conf.task_compression)
+    backend = app.backend
+    settings = getattr(backend, "settings", None)
+    if isinstance(settings, Settings):
+        return Messages(backend.store, backend.pool, settings, compression)
+    settings = resolve(app)
+    opened = open_store(settings)
+    return Messages(opened.store, opened.pool, settings, compression)
+
+
+def messages_of_sender(inner: str) -> Messages:
+    """The objects of the app whose message is being encoded.
+
+    Raises:
+        ConfigurationError: nobody has said which app that is.
+    """
+    app = sending_app.get()
+    if app is None:
+        raise ConfigurationError(
+            f"the serializer 's3+{inner}' does not know of which app this message is: call"
+            " celery_s3.claimcheck.install(app) where the app is made"
+        )
+    return messages_of(app)
+
+
+def _remove_used(sender: Any, **_: Any) -> None:
+    """Remove a task's own arguments: its SUCCESS is stored, its callbacks are sent."""
+    request = sender.request
+    if request.ignore_result or sender.ignore_result:
+        return  # run again, nothing would tell it that it has succeeded
+    names = {getattr(arguments, "object", "") for arguments in (request.args, request.kwargs)}
+    for name in filter(is_removable, names):
+        messages_of(sender.app).remove(name)
+
+
+task_success.connect(_remove_used, weak=False, dispatch_uid="celery_s3.claimcheck")

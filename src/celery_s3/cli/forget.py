@@ -1,0 +1,138 @@
+"""``celery s3 forget``: delete results, by id or by what they are."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from ..backends.s3 import S3Backend
+from ..inventory import Extent, Filter, Inventory
+from ..store.api import batches
+from ..store.counting import PAGE
+from .context import dry_run_option, json_option, with_backend
+from .lookup import keys_of
+from .output import data_size, print_json, progress
+from .query import confirm, expensive, filter_of, filter_options, inventory_of, price, yes_option
+
+__all__ = ["command"]
+
+
+@click.command("forget")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@filter_options
+@yes_option
+@dry_run_option
+@json_option
+@with_backend
+def command(backend: S3Backend, ids: Sequence[str], yes: bool, dry_run: bool, as_json: bool, **wanted: Any) -> None:
+    """Delete results.
+
+    Those with these IDs (- reads them from standard input, one a line), or all that fit every option given. With an
+    ID goes the saved group of that id; its members' results stay. What is not there counts as forgotten.
+
+    It asks first, and tells how many there are. With options, what is written while it runs stays. Interrupted, it may
+    simply be run again.
+
+    What a chord keeps under its own keys is not touched. Do not forget the members of one in flight: it is mended from
+    their results if it gets stuck. In a versioned bucket the older versions stay, and stay billed.
+
+    Needs s3:DeleteObject; with options also s3:ListBucket, and s3:GetObject for --state and --task.
+    """
+    filters = filter_of(**wanted)
+    if bool(ids) == (filters != Filter()):
+        raise click.UsageError("Name either IDs or options that say which results are meant.")
+    if ids:
+        _print(_forget_ids(backend, list(_each(ids)), yes=yes, dry_run=dry_run), dry_run, as_json)
+    else:
+        _print(_forget_fitting(backend, filters, yes=yes, dry_run=dry_run), dry_run, as_json)
+
+
+def _each(ids: Iterable[str]) -> Iterable[str]:
+    named: dict[str, None] = {}
+    for id in ids:
+        named |= dict.fromkeys((line.rstrip("\n") for line in sys.stdin) if id == "-" else [id])
+    named.pop("", None)
+    return named
+
+
+# -- by id
+
+
+def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: bool) -> dict[str, Any]:
+    # a saved group of that id goes along: it costs no more
+    doomed = [key for id in ids for key in keys_of(backend, id)]
+    requests = Counter(DELETE_OBJECTS=-(-len(doomed) // PAGE))
+    if ids and not dry_run:
+        if not yes:
+            confirm(f"Forget {_results(len(ids))}?{_price(requests, backend)}")
+        with progress("Forgetting", len(doomed)) as advance:
+            for batch in batches(doomed, PAGE):
+                backend.store.delete_many(batch)
+                advance(len(batch))
+    return {"results": len(ids), "bytes": None, "requests": {} if dry_run else requests}
+
+
+# -- by what they are
+
+
+def _forget_fitting(backend: S3Backend, wanted: Filter, *, yes: bool, dry_run: bool) -> dict[str, Any]:
+    inventory = inventory_of(backend, yes=yes)
+    extent = inventory.extent(wanted)
+    if extent.count and not yes:
+        _ask(backend, inventory, wanted, extent, dry_run=dry_run)
+    inventory.toll.agreed()
+    wanted = wanted.until(extent.newest)
+    gone = extent if dry_run and not wanted.needs_metadata else Extent()
+    if extent.count and gone is not extent:
+        gone = _carry_out(inventory, wanted, extent, dry_run=dry_run)
+    return {"results": gone.count, "bytes": gone.size, "requests": inventory.toll.spent}
+
+
+def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> None:
+    requests = _to_come(inventory, wanted, extent)
+    cost = _price(requests, backend)
+    if dry_run:
+        if wanted.needs_metadata and cost:
+            confirm(f"Look at {_results(extent.count)}?{cost}")
+    elif wanted.needs_metadata:
+        confirm(f"Look at {_results(extent.count)} and forget those that fit?{cost}")
+    else:
+        confirm(f"Forget {_results(extent.count)}, {data_size(extent.size)}?{cost}")
+
+
+def _to_come(inventory: Inventory, wanted: Filter, extent: Extent) -> Counter[str]:
+    requests = Counter(LIST=-(-inventory.listed.count // PAGE), DELETE_OBJECTS=-(-extent.count // PAGE))
+    if wanted.needs_metadata:
+        requests["GET"] = extent.count
+    return requests
+
+
+def _carry_out(inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> Extent:
+    gone = Extent()
+    with progress("Looking" if dry_run else "Forgetting", extent.count) as advance:
+        for found in inventory.matching(wanted, advance) if dry_run else inventory.forget(wanted, advance):
+            gone.add(found.entry)
+    return gone
+
+
+# -- telling
+
+
+def _results(count: int) -> str:
+    return "1 result" if count == 1 else f"{count:,} results"
+
+
+def _price(requests: Mapping[str, int], backend: S3Backend) -> str:
+    return f" That takes {price(requests, backend.settings)}." if expensive(requests) else ""
+
+
+def _print(done: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(done | {"dry_run": dry_run})
+        return
+    size = f", {data_size(done['bytes'])}" if done["bytes"] is not None else ""
+    click.echo(f"{'Would forget' if dry_run else 'Forgot'} {_results(done['results'])}{size}.")

@@ -1,0 +1,83 @@
+"""``celery s3 ls``: which results there are, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from ..backends.s3 import S3Backend
+from ..inventory import Found, Inventory
+from .context import json_option, with_backend
+from .output import data_size, duration, print_json, print_table
+from .query import filter_of, filter_options, inventory_of, yes_option
+
+__all__ = ["command"]
+
+#: By state; those that are not final stay as they are.
+COLORS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "red", "RETRY": "yellow"}
+
+
+@click.command("ls")
+@filter_options
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many at most.")
+@yes_option
+@json_option
+@with_backend
+def command(backend: S3Backend, limit: int, yes: bool, as_json: bool, **wanted: Any) -> None:
+    """List results, newest first.
+
+    With id, state, task, age and size in bytes as stored. No result is decoded. State and task are in the objects'
+    metadata, where celery-s3 puts them: results that another backend wrote have none, and fit no --state and no
+    --task. An expired result is there until a lifecycle rule or `celery s3 sweep` deletes it; to Celery it is missing.
+
+    S3 lists by key and not by time, so the whole prefix is listed: a request for each 1,000 results that are stored;
+    and one for each result that is shown, or that --state and --task must look at. More than 1,000 requests are
+    announced and asked about.
+
+    Needs s3:ListBucket and s3:GetObject.
+    """
+    inventory = inventory_of(backend, yes=yes)
+    found = inventory.newest(filter_of(**wanted), limit)
+    now = datetime.now(UTC)
+    if as_json:
+        print_json([_record(one, now) for one in found])
+        return
+    if found:
+        print_table(("ID", "STATE", "TASK", "AGE", "SIZE"), [_row(one, now) for one in found], COLORS)
+    click.echo(_summary(found, inventory), err=True)
+
+
+def _record(found: Found, now: datetime) -> dict[str, Any]:
+    entry = found.entry
+    return {
+        "id": found.id,
+        "state": found.state,
+        "task": found.task,
+        "stored": entry.modified,
+        "age": round(_age(found, now)),
+        "expires": found.expires,
+        "size": entry.size,
+        "storage_class": entry.storage_class or None,
+        "key": entry.key,
+    }
+
+
+def _row(found: Found, now: datetime) -> tuple[str, ...]:
+    age = duration(_age(found, now))
+    state = found.state or "?"
+    if found.expires is not None and found.expires <= now:
+        state += " (expired)"
+    return found.id, state, found.task or "?", age, data_size(found.entry.size)
+
+
+def _age(found: Found, now: datetime) -> float:
+    # the server's clock may be ahead
+    return max(0.0, (now - found.entry.modified).total_seconds())
+
+
+def _summary(found: Sequence[Found], inventory: Inventory) -> str:
+    stored = inventory.listed
+    return f"{len(found):,} shown of {stored.count:,} results, {data_size(stored.size)} in all."

@@ -1,0 +1,33 @@
+"""``celery s3 policy``: what IAM must allow."""
+
+from __future__ import annotations
+
+import click
+
+from .. import policy
+from ..backends.s3 import S3Backend
+from .context import with_backend
+from .output import print_json
+
+__all__ = ["command"]
+
+
+@click.command("policy")
+@click.option(
+    "--role",
+    type=click.Choice(policy.ROLES),
+    default="worker",
+    show_default=True,
+    help="Who gets it: `worker` runs tasks, `client` sends them and reads results, `operator` runs these commands.",
+)
+@with_backend
+def command(backend: S3Backend, role: policy.Role) -> None:
+    """Print the IAM policy with the least that a role needs.
+
+    It allows the calls that the code makes, on the keys of these results alone, with the KMS key and the tags of the
+    settings. It makes no request, and prints JSON that IAM takes as it is:
+
+    celery -A proj s3 policy --role worker > policy.json
+    """
+    prefix = backend.prefixes.chords.removesuffix("chords/")
+    print_json(policy.document(backend.settings, role, prefix, messages=backend.terms.messages is not None))

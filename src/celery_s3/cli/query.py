@@ -1,0 +1,121 @@
+"""What the commands about many results share: which results, what a query costs, and asking first."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from typing import Any, TypeVar
+
+import click
+
+from ..backends.s3 import S3Backend
+from ..cost import price_table, prices_name, requests_cost
+from ..inventory import Filter, Inventory
+from ..keys import full_key
+from ..settings import Settings
+from ..toll import FREE, Toll
+
+__all__ = [
+    "confirm",
+    "duration",
+    "expensive",
+    "filter_of",
+    "filter_options",
+    "inventory_of",
+    "moment",
+    "price",
+    "yes_option",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
+
+
+def duration(text: str) -> float:
+    """``90s``, ``2h``, ``7d`` or ``1h30m`` in seconds; the type of an option."""
+    if not _DURATION.fullmatch(text):
+        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15m, 2h, 7d or 1h30m.")
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)([smhdw])", text))
+
+
+def moment(text: str) -> datetime:
+    """A duration before now, or an ISO time (this machine's where it has no offset), in UTC; the type of an option."""
+    try:
+        if _DURATION.fullmatch(text):
+            return datetime.now(UTC) - timedelta(seconds=duration(text))
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(f"{text!r} is no time: write 90s, 2h or 7d, or 2030-01-31T18:00.") from exc
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+_FILTERS = (
+    click.option("--state", "states", multiple=True, help="Only results in this state; may be given again."),
+    click.option("--task", default="", help="Only results of this task; * and ? stand for any part of its name."),
+    click.option("--since", type=moment, help="Only results stored since then: 90s, 2h or 7d ago, or an ISO time."),
+    click.option("--older-than", "before", type=moment, help="Only results stored before then; as --since."),
+)
+
+
+def filter_options(command: _F) -> _F:
+    """The options whose values :func:`filter_of` takes."""
+    return reduce(lambda fn, option: option(fn), reversed(_FILTERS), command)
+
+
+def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before: datetime | None) -> Filter:
+    return Filter(frozenset(state.casefold() for state in states), task, since, before)
+
+
+def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
+    """The results of a backend; who looks through them asks before it makes many requests."""
+    prefix = full_key(backend.settings.base, backend.task_keyprefix)
+
+    def ask(spent: Counter[str], share: float | None) -> None:
+        told = _so_far(spent, share, backend.settings)
+        if yes:
+            click.echo(told, err=True)
+        else:
+            confirm(f"{told} Go on?")
+
+    return Inventory(backend.store, backend.pool, prefix, Toll(ask), ends=backend.results.ends)
+
+
+def _so_far(spent: Counter[str], share: float | None, settings: Settings) -> str:
+    told = f"This has taken {price(spent, settings)}"
+    if not share:
+        return f"{told}, and there is more; how much is not known."
+    whole = Counter({verb: round(number / share) for verb, number in spent.items()})
+    return f"{told}, for {share:.0%} of the results; all of them take about {price(whole, settings)}."
+
+
+def price(requests: Mapping[str, int], settings: Settings) -> str:
+    """So many requests by verb, and on Amazon's S3 their price, as ``12,000 requests ($0.0048)``."""
+    text = f"{sum(requests.values()):,} requests"
+    if not settings.on_aws:
+        return text
+    dollars = requests_cost(requests, price_table()[prices_name(settings.bucket)])
+    return f"{text} (${dollars:.2f})" if dollars >= 1 else f"{text} (${dollars:.4f})"
+
+
+def expensive(requests: Mapping[str, int]) -> bool:
+    """Whether somebody should be told before."""
+    return sum(requests.values()) > FREE
+
+
+def confirm(question: str) -> None:
+    """Ask on a terminal; elsewhere ``--yes`` should have been said.
+
+    Raises:
+        click.Abort: the answer is no.
+        click.ClickException: there is nobody to ask.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.ClickException(f"{question} Nobody can be asked here: say --yes.")
+    click.confirm(question, abort=True, err=True)

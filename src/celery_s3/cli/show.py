@@ -1,0 +1,227 @@
+"""``celery s3 show``: everything that is known of one result, or of a saved group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from celery import states
+from celery.result import AsyncResult, GroupResult, ResultBase, result_from_tuple
+
+from .. import codec
+from ..backends.s3 import S3Backend
+from ..errors import ResultNotRead, StoreError, UnreadableResult
+from ..inventory import time_of
+from ..store.api import Object
+from .body import print_raw, write_file
+from .context import json_option, with_backend
+from .lookup import stored
+from .ls import COLORS
+from .output import data_size, duration, print_json, print_table
+from .query import inventory_of
+from .values import jsonable, one_line, print_fields, print_traceback, print_value
+
+__all__ = ["command"]
+
+#: Bytes of the largest result that is printed for people.
+SHOWN = 1024 * 1024
+#: Members of a group whose states are read, each with a request.
+MEMBERS = 500
+#: What a meta has only with `result_extended`, and how it is called here.
+EXTENDED = ("worker", "queue", "retries", "args", "kwargs")
+
+
+@click.command("show")
+@click.argument("id")
+@click.option("--raw", is_flag=True, help="Print the bytes of the stored body, and nothing else.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the bytes of the stored body to this file."
+)
+@json_option
+@with_backend
+def command(backend: S3Backend, id: str, raw: bool, output: Path | None, as_json: bool) -> None:
+    """Show one result, or a saved group.
+
+    State, times, size, storage class and expiry; task, worker and arguments where `result_extended` stored them;
+    children and parent; then the result, or the error and its traceback. A result over 1 MB is left out unless --json
+    is given. Of a group: its members, and their states if they are no more than 500.
+
+    --raw and --output do not decode anything: they also work where `result_accept_content` or a missing serializer
+    forbids it. The file is put in its place when it is complete, readable by you alone.
+
+    The exit code is 1 where there is no such result, or it cannot be decoded. Needs s3:GetObject; the storage class
+    also s3:ListBucket.
+    """
+    if raw + as_json + (output is not None) > 1:
+        raise click.UsageError("--raw, --output and --json exclude each other.")
+    found, is_group = stored(backend, id)
+    if raw:
+        print_raw(backend.store, found)
+    elif output is not None:
+        write_file(backend.store, found, output)
+        click.echo(f"Wrote {data_size(found.size)} to {output}.", err=True)
+    elif is_group:
+        _Shown(backend, id, found).group(as_json)
+    else:
+        _Shown(backend, id, found).result(as_json)
+
+
+class _Shown:
+    """What is shown of one object."""
+
+    def __init__(self, backend: S3Backend, id: str, found: Object) -> None:
+        self.backend = backend
+        self.id = id
+        self.found = found
+        self.about = self._about()
+
+    def _about(self) -> dict[str, Any]:
+        """What is known without the body, by the names of the JSON output."""
+        found = self.found
+        return {
+            "id": self.id,
+            "state": codec.state_of(found.metadata),
+            "task": codec.task_of(found.metadata),
+            "stored": found.modified,
+            "done": None,
+            "expires": time_of(self.backend.results.ends(found)),
+            "size": found.size,
+            "storage_class": _storage_class(self.backend, found.key) or None,
+            "etag": found.etag,
+            "key": found.key,
+            "content_type": found.content_type,
+        }
+
+    # -- a result
+
+    def result(self, as_json: bool) -> None:
+        if self.found.size > SHOWN and not as_json:
+            self._print(self.about)
+            click.echo("\nThe result is not shown, it is large: --json prints it, --output FILE fetches its bytes.")
+            return
+        try:
+            meta = self.backend.reader.meta_in(self.id, self.found)
+        except UnreadableResult as exc:
+            self._without_body(exc, as_json)
+            raise SystemExit(1) from exc
+        if meta["status"] == states.PENDING:
+            raise self._gone()
+        about = self.about | self._told(meta)
+        if as_json:
+            print_json(about | {"result": jsonable(meta["result"]), "traceback": meta.get("traceback")})
+            return
+        self._print(about)
+        click.echo()
+        if meta.get("traceback"):
+            print_traceback(str(meta["traceback"]))
+        else:
+            print_value(meta["result"])
+
+    def _without_body(self, exc: UnreadableResult, as_json: bool) -> None:
+        if as_json:
+            print_json(self.about | {"error": str(exc)})
+        else:
+            self._print(self.about)
+            click.echo(f"Error: {one_line(str(exc))} --raw and --output still give you its bytes.", err=True)
+
+    def _told(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """What the body tells of the task."""
+        told = {
+            "state": meta["status"],
+            "task": meta.get("name") or self.about["task"],
+            "done": _time(meta.get("date_done")),
+            "group": meta.get("group_id"),
+            "parent": meta.get("parent_id"),
+            "children": [node.id for node in _nodes(meta.get("children"), self.backend.app)],
+        }
+        return told | {name: jsonable(meta.get(name)) for name in EXTENDED}
+
+    # -- a saved group
+
+    def group(self, as_json: bool) -> None:
+        try:
+            meta = self.backend.reader.group_in(self.id, self.found, self._restored)
+        except UnreadableResult as exc:
+            self._without_body(exc, as_json)
+            raise SystemExit(1) from exc
+        if meta is None:
+            raise self._gone()
+        group = meta["result"]
+        members = self._members(group.results)
+        about = {name: value for name, value in self.about.items() if name not in ("state", "task", "done")}
+        about["parent"] = group.parent.id if group.parent else None
+        if as_json:
+            print_json(about | {"members": [{"id": id, "state": state} for id, state in members]})
+            return
+        counts = Counter(state for _, state in members if state)
+        told = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
+        self._print(about | {"members": f"{len(members):,}: {told or 'too many to read their states'}"})
+        click.echo()
+        if members:
+            print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members], COLORS)
+
+    def _restored(self, meta: Any) -> dict[str, Any]:
+        group = result_from_tuple(meta["result"], self.backend.app)
+        if not isinstance(group, GroupResult):
+            raise TypeError("no group in it")
+        return {"result": group}
+
+    def _members(self, results: Sequence[ResultBase]) -> list[tuple[str, str | None]]:
+        """The id and state of each member; ``None`` where that was not read, or is not told."""
+        tasks = [result.id for result in results if isinstance(result, AsyncResult)]
+        if len(tasks) > MEMBERS:
+            return [(result.id, None) for result in results]
+        known = {found.id: found for found in inventory_of(self.backend, yes=True).known(tasks)}
+        told = {id: known[id].state if id in known else states.PENDING for id in tasks}
+        return [(result.id, told.get(result.id)) for result in results]
+
+    def _gone(self) -> ResultNotRead:
+        return ResultNotRead(f"{self.id} was forgotten while it was read.", self.id)
+
+    # -- for people
+
+    def _print(self, about: Mapping[str, Any]) -> None:
+        shown = {name.replace("_", " "): _plain(value) for name, value in about.items()}
+        shown["size"] = data_size(self.found.size)
+        shown["key"] = f"s3://{self.backend.settings.bucket}/{self.found.key}"
+        print_fields(shown, COLORS)
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ([], ""):
+        return ""
+    if isinstance(value, datetime):
+        seconds = (value - datetime.now(UTC)).total_seconds()
+        when = f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
+        return f"{value:%Y-%m-%d %H:%M:%S} UTC, {when}"
+    return value if isinstance(value, str) else one_line(value)
+
+
+def _time(text: Any) -> Any:
+    """Celery's text as a time, where it tells its offset."""
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return text
+    return time.astimezone(UTC) if time.tzinfo else text
+
+
+def _nodes(children: Any, app: Any) -> list[ResultBase]:
+    """The results of the tasks that this one has sent."""
+    try:
+        return [result_from_tuple(child, app) for child in children or ()]
+    except (TypeError, ValueError):  # whoever wrote that was not Celery
+        return []
+
+
+def _storage_class(backend: S3Backend, key: str) -> str:
+    """As a listing tells it: of the two clients' answers to a GET only one has it."""
+    try:
+        first = next(backend.store.list(key), None)
+    except StoreError:
+        return ""
+    return first.storage_class if first is not None and first.key == key else ""

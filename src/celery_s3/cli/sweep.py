@@ -1,0 +1,115 @@
+"""``celery s3 sweep``: delete what has expired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from ..backends.s3 import S3Backend
+from ..control import Control
+from ..cost import price_table, prices_name, storage_cost
+from ..errors import StoreError
+from ..expiry.sweep import Sweep, Swept
+from ..store.counting import Snapshot, difference
+from .context import dry_run_option, json_option, with_backend
+from .output import data_size, print_json, print_table, progress
+from .query import expensive, price
+
+__all__ = ["command"]
+
+_VERSIONED = (
+    "The bucket keeps versions: what was deleted is there as an older version, and billed, until a rule removes it"
+    " (`celery -A … s3 init` makes one)."
+)
+
+
+@click.command("sweep")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop once so many objects are deleted.")
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Look at every result, also at young ones: some may have a shorter term of their own.",
+)
+@dry_run_option
+@json_option
+@with_backend
+def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete what has expired, and nothing else.
+
+    Results and saved groups after `result_expires`, failures after `result_failure_expires`, results with a term of
+    their own after that, what chords have left, and messages of the claim check. The server's clock decides. What the
+    bucket's lifecycle rules delete (`celery s3 init`) needs no sweep, and costs nothing.
+
+    It may run beside workers and beside another sweep: each object is looked at right before it is deleted, and what
+    is written meanwhile stays. Interrupted, it is simply run again.
+
+    Costs a LIST for each 1,000 objects and a GET for each one that may have expired. Needs s3:ListBucket,
+    s3:GetObject and s3:DeleteObject.
+    """
+    before = backend.tally.snapshot()
+    sweep = backend.sweep(dry_run=dry_run, thorough=thorough)
+    suspects, requests = sweep.forecast()
+    if expensive(requests):
+        click.echo(f"To look at {suspects:,} objects takes about {price(requests, backend.settings)}.", err=True)
+    try:
+        with progress("Looking" if dry_run else "Sweeping", suspects) as advance:
+            done = sweep.run(limit=limit, looked=advance)
+    except KeyboardInterrupt as exc:
+        click.echo(f"{_told(sweep.done, dry_run)} Run it again for the rest.", err=True)
+        raise click.Abort from exc
+    _print(backend, sweep, done, _spent(difference(backend.tally.snapshot(), before)), as_json)
+
+
+def _spent(counted: Snapshot) -> Counter[str]:
+    return Counter({verb: line["requests"] for verb, line in counted.items()})
+
+
+def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], as_json: bool) -> None:
+    versioned = _is_versioned(backend)
+    if as_json:
+        print_json(_record(backend, sweep, done) | {"requests": spent, "versioned": versioned})
+        return
+    if done.deleted:
+        rows = [(kind, f"{part.count:,}", data_size(part.size)) for kind, part in done.deleted.items()]
+        print_table(("KIND", "OBJECTS", "SIZE"), rows)
+    saved = _saved(backend, done)
+    worth = f" That saves ${saved:.4f} of storage a month." if saved and done.count else ""
+    click.echo(f"{_told(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
+    if not done.complete:
+        click.echo("There may be more: run it again for the rest.")
+    if versioned and done.count:
+        click.echo(_VERSIONED)
+
+
+def _told(done: Swept, dry_run: bool) -> str:
+    objects = "1 object" if done.count == 1 else f"{done.count:,} objects"
+    return f"{'Would delete' if dry_run else 'Deleted'} {objects}, {data_size(done.size)}."
+
+
+def _record(backend: S3Backend, sweep: Sweep, done: Swept) -> dict[str, Any]:
+    return {
+        "deleted": {kind: {"count": part.count, "bytes": part.size} for kind, part in done.deleted.items()},
+        "count": done.count,
+        "bytes": done.size,
+        "looked": done.looked,
+        "complete": done.complete,
+        "dry_run": sweep.dry_run,
+        "saved_per_month": _saved(backend, done),
+    }
+
+
+def _saved(backend: S3Backend, done: Swept) -> float | None:
+    """Dollars, where they are Amazon's."""
+    if not backend.settings.on_aws:
+        return None
+    return storage_cost(done.size, 30, price_table()[prices_name(backend.settings.bucket)])
+
+
+def _is_versioned(backend: S3Backend) -> bool:
+    """Whether versions are kept; no permission to ask is no reason to fail."""
+    try:
+        return Control(backend.settings).versioning() != ""
+    except StoreError:
+        return False

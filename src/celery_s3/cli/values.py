@@ -1,0 +1,72 @@
+"""How values are shown: results, errors, tracebacks, and what is known of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pprint import pformat
+from typing import Any
+
+import click
+
+from .output import printable
+
+__all__ = ["jsonable", "one_line", "print_fields", "print_traceback", "print_value"]
+
+#: What a value may do while it becomes JSON: hold another type, itself, or too much.
+_NOT_JSON = (TypeError, ValueError, RecursionError)
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON can hold it; an exception as its type and message."""
+    if isinstance(value, BaseException):
+        return {"type": type(value).__name__, "message": str(value)}
+    try:
+        json.dumps(value, default=str)
+    except _NOT_JSON:
+        return repr(value)
+    return value
+
+
+def one_line(value: Any) -> str:
+    """A value in one line, without control characters."""
+    return printable(value if isinstance(value, str) else json.dumps(jsonable(value), default=str, ensure_ascii=False))
+
+
+def print_fields(fields: Mapping[str, str], colors: Mapping[str, str]) -> None:
+    """Print a line for each field that has a value."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if value:
+            shown = click.style(printable(value), fg=colors.get(value))
+            click.echo(f"{click.style(name.ljust(width), dim=True)}  {shown}")
+
+
+def print_value(value: Any) -> None:
+    """Print a result: as JSON where it can be, in colour on a terminal."""
+    if isinstance(value, BaseException):
+        click.secho(printable(f"{type(value).__name__}: {value}", keep="\n\t"), fg="red")
+        return
+    try:
+        _print_code(json.dumps(value, indent=2, ensure_ascii=False), "json")
+    except _NOT_JSON:
+        _print_code(pformat(value, width=shutil.get_terminal_size().columns), "python")
+
+
+def print_traceback(text: str) -> None:
+    """Print a traceback, in colour on a terminal."""
+    _print_code(text.rstrip(), "pytb")
+
+
+def _print_code(text: str, language: str) -> None:
+    safe = printable(text, keep="\n\t")
+    if not (sys.stdout.isatty() and find_spec("rich")):
+        click.echo(safe)
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(safe, language, theme="ansi_dark", background_color="default", word_wrap=True))

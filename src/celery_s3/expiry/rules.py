@@ -1,0 +1,257 @@
+"""The bucket's lifecycle rules as pure functions over S3's own dicts; nothing here makes a request.
+
+::
+
+    wanted(prefixes, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
+    merge(existing, wanted) -> list[Rule]     everybody else's rules as they are, ours brought up to date
+    covers(existing, wanted) -> bool          whether what expires is deleted in time, for certain
+    hazards(existing, prefixes, terms) -> list[str]     what other rules do to our objects
+    describe(rule) -> str                     one line for a person
+
+The arguments of one deployment are those of its backend: ``backend.prefixes``, ``backend.terms`` and
+``backend.settings.expiry_tags``; ``backend.lifecycle_rules(versioned=…)`` is ``wanted`` of these.
+
+S3 counts whole days from the last write to the midnight (UTC) after, so days are rounded up: nothing is deleted
+before it has expired. It cannot filter by metadata, nor leave anything out: a rule for a prefix deletes all of it, and
+where two rules apply, the shorter one wins. So results that live longer than others need either a rule as long as the
+longest, or tags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .. import lifetime
+from ..errors import ConfigurationError
+from .terms import DAY, Prefixes, Terms
+
+__all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "wanted"]
+
+#: One rule, as S3's API has it.
+Rule = dict[str, Any]
+
+#: The rules that S3 allows a bucket.
+LIMIT = 1000
+_OURS = "celery-s3-"
+#: Days after which the parts of an upload that nobody completed are removed; the longest upload takes hours.
+_STALE_UPLOAD = 1
+_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
+
+
+# -- what there should be
+
+
+def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned: bool = False) -> list[Rule]:
+    """The rules for one deployment.
+
+    Arguments:
+        by_tag: results carry the tag that tells how long they live (the setting `expiry_tags`); without it, all
+            results stay as long as successes or failures do, whichever is longer.
+        versioned: the bucket keeps versions; what was deleted is to be removed a day later.
+    """
+    found = [_rule(prefixes, "uploads", prefixes.base, AbortIncompleteMultipartUpload=_after(_STALE_UPLOAD))]
+    if by_tag:
+        days = {lifetime.PLAIN: terms.results, **{str(days): days * DAY for days in lifetime.DAYS}}
+        found += [
+            _expiring(prefixes, f"results-{value}", prefixes.results, term, versioned, value)
+            for value, term in days.items()
+            if term is not None
+        ]
+    areas = (
+        ("results", prefixes.results, None if by_tag else terms.longest),
+        ("groups", prefixes.groups, terms.results),
+        ("chords", prefixes.chords, terms.chords),
+        ("messages", prefixes.messages, terms.messages),
+    )
+    found += [_expiring(prefixes, kind, prefix, term, versioned) for kind, prefix, term in areas if term is not None]
+    return found
+
+
+def _expiring(prefixes: Prefixes, kind: str, prefix: str, term: float, versioned: bool, tag: str = "") -> Rule:
+    days = {"Days": _days(term)}
+    extra = {"NoncurrentVersionExpiration": {"NoncurrentDays": 1}} if versioned else {}
+    return _rule(prefixes, kind, prefix, tag, Expiration=days, **extra)
+
+
+def _rule(prefixes: Prefixes, kind: str, prefix: str, tag: str = "", **actions: Any) -> Rule:
+    where: dict[str, Any] = {"Prefix": prefix}
+    if tag:
+        where = {"And": {"Prefix": prefix, "Tags": [{"Key": lifetime.TAG, "Value": tag}]}}
+    # several deployments may share a bucket: each has rules of its own
+    digest = hashlib.sha256(prefixes.results.encode()).hexdigest()[:8]
+    return {"ID": f"{_OURS}{digest}-{kind}", "Status": "Enabled", "Filter": where, **actions}
+
+
+def _after(days: int) -> dict[str, int]:
+    return {"DaysAfterInitiation": days}
+
+
+def _days(seconds: float) -> int:
+    return max(1, math.ceil(seconds / DAY))
+
+
+# -- among other rules
+
+
+def merge(existing: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[Rule]:
+    """All rules of the bucket, once ours are brought up to date.
+
+    Others keep their content and their order, also those of other deployments of this package. Doing it again
+    changes nothing.
+
+    Raises:
+        ConfigurationError: S3 would not accept them.
+    """
+    ours = {_owner(rule) for rule in wanted}
+    new = {str(rule["ID"]): rule for rule in _in_style_of(existing, ours, wanted)}
+    merged = [
+        dict(new.pop(rule["ID"])) if _owner(rule) in ours else dict(rule)
+        for rule in existing
+        if _owner(rule) not in ours or rule["ID"] in new
+    ]
+    merged += map(dict, new.values())
+    if len(merged) > LIMIT:
+        raise ConfigurationError(
+            f"The bucket has {len(existing)} lifecycle rules, and with those of celery-s3 {len(merged)}; S3 allows"
+            f" {LIMIT}. Remove {len(merged) - LIMIT} of them, or give the results a bucket of their own."
+        )
+    return merged
+
+
+def _owner(rule: Mapping[str, Any]) -> str:
+    """The deployment that a rule belongs to, empty for one that is not this package's."""
+    first, _, rest = str(rule.get("ID", "")).removeprefix(_OURS).partition("-")
+    return first if str(rule.get("ID", "")).startswith(_OURS) and rest else ""
+
+
+def _in_style_of(
+    existing: Iterable[Mapping[str, Any]], ours: set[str], wanted: Iterable[Mapping[str, Any]]
+) -> Iterator[Rule]:
+    """Ours, with `Prefix` in place of `Filter` where others have that: S3 refuses a mixture."""
+    old = next((rule for rule in existing if "Filter" not in rule and _owner(rule) not in ours), None)
+    for rule in wanted:
+        if old is None:
+            yield dict(rule)
+        elif "Prefix" in rule["Filter"]:
+            yield {"Prefix" if name == "Filter" else name: value for name, value in rule.items()} | {
+                "Prefix": rule["Filter"]["Prefix"]
+            }
+        else:
+            raise ConfigurationError(
+                f"The lifecycle rule {old.get('ID', '')!r} has its Prefix outside of a Filter, the form before 2016:"
+                " S3 accepts no rule with tags beside it, and `expiry_tags` needs them. Put that rule's Prefix into a"
+                " Filter, which means the same, or set `expiry_tags` to False."
+            )
+
+
+def covers(existing: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether enabled rules delete everything that the wanted ones would, and no later."""
+    enabled = [rule for rule in existing if rule.get("Status") == "Enabled"]
+    return all(any(_covers(one, rule) for one in enabled) for rule in wanted if "Expiration" in rule)
+
+
+def _covers(one: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    days = one.get("Expiration", {}).get("Days")
+    if days is None or days > rule["Expiration"]["Days"] or _sized(one):
+        return False
+    return _prefix(rule).startswith(_prefix(one)) and _tags(one) <= _tags(rule)
+
+
+def hazards(existing: Iterable[Mapping[str, Any]], prefixes: Prefixes, terms: Terms) -> list[str]:
+    """What the bucket's other rules do to objects of this deployment, a sentence each."""
+    ours = {_owner(rule) for rule in wanted(prefixes, terms)}
+    found = [
+        sentence
+        for rule in existing
+        if rule.get("Status") == "Enabled" and _owner(rule) not in ours
+        for sentence in _harm(rule, prefixes, terms)
+    ]
+    if not prefixes.base:
+        found.append(
+            f"base_path is empty, so the rule for chords deletes whatever else stands under {prefixes.chords!r} in"
+            " this bucket: set base_path, or give the results a bucket of their own."
+        )
+    return found
+
+
+def _harm(rule: Mapping[str, Any], prefixes: Prefixes, terms: Terms) -> Iterator[str]:
+    areas = (
+        ("results", prefixes.results, terms.longest),
+        ("saved groups", prefixes.groups, terms.results),
+        ("chords", prefixes.chords, terms.chords),
+        # without a term of theirs, there are none
+        *([("messages", prefixes.messages, terms.messages)] if terms.messages else []),
+    )
+    hit = [area for area in areas if _overlap(area[1], _prefix(rule))]
+    expiration, name = rule.get("Expiration", {}), f"The lifecycle rule {rule.get('ID', '')!r}"
+    early = [kind for kind, _, term in hit if term is None or expiration.get("Days", math.inf) < _days(term)]
+    if hit and "Date" in expiration:
+        yield f"{name} deletes {_listed(kind for kind, _, _ in hit)} from {expiration['Date']} on, whatever their age."
+    elif early and "Days" in expiration:
+        yield f"{name} deletes {_listed(early)} after {_counted(expiration['Days'])}, before they expire."
+    classes = [one.get("StorageClass", "") for one in rule.get("Transitions") or [rule.get("Transition", {})]]
+    if hit and any(classes):
+        harm = "where they cannot be read" if set(classes) & set(_ARCHIVES) else "which makes small objects dearer"
+        yield f"{name} moves {_listed(kind for kind, _, _ in hit)} to {', '.join(filter(None, classes))}, {harm}."
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+def _listed(kinds: Iterable[str]) -> str:
+    return ", ".join(kinds)
+
+
+# -- reading a rule
+
+
+def _prefix(rule: Mapping[str, Any]) -> str:
+    where = rule.get("Filter") or {}
+    return str(where.get("Prefix") or where.get("And", {}).get("Prefix") or rule.get("Prefix") or "")
+
+
+def _tags(rule: Mapping[str, Any]) -> set[tuple[str, str]]:
+    where = rule.get("Filter") or {}
+    tags = [*([where["Tag"]] if "Tag" in where else []), *where.get("And", {}).get("Tags", [])]
+    return {(tag["Key"], tag["Value"]) for tag in tags}
+
+
+def _sized(rule: Mapping[str, Any]) -> bool:
+    """Whether the rule is for objects of some sizes only."""
+    where = rule.get("Filter") or {}
+    return any(name.startswith("ObjectSize") for name in (*where, *where.get("And", {})))
+
+
+def describe(rule: Mapping[str, Any]) -> str:
+    """What a rule does, in a line: as ``celery-s3-1f0a9c2e-results: delete results/celery-task-meta-* after 1 day``."""
+    where = f"{_prefix(rule)}*" + "".join(f" tagged {key}={value}" for key, value in sorted(_tags(rule)))
+    where += " of some sizes" if _sized(rule) else ""
+    done = "; ".join(_actions(rule, where)) or f"nothing to {where}"
+    text = f"{rule.get('ID') or 'a rule without a name'}: {done}"
+    return text if rule.get("Status") == "Enabled" else f"{text} (disabled)"
+
+
+def _actions(rule: Mapping[str, Any], where: str) -> Iterator[str]:
+    expiration = rule.get("Expiration", {})
+    if "Days" in expiration:
+        yield f"delete {where} after {_counted(expiration['Days'])}"
+    if "Date" in expiration:
+        yield f"delete {where} from {expiration['Date']} on"
+    if expiration.get("ExpiredObjectDeleteMarker"):
+        yield f"remove the last delete marker of {where}"
+    if "NoncurrentVersionExpiration" in rule:
+        yield f"remove old versions after {_counted(rule['NoncurrentVersionExpiration'].get('NoncurrentDays', 0))}"
+    for one in rule.get("Transitions") or filter(None, [rule.get("Transition")]):
+        when = _counted(one["Days"]) if "Days" in one else one.get("Date")
+        yield f"move {where} to {one.get('StorageClass')} after {when}"
+    if "AbortIncompleteMultipartUpload" in rule:
+        days = rule["AbortIncompleteMultipartUpload"].get("DaysAfterInitiation", 0)
+        yield f"abort uploads to {where} that are unfinished after {_counted(days)}"
+
+
+def _counted(days: int) -> str:
+    return "1 day" if days == 1 else f"{days} days"

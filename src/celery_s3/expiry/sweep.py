@@ -1,0 +1,231 @@
+"""The sweep: deletes what has expired, and nothing else.
+
+The listing tells which objects are old enough to have expired. Right before one is deleted it is looked at: that tells
+the term it may have of its own and the version that stands there now, and only this version is deleted. So a sweep may
+run beside workers and beside another sweep, and what is written while it runs stays. It keeps no record: one that died
+is simply run again.
+
+Where a server ignores the versions in DeleteObjects, and for objects that may be written again with the very same
+bytes (saved groups, messages), what is written between the look and the deletion is lost: the time of one or two
+requests, so few are looked at at a time there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from .. import lifetime
+from ..errors import ObjectMissing
+from ..inventory import Extent
+from ..store.api import Entry, Store, batches
+from ..store.counting import PAGE
+from ..store.parallel import Pool
+from .terms import Prefixes, Terms
+
+__all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
+
+#: Objects that are looked at at a time where another write may go unnoticed.
+CAREFUL = 20
+#: The names under which messages are stored; whatever else stands there is not ours.
+_MESSAGE = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{32})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """One kind of objects.
+
+    Arguments:
+        prefix: what their keys begin with.
+        expires: the seconds that those live that say nothing else; ``None``: for ever.
+        suspect: the age, in seconds, from which on one is looked at; ``None``: none is.
+        batch: how many are looked at and deleted at a time.
+        name: what the rest of their keys is like.
+    """
+
+    kind: str
+    prefix: str
+    expires: float | None
+    suspect: float | None
+    batch: int = CAREFUL
+    name: re.Pattern[str] = re.compile(r".+", re.DOTALL)
+
+    def has(self, entry: Entry) -> bool:
+        return self.name.fullmatch(entry.key, len(self.prefix)) is not None
+
+
+def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
+    """What a sweep goes through.
+
+    Arguments:
+        batch: how many results are deleted at a time.
+        thorough: look at every result, however young: it may have a shorter term of its own.
+    """
+    suspect = 0.0 if thorough else terms.shortest
+    return [
+        Area("results", prefixes.results, terms.results, suspect, batch),
+        Area("groups", prefixes.groups, terms.results, terms.results),
+        Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
+    ]
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep has done.
+
+    Attributes:
+        deleted: by kind.
+        looked: how many objects it has looked at.
+        complete: whether it came to its end, rather than to the limit it was given.
+    """
+
+    deleted: dict[str, Extent] = field(default_factory=dict)
+    looked: int = 0
+    complete: bool = True
+
+    @property
+    def count(self) -> int:
+        return sum(extent.count for extent in self.deleted.values())
+
+    @property
+    def size(self) -> int:
+        return sum(extent.size for extent in self.deleted.values())
+
+    def add(self, kind: str, entry: Entry) -> None:
+        self.deleted.setdefault(kind, Extent()).add(entry)
+
+
+class Sweep:
+    """Deletes what has expired.
+
+    Arguments:
+        store: need not open seals: what is looked at is readable without.
+        areas: what to go through.
+        remains: what chords have left, in lists to be deleted one after the other.
+        now: the server's time in seconds since the epoch; rather too early than too late.
+        dry_run: everything but deleting.
+        clock: seconds that pass here.
+
+    All methods raise :class:`~celery_s3.errors.StoreError` where the store fails; what was done until then stays done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        areas: list[Area],
+        remains: Callable[[], Iterator[list[Entry]]],
+        *,
+        now: Callable[[], float],
+        dry_run: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.pool = pool
+        self.areas = areas
+        self.remains = remains
+        self.now = now
+        self.dry_run = dry_run
+        self.clock = clock
+        self.done = Swept()
+
+    def forecast(self) -> tuple[int, Counter[str]]:
+        """How many objects are to be looked at, and the requests that will take, apart from chords; only lists."""
+        requests = Counter[str]()
+        for area in self._wanted():
+            listed = suspects = 0
+            for entry in self.store.list(area.prefix):
+                listed += 1
+                suspects += self._is_suspect(area, entry)
+            requests["LIST"] += max(1, -(-listed // PAGE))
+            requests["GET"] += suspects
+            requests["DELETE_OBJECTS"] += 0 if self.dry_run else -(-suspects // area.batch)
+        return requests["GET"], requests
+
+    def run(
+        self,
+        *,
+        limit: int | None = None,
+        seconds: float | None = None,
+        looked: Callable[[int], object] = lambda _: None,
+    ) -> Swept:
+        """Sweep.
+
+        Arguments:
+            limit: stop once so many objects are deleted.
+            seconds: stop after that time. The sweep begins at a random place then, and goes round: what it does not
+                come to is another one's beginning.
+            looked: told how many more objects have been looked at.
+        """
+        until = None if seconds is None else self.clock() + seconds
+        for kind, entries in itertools.chain(self._chords(), self._expired(until, looked)):
+            room = None if limit is None else max(0, limit - self.done.count)
+            self._delete(kind, entries[:room])
+            if limit is not None and self.done.count >= limit:
+                self.done.complete = False
+                break
+        return self.done
+
+    def _wanted(self) -> list[Area]:
+        return [area for area in self.areas if area.suspect is not None]
+
+    def _chords(self) -> Iterator[tuple[str, list[Entry]]]:
+        for entries in self.remains():
+            yield "chords", entries
+
+    def _expired(self, until: float | None, looked: Callable[[int], object]) -> Iterator[tuple[str, list[Entry]]]:
+        for area in self._wanted():
+            for batch in batches(self._suspects(area, until), area.batch):
+                seen = self.pool.map(lambda entry, area=area: self._look(area, entry), batch)  # type: ignore[misc]
+                self.done.looked += len(batch)
+                looked(len(batch))
+                yield area.kind, [entry for entry in seen if entry is not None]
+
+    def _suspects(self, area: Area, until: float | None) -> Iterator[Entry]:
+        """The objects that may have expired, as the listing tells."""
+        for number, entry in enumerate(self._listing(area.prefix, round_trip=until is not None)):
+            if until is not None and number % PAGE == 0 and self.clock() >= until:
+                self.done.complete = False
+                return
+            if self._is_suspect(area, entry):
+                yield entry
+
+    def _listing(self, prefix: str, *, round_trip: bool) -> Iterator[Entry]:
+        if not round_trip:
+            yield from self.store.list(prefix)
+            return
+        # Celery's ids are random hexadecimal numbers: they are everywhere alike
+        middle = prefix + uuid4().hex
+        yield from self.store.list(prefix, start_after=middle)
+        yield from itertools.takewhile(lambda entry: entry.key <= middle, self.store.list(prefix))
+
+    def _is_suspect(self, area: Area, entry: Entry) -> bool:
+        age = self.now() - entry.modified.timestamp()
+        return area.suspect is not None and age >= area.suspect and area.has(entry)
+
+    def _look(self, area: Area, entry: Entry) -> Entry | None:
+        """The version that stands there now, if it has expired."""
+        try:
+            found = self.store.get(entry.key, length=1)
+        except ObjectMissing:
+            return None
+        end = lifetime.ends(found, area.expires)
+        gone = end is not None and self.now() >= end
+        return Entry(found.key, found.size, found.modified, found.etag) if gone else None
+
+    def _delete(self, kind: str, entries: list[Entry]) -> None:
+        kept: set[str] = set()
+        if entries and not self.dry_run:
+            kept = set(self.store.delete_unchanged(_versions(entries)))
+        for entry in entries:
+            if entry.key not in kept:
+                self.done.add(kind, entry)
+
+
+def _versions(entries: list[Entry]) -> Mapping[str, str]:
+    return {entry.key: entry.etag for entry in entries}

@@ -1,0 +1,100 @@
+"""How long everything lives that is stored: seconds after its last write, by the server's Last-Modified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ..chords.repair import KEPT
+from ..errors import ConfigurationError
+
+__all__ = ["DAY", "Prefixes", "Terms"]
+
+DAY = 86_400
+#: Part of the names and content types of the serializers that put large messages into the bucket.
+_CLAIM_CHECK = "s3+"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What the keys of each kind begin with, and what all keys begin with."""
+
+    base: str
+    results: str
+    groups: str
+    chords: str
+    messages: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Seconds that each kind lives; ``None``: for ever.
+
+    Attributes:
+        results: those that say nothing else, and saved groups.
+        failures: results in state FAILURE.
+        chords: what a chord that came to no end leaves, after its last sign of life.
+        decided: the tombstones of chords that are sent or failed; never for ever.
+        messages: large messages, ``None`` where they do not go to the bucket.
+    """
+
+    results: float | None
+    failures: float | None
+    chords: float | None
+    decided: float
+    messages: float | None
+
+    @classmethod
+    def of(cls, conf: Mapping[str, Any], expires: float | None) -> Terms:
+        """The terms that Celery's configuration sets.
+
+        A broker may redeliver a task for 15 days, so nothing of a chord or a message goes before that.
+
+        Arguments:
+            expires: of the backend: `result_expires`, unless its constructor was given another.
+
+        Raises:
+            ConfigurationError: one is no length of time.
+        """
+        results = expires or None
+        chords = _seconds(conf, "result_chord_expires", results)
+        redelivery = KEPT.total_seconds()
+        return cls(
+            results=results,
+            failures=_seconds(conf, "result_failure_expires", results),
+            chords=chords and max(redelivery, chords),
+            decided=max(redelivery, _seconds(conf, "result_chord_expires", None) or 0),
+            messages=redelivery if _has_claim_check(conf) else None,
+        )
+
+    @property
+    def shortest(self) -> float | None:
+        """The age from which on a result may have expired, apart from one that says otherwise itself."""
+        return min((term for term in (self.results, self.failures) if term is not None), default=None)
+
+    @property
+    def longest(self) -> float | None:
+        """The age at which every result has expired, apart from one that says otherwise itself."""
+        return None if self.results is None or self.failures is None else max(self.results, self.failures)
+
+
+def _seconds(conf: Mapping[str, Any], name: str, default: float | None) -> float | None:
+    """A setting of Celery in seconds; its 0 means never, its ``None`` that another setting tells."""
+    value = conf.get(name)
+    if value is None:
+        return default
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(f"{name} is {value!r}: give seconds or a timedelta; 0 means for ever")
+    return seconds or None
+
+
+def _has_claim_check(conf: Mapping[str, Any]) -> bool:
+    names = [conf.get("task_serializer"), *(conf.get("accept_content") or ())]
+    return any(_CLAIM_CHECK in str(name) for name in names)

@@ -1,0 +1,279 @@
+"""The results in the bucket: which there are, what is known of them without decoding one, and deleting many.
+
+S3 lists by key and tells no more than size and time; state and task name are in the user metadata, which costs a
+GET of one byte. So a listing is read once, in pages of 1,000; metadata is read for what is shown, or filtered by,
+and never for what could not be among the newest any more. Memory grows with what is shown, not with the bucket.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+
+from . import codec, keys
+from .errors import BadSeal, ObjectMissing
+from .store.api import Entry, Object, Store, batches
+from .store.counting import PAGE
+from .store.parallel import Pool
+from .toll import Toll
+
+__all__ = ["Extent", "Filter", "Found", "Inventory", "time_of"]
+
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
+
+#: Seconds for which what was seen of a result is good enough to delete it.
+FRESH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored result.
+
+    Attributes:
+        seen: when it was looked at, by the inventory's clock.
+        state, task: ``None`` where only the listing was looked at, or another writer left none.
+        expires: when it reads as missing; ``None`` where only the listing was looked at, or never.
+    """
+
+    id: str
+    entry: Entry
+    seen: float = 0.0
+    state: str | None = None
+    task: str | None = None
+    expires: datetime | None = None
+
+    @property
+    def age_key(self) -> tuple[datetime, str]:
+        """Larger for newer ones, and never the same."""
+        return self.entry.modified, self.entry.key
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results are meant.
+
+    Arguments:
+        states: in lower case; empty: any.
+        task: a task's name, or a pattern with ``*``, ``?`` and ``[…]``; empty: any.
+        since: written then or later.
+        before: written before then.
+    """
+
+    states: frozenset[str] = frozenset()
+    task: str = ""
+    since: datetime | None = None
+    before: datetime | None = None
+
+    @property
+    def needs_metadata(self) -> bool:
+        """Whether a listing is not enough to tell."""
+        return bool(self.states or self.task)
+
+    def in_time(self, modified: datetime) -> bool:
+        return (self.since is None or modified >= self.since) and (self.before is None or modified < self.before)
+
+    def until(self, moment: datetime) -> Filter:
+        """The same, without what was written in a later second."""
+        end = moment + timedelta(seconds=1)
+        return replace(self, before=end if self.before is None else min(self.before, end))
+
+    def fits(self, found: Found) -> bool:
+        """Whether it is meant; one whose writer left no state or task fits no filter by these."""
+        return (
+            self.in_time(found.entry.modified)
+            and (not self.states or (found.state or "").casefold() in self.states)
+            and (not self.task or (found.task is not None and fnmatchcase(found.task, self.task)))
+        )
+
+
+@dataclass(slots=True)
+class Extent:
+    """How many results, their bytes, and when the newest was written."""
+
+    count: int = 0
+    size: int = 0
+    newest: datetime = _UNKNOWN
+
+    def add(self, entry: Entry) -> None:
+        self.count += 1
+        self.size += entry.size
+        self.newest = max(self.newest, entry.modified)
+
+
+class Inventory:
+    """The results under a key prefix.
+
+    Arguments:
+        prefix: what the key of every result begins with, up to its id.
+        toll: counts the requests.
+        ends: when an object expires, in seconds since the epoch; ``None``: never.
+        clock: seconds.
+
+    All methods raise :class:`~celery_s3.errors.StoreError` where the store fails.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        prefix: str,
+        toll: Toll,
+        *,
+        ends: Callable[[Object], float | None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.pool = pool
+        self.prefix = prefix
+        self.toll = toll
+        self.ends = ends
+        self.clock = clock
+        #: what the last listing has covered so far, whatever the filter
+        self.listed = Extent()
+
+    # -- looking
+
+    def newest(self, wanted: Filter, limit: int) -> list[Found]:
+        """The newest results that are wanted, at most ``limit`` of them, newest first, with state and task."""
+        newest = _Newest(limit)
+        candidates = (found for found in self.listing(wanted) if newest.takes(found))
+        if wanted.needs_metadata:
+            # one that is too old by the time its turn comes is not read at all
+            for found in self._told(candidates):
+                if wanted.fits(found):
+                    newest.add(found)
+            return newest.sorted()
+        for found in candidates:
+            newest.add(found)
+        return sorted(self._told(newest.sorted()), key=lambda found: found.age_key, reverse=True)
+
+    def extent(self, wanted: Filter) -> Extent:
+        """How many results are of that time; for nothing but a listing, so state and task do not count."""
+        extent = Extent()
+        for found in self.listing(wanted):
+            extent.add(found.entry)
+        return extent
+
+    def matching(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
+        """Every result that is wanted, as they come.
+
+        Arguments:
+            looked: told how many more of that time have been looked at.
+        """
+        listing = self.listing(wanted)
+        for found in self._told(listing) if wanted.needs_metadata else listing:
+            looked(1)
+            if wanted.fits(found):
+                yield found
+
+    def listing(self, wanted: Filter) -> Iterator[Found]:
+        """The results of that time, in the order of their keys; a request for each 1,000 that are stored."""
+        for entry in self._entries():
+            id = keys.result_id(entry.key, self.prefix)
+            if id is not None and wanted.in_time(entry.modified):
+                yield Found(id, entry, self.clock())
+
+    def _entries(self) -> Iterator[Entry]:
+        listed = self.listed = Extent()
+        entries = self.store.list(self.prefix)
+        while True:
+            # here the next page is asked for, unless the last one was full by chance
+            turn = listed.count % PAGE == 0
+            if turn:
+                self.toll.check()
+            entry = next(entries, None)
+            if turn and (entry is not None or not listed.count):
+                self.toll.spent["LIST"] += 1
+            if entry is None:
+                return
+            self.toll.position = entry.key[len(self.prefix) :]
+            listed.add(entry)
+            yield entry
+
+    def known(self, ids: Iterable[str]) -> list[Found]:
+        """Those of these ids that have a result, with state and task; a request each."""
+        entries = (Entry(keys.full_key(self.prefix, keys.encode_id(id)), 0, _UNKNOWN) for id in ids)
+        return list(self._told(Found(keys.result_id(entry.key, self.prefix) or "", entry) for entry in entries))
+
+    def _told(self, results: Iterable[Found]) -> Iterator[Found]:
+        """The same with what their metadata says, in order of completion, without those that are gone."""
+        return (found for found in self.pool.map_unordered(self._look, self._paid(results)) if found is not None)
+
+    def _paid(self, results: Iterable[Found]) -> Iterator[Found]:
+        for found in results:
+            self.toll.pay("GET")
+            yield found
+
+    def _look(self, found: Found) -> Found | None:
+        try:
+            seen = self.store.get(found.entry.key, length=1)
+        except ObjectMissing:
+            return None
+        except BadSeal:
+            # whatever is written beside it may be anybody's
+            return replace(found, seen=self.clock())
+        # it may have been written again since it was listed
+        entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
+        state, task = codec.state_of(seen.metadata), codec.task_of(seen.metadata)
+        return Found(found.id, entry, self.clock(), state, task, time_of(self.ends(seen)))
+
+    # -- deleting
+
+    def forget(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
+        """Delete every result that is wanted, and yield it then.
+
+        What is deleted was looked at a moment before, again if need be, and only if it is still the same: what has
+        been written meanwhile stays. On a server that ignores conditions, that moment remains.
+
+        Arguments:
+            looked: told how many more of that time have been looked at.
+        """
+        for batch in batches(self.matching(wanted, looked), PAGE):
+            doomed = {found.entry.key: found for found in self._still(wanted, batch)}
+            if doomed:
+                self.toll.pay("DELETE_OBJECTS")
+                kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
+                yield from (found for key, found in doomed.items() if key not in kept)
+
+    def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
+        """Those that are still wanted; which a batch that took long to fill up may hold others than."""
+        now, stale = self.clock(), []
+        for found in batch:
+            if now - found.seen <= FRESH:
+                yield found
+            else:
+                stale.append(found)
+        yield from (found for found in self._told(stale) if wanted.fits(found))
+
+
+class _Newest:
+    """The newest results seen so far, at most ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[tuple[datetime, str], Found]] = []
+
+    def takes(self, found: Found) -> bool:
+        return len(self._heap) < self._limit or found.age_key > self._heap[0][0]
+
+    def add(self, found: Found) -> None:
+        item = (found.age_key, found)
+        if len(self._heap) < self._limit:
+            heapq.heappush(self._heap, item)
+        else:
+            heapq.heappushpop(self._heap, item)
+
+    def sorted(self) -> list[Found]:
+        return [found for _, found in sorted(self._heap, key=lambda item: item[0], reverse=True)]
+
+
+def time_of(seconds: float | None) -> datetime | None:
+    """A time in seconds since the epoch as such; ``None`` for none, and for one that no calendar has."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -1,0 +1,47 @@
+"""AES-256-GCM with a random key for every object: the one module that needs the package cryptography."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from .ciphers import KEY_BYTES, Broken, derived
+
+__all__ = ["Encryption"]
+
+
+@lru_cache(maxsize=32)
+def _wrapping(ring_key: bytes) -> bytes:
+    return derived(ring_key, b"wrap")
+
+
+class Encryption:
+    """A :class:`~celery_s3.sealing.ciphers.Cipher`."""
+
+    def __init__(self, key: bytes) -> None:
+        self._gcm = AESGCM(key)
+
+    @classmethod
+    def new(cls, ring_key: bytes) -> tuple[bytes, Encryption]:
+        key = os.urandom(KEY_BYTES)
+        return aes_key_wrap(_wrapping(ring_key), key), cls(key)
+
+    @classmethod
+    def of(cls, ring_key: bytes, said: bytes) -> Encryption:
+        try:
+            return cls(aes_key_unwrap(_wrapping(ring_key), said))
+        except (InvalidUnwrap, ValueError) as exc:
+            raise Broken("the object's key cannot be unwrapped") from exc
+
+    def seal(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
+        return self._gcm.encrypt(nonce, frame, context)
+
+    def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
+        try:
+            return self._gcm.decrypt(nonce, sealed, context)
+        except InvalidTag as exc:
+            raise Broken("a frame does not open") from exc

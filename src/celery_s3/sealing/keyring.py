@@ -1,0 +1,81 @@
+"""The keys of this process: the first one seals, all of them open."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Protocol
+
+from celery_s3.settings import Settings
+
+from .ciphers import Broken, derived
+
+__all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
+
+
+class Key(Protocol):
+    """One key of the ring; ``id`` names it in the objects that it sealed, and tells nothing about it."""
+
+    id: str
+
+    def sealing(self) -> tuple[bytes, bytes]:
+        """32 secret bytes to seal with, behind the token by which :meth:`opening` finds them again.
+
+        Raises:
+            StoreError: the key could not be had.
+        """
+        ...
+
+    def opening(self, token: bytes) -> bytes:
+        """The secret bytes of a token.
+
+        Raises:
+            Broken: this key never gave that token.
+            StoreError: the key could not be had.
+        """
+        ...
+
+
+class StaticKey:
+    """A key that the settings hold."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        # of the key itself: whoever has the key knows its id, and none can be given to two keys
+        self.id = derived(secret, b"name")[:8].hex()
+
+    def sealing(self) -> tuple[bytes, bytes]:
+        return b"", self._secret
+
+    def opening(self, token: bytes) -> bytes:
+        if token:
+            raise Broken("its header has a token that its key has no use for")
+        return self._secret
+
+
+class KeyRing:
+    """Finds a key by its id.
+
+    Arguments:
+        keys: at least one; the first one seals.
+    """
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.first = keys[0]
+        self._keys = {key.id: key for key in keys}
+
+    def get(self, id: str) -> Key | None:
+        return self._keys.get(id)
+
+
+def keyring(settings: Settings) -> KeyRing:
+    """The keys that the settings name; no request."""
+    return KeyRing([_key(secret.reveal(), settings) for secret in settings.seal_keys])
+
+
+def _key(text: str, settings: Settings) -> Key:
+    if text.startswith("kms://"):
+        from .kms import KMSKey  # imported where it is used
+
+        return KMSKey(text.removeprefix("kms://"), settings)
+    return StaticKey(base64.b64decode(text))

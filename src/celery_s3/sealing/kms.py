@@ -1,0 +1,170 @@
+"""Keys of AWS KMS: asked for rarely, and used for a while.
+
+To seal, KMS is asked for a data key (GenerateDataKey), which then stands in for the KMS key: it wraps the keys of
+this process's objects for five minutes, and travels in their headers, encrypted. To open, KMS decrypts it (Decrypt),
+once in five minutes for each that is met; the last 1,000 are kept. A forked child begins with none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+from celery_s3.errors import KeyRefused, KeyUnavailable, StoreError, Transient
+from celery_s3.settings import Settings
+from celery_s3.store.situation import PerProcess, prefork_parent
+
+from .ciphers import Broken
+
+__all__ = ["KEPT", "LIFETIME", "KMSKey"]
+
+#: Seconds that a data key is used without asking KMS again.
+LIFETIME = 300.0
+#: How many data keys a process keeps for opening.
+KEPT = 1000
+
+#: KMS says so of a token that it did not make, or not with this key and for this bucket.
+_NOT_OURS = ("InvalidCiphertextException", "IncorrectKeyException")
+#: Requests that the event loop of a prefork worker's main process may wait for, and anybody else.
+_BRIEFLY, _PATIENTLY = 1, 3
+
+
+class KMSKey:
+    """A :class:`~celery_s3.sealing.keyring.Key` that KMS holds.
+
+    Arguments:
+        name: the key's id, ARN or alias. Objects are found by it: it must stay as it is for as long as they live.
+        clock: seconds now.
+    """
+
+    def __init__(self, name: str, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.id = hashlib.sha256(f"kms://{name}".encode()).hexdigest()[:16]
+        self._name = name
+        self._settings = settings
+        self._clock = clock
+        self._client = PerProcess(lambda: _client(name, settings))
+        self._cache = PerProcess(_Cache)
+
+    def sealing(self) -> tuple[bytes, bytes]:
+        cache = self._cache.get()
+        current = cache.current
+        with current.lock:
+            if self._clock() >= current.until:
+                answer = self._ask("GenerateDataKey", "generate_data_key", KeySpec="AES_256")
+                current.token = answer["CiphertextBlob"]
+                self._keep(current, answer["Plaintext"])
+                self._keep(cache.slot(current.token), answer["Plaintext"])
+            return current.token, current.key
+
+    def opening(self, token: bytes) -> bytes:
+        slot = self._cache.get().slot(token)
+        # one request for all threads that meet the same token
+        with slot.lock:
+            if self._clock() >= slot.until:
+                self._keep(slot, self._ask("Decrypt", "decrypt", CiphertextBlob=token)["Plaintext"])
+            return slot.key
+
+    def _keep(self, slot: _Slot, key: bytes) -> None:
+        slot.key, slot.until = key, self._clock() + LIFETIME
+
+    def _ask(self, operation: str, method: str, **parameters: Any) -> dict[str, Any]:
+        from celery_s3.store.boto3_errors import FAILURES
+
+        # The key is named, so that a key of somebody else's is refused, and the bucket is bound in.
+        parameters |= {"KeyId": self._name, "EncryptionContext": {"celery-s3": self._settings.bucket}}
+        try:
+            with _unlogged():
+                answer: dict[str, Any] = getattr(self._client.get(), method)(**parameters)
+        except FAILURES as exc:
+            error = self._translated(exc, operation)
+        else:
+            return answer
+        raise error
+
+    def _translated(self, exc: BaseException, operation: str) -> Exception:
+        from celery_s3.store.boto3_errors import translated
+        from celery_s3.store.translate import Request
+
+        found = translated(exc, Request(operation), self._settings)
+        if found.code in _NOT_OURS:
+            return Broken(f"AWS KMS does not know its key: {found.code}")
+        kind: type[StoreError] = KeyUnavailable if isinstance(found, Transient) else KeyRefused
+        return kind(found.detail or found.what, operation, "", self._name, found.status, found.code)
+
+
+class _Slot:
+    """A data key in use; until ``until`` on the clock of its owner."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.token = b""
+        self.key = b""
+        self.until = float("-inf")
+
+
+class _Cache:
+    """One process's data keys."""
+
+    def __init__(self) -> None:
+        self.current = _Slot()
+        self._lock = threading.Lock()
+        self._slots: dict[bytes, _Slot] = {}
+
+    def slot(self, token: bytes) -> _Slot:
+        with self._lock:
+            slot = self._slots.get(token)
+            if slot is None:
+                while len(self._slots) >= KEPT:
+                    del self._slots[next(iter(self._slots))]
+                slot = self._slots[token] = _Slot()
+            return slot
+
+
+def _client(name: str, settings: Settings) -> Any:
+    from botocore.config import Config
+
+    from celery_s3.store.session import client_factory
+
+    if not settings.on_aws:
+        # those are another server's
+        settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None, verify=True)
+    logging.getLogger("botocore.parsers").addFilter(_silent)
+    return client_factory(settings)(
+        "kms",
+        region_name=name.split(":")[3] if name.startswith("arn:") else settings.region,
+        verify=None if settings.verify is True else settings.verify,
+        config=Config(
+            connect_timeout=min(settings.connect_timeout, 2.0),
+            read_timeout=min(settings.read_timeout, 5.0),
+            retries={"mode": "standard", "total_max_attempts": _BRIEFLY if prefork_parent() else _PATIENTLY},
+        ),
+    )
+
+
+# -- botocore writes every answer into the log at level DEBUG, and these hold keys
+
+_asking: ContextVar[bool] = ContextVar("celery-s3-kms", default=False)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+class _Silent(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG or not _asking.get()
+
+
+_silent = _Silent()

@@ -1,0 +1,115 @@
+"""What chords leave behind, and when it goes: tombstones, and chords that will never end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from test_chord_repair import World
+
+from celery_s3.chords.repair import Repair
+from celery_s3.chords.survey import Survey
+
+DAY = 86_400
+
+
+class Remains(World):
+    """Chords, and what may be deleted of them."""
+
+    def repair(self, owner=None, kept=15, dead=30):
+        survey = Survey(self.chords(), self.final, lambda: datetime.fromtimestamp(self.now, UTC))
+        dead = None if dead is None else timedelta(days=dead)
+        return Repair(survey, owner or (lambda manifest: self.act), kept=timedelta(days=kept), dead=dead)
+
+    def remains(self, **terms):
+        return [[entry.key.removeprefix("base/chords/") for entry in part] for part in self.repair(**terms).remains()]
+
+
+@pytest.fixture
+def world():
+    return Remains()
+
+
+def test_tombstones(world):
+    """A decided chord's keys go after the time they are kept for, the manifest first; nothing before."""
+    world.finish(world.open(1), 0)
+    world.now += 20 * DAY
+    assert world.remains(kept=20) == []
+    assert world.remains(kept=19) == [["g/manifest"], ["g/0/claim"]]
+
+
+def test_chords_that_will_never_end(world):
+    """A chord whose members never came goes when nothing was heard of it for that long; never, where none is set."""
+    ticket = world.open(3)
+    world.now += 20 * DAY
+    world.deliver(ticket, 0)
+    world.now += 29 * DAY
+    assert world.remains() == []
+    world.now += 2 * DAY
+    assert world.remains() == [["g/manifest"], ["g/0/0/0"]]
+    assert world.remains(dead=None) == []
+
+
+def test_what_can_be_repaired_stays(world):
+    """A chord that only needs somebody to go on is not given up, however old; a repair ends it."""
+    for group in ("complete", "claimed", "lost"):
+        ticket = world.open(2, group)
+        world.deliver(ticket, 0)
+        if group == "lost":
+            world.results["t1"] = (b"v1", world.now)
+        else:
+            world.deliver(ticket, 1)
+        if group == "claimed":
+            world.chords().claim(group, 0).take()
+    world.now += 999 * DAY
+    assert world.remains() == []
+    assert world.sent == []
+    world.repair().run()
+    assert world.sent == [["v0", "v1"]] * 3
+
+
+def test_a_late_member(world):
+    """A member that comes between the listing and the deletion keeps its chord."""
+    ticket = world.open(2)
+    world.now += 31 * DAY
+    looks = []
+
+    def before(verb, key):
+        if (verb, key) == ("GET", "base/chords/g/manifest"):
+            looks.append(key)
+            if len(looks) == 2:
+                world.deliver(ticket, 0)
+
+    world.before = before
+    assert world.remains() == []
+    world.finish(ticket, 1)
+    assert world.sent == [["v0", "v1"]]
+
+
+def test_applied_again(world):
+    """A frozen chord that was given up long ago and is applied again just now is a chord in flight."""
+    world.finish(world.open(1), 0)
+    world.now += 31 * DAY
+    world.open(1)
+    assert world.remains(kept=60) == []
+    assert world.remains() == [["g/0/claim"]]
+    assert world.states() == {"g": "running"}
+
+
+def test_nothing_is_deleted_by_looking(world):
+    """Who only asks what remains changes nothing, and mends nothing."""
+    ticket = world.open(2)
+    for index in range(2):
+        world.deliver(ticket, index)
+    world.now += DAY
+    before = world.names()
+    assert world.remains() == []
+    assert (world.names(), world.sent) == (before, [])
+
+
+def test_a_manifest_that_cannot_be_read(world):
+    """What is no manifest may be somebody else's: it stays."""
+    world.store.put("base/chords/theirs/manifest", b"notes")
+    world.store.put("base/chords/theirs/0/0/0", b"notes")
+    world.now += 999 * DAY
+    assert world.remains() == []
