@@ -17,7 +17,7 @@ from kombu.utils.uuid import uuid
 from celery_s3.cli import query, s3
 from celery_s3.control import Control
 from celery_s3.errors import AccessDenied
-from celery_s3.expiry import clock
+from celery_s3.expiry import clock, sweep
 from celery_s3.store.probe import PROBE
 
 DAY = 86_400
@@ -184,6 +184,27 @@ def test_refused(counted, stored, later, command, proxy, mine):
     assert mine(app) == set()
 
 
+def test_interrupted(counted, stored, later, command, monkeypatch):
+    """Ctrl-C ends it in a line that says what is done and what to do, without a traceback."""
+    app = counted()
+    for number in range(25):
+        stored(app, number)
+    later(2 * DAY)
+    delete, calls = sweep.Sweep._delete, []
+
+    def second(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        delete(self, *args)
+
+    monkeypatch.setattr(sweep.Sweep, "_delete", second)
+    done = command(app)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Deleted 20 objects, ")
+    assert "Run it again for the rest." in done.stderr
+
+
 def test_by_the_servers_clock(seaweed, make_app, stored, tmp_path, mine, eventually):
     """As a user runs it, in a process of its own; this machine's clock is not asked."""
     app = make_app(seaweed, result_expires=1)
@@ -216,19 +237,19 @@ def test_rewritten_meanwhile(seaweed, make_app, stored, later, mine):
     app = make_app(seaweed)
     changed, gone = stored(app, "old"), stored(app, "old")
     later(2 * DAY)
-    sweep = app.backend.sweep()
-    delete = sweep.store.delete_unchanged
+    one = app.backend.sweep()
+    delete = one.store.delete_unchanged
 
     def late(versions):
         # a new run stores its result, as a worker that finds the old one expired does
         app.backend.store.put(app.backend._full(app.backend.get_key_for_task(changed.id)), b"the new run")
         return delete(versions)
 
-    sweep.store.delete_unchanged = late
+    one.store.delete_unchanged = late
     try:
-        assert sweep.run().count == 1
+        assert one.run().count == 1
     finally:
-        del sweep.store.delete_unchanged
+        del one.store.delete_unchanged
     assert mine(app) == ids(changed)
     assert gone.state == "PENDING"
 
@@ -254,7 +275,7 @@ def test_two_sweeps(counted, stored, later, mine):
         stored(app, number)
     later(2 * DAY)
     sweeps = [app.backend.sweep(), app.backend.sweep()]
-    app.backend.pool.map(lambda sweep: sweep.run(), sweeps)
+    app.backend.pool.map(lambda one: one.run(), sweeps)
     assert mine(app) == set()
 
 

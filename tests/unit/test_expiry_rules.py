@@ -286,3 +286,5 @@ def test_terms_that_make_no_sense(value):
     """A setting that is no length of time is a clear error when the backend is made."""
     with pytest.raises(ConfigurationError, match="result_failure_expires is "):
         Terms.of(conf(result_failure_expires=value), DAY)
+    with pytest.raises(ConfigurationError, match="result_expires is -1"):
+        Terms.of(conf(), -1)

@@ -75,7 +75,7 @@ def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], a
         rows = [(kind, f"{part.count:,}", data_size(part.size)) for kind, part in done.deleted.items()]
         print_table(("KIND", "OBJECTS", "SIZE"), rows)
     saved = _saved(backend, done)
-    worth = f" That saves ${saved:.4f} of storage a month." if saved and done.count else ""
+    worth = f" That saves ${saved:.4f} of storage a month." if saved and saved >= 0.0001 else ""
     click.echo(f"{_told(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
     if not done.complete:
         click.echo("There may be more: run it again for the rest.")

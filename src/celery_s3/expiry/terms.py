@@ -59,6 +59,8 @@ class Terms:
         Raises:
             ConfigurationError: one is no length of time.
         """
+        if expires is not None and expires < 0:
+            raise ConfigurationError(f"result_expires is {expires!r}: give seconds or a timedelta; 0 means for ever")
         results = expires or None
         chords = _seconds(conf, "result_chord_expires", results)
         redelivery = KEPT.total_seconds()
