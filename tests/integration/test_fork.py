@@ -239,7 +239,7 @@ def killed_child(settings: Settings) -> None:
     ready, begins = os.pipe()
     child = Child(lambda: os.write(begins, b"x") and opened.store.put(f"{settings.base}victim", b"x"))
     os.read(ready, 1)
-    time.sleep(0.5)
+    time.sleep(2)  # the request is on its way by then
     os.kill(child.pid, signal.SIGKILL)
     assert child.end() == -signal.SIGKILL
     round_trips(opened, f"{settings.base}parent-again", 5)

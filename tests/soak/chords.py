@@ -36,8 +36,8 @@ TASKS = Path(__file__).with_name("chaos_tasks.py")
 #: Seconds.
 LEASE = 5.0
 VISIBLE = 4
-#: Redis looks for messages to deliver again as often as that.
-RESTORED = 10
+#: Redis is looked through for messages to deliver again as often as that.
+RESTORED = 2
 
 
 @dataclass
@@ -101,7 +101,13 @@ class Round:
         self.report = Report()
         self.conf = {
             "broker_url": broker_url,
-            "broker_transport_options": {"visibility_timeout": VISIBLE},
+            "broker_transport_options": {
+                "visibility_timeout": VISIBLE,
+                "unacked_restore_interval": RESTORED,
+                "unacked_restore_throttle": 1,
+                # a worker that is killed while it looks keeps the others from it for that time
+                "unacked_mutex_expire": 5,
+            },
             "broker_connection_timeout": 1,
             "result_backend": "celery_s3.backends.S3Backend",
             "s3_backend_settings": server.settings() | {"base_path": f"soak-{folder.name}/"},

@@ -28,6 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 SETTINGS = Settings(bucket="results")
 
 
+@pytest.fixture(autouse=True)
+def nobody_else_listens(monkeypatch):
+    """The reporters of other tests' backends do not hear what happens here."""
+    for signal in (worker_process_shutdown, worker_shutdown):
+        monkeypatch.setattr(signal, "receivers", [])
+        monkeypatch.setattr(signal, "use_caching", False)
+
+
 @pytest.fixture
 def tally():
     return Tally()
