@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
-from celery import chain, chord, group, states
+from celery import VERSION, chain, chord, group, states
 from celery.app.trace import build_tracer
 from celery.exceptions import ChordError
+from celery.worker.request import Request
 
 from celery_s3.chords.claim import Claim
-from celery_s3.errors import AccessDenied
+from celery_s3.errors import AccessDenied, ResultNotStored
 
 
 class Broker:
@@ -113,7 +115,7 @@ def test_owner_dies_before_it_sends(work, monkeypatch, method):
     with pytest.raises(Died):
         broker.run(last)
     broker.run(last)
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
     for _, look_again in app.timers:
         look_again()
     broker.drain()
@@ -124,7 +126,7 @@ def test_owner_dies_before_it_sends(work, monkeypatch, method):
 @pytest.mark.parametrize("body_ran", [True, False])
 def test_owner_dies_between_sending_and_noting_it(work, monkeypatch, body_ran):
     """Whoever takes over sends the body again, with the id that it had; not if the result is there already."""
-    app, tasks, broker = work()
+    _, tasks, broker = work()
     chord(values(tasks, 2), tasks["note"].s()).apply_async()
     first, last = broker.take()
     broker.run(first)
@@ -133,7 +135,7 @@ def test_owner_dies_between_sending_and_noting_it(work, monkeypatch, body_ran):
         broker.run(last)
     if body_ran:
         broker.drain()
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
     broker.run(last)
     broker.drain()
     bodies = [id for id in broker.ran if id not in (first[0], last[0])]
@@ -148,7 +150,7 @@ def test_owner_dies_between_sending_and_noting_it(work, monkeypatch, body_ran):
 )
 def test_a_larger_body_that_has_begun_is_not_sent_again(work, monkeypatch, body):
     """Of a chain or a group, the result of a task that it begins with tells that it was sent."""
-    app, tasks, broker = work()
+    _, tasks, broker = work()
     chord(values(tasks, 2), body(tasks)).apply_async()
     first, last = broker.take()
     broker.run(first)
@@ -156,7 +158,7 @@ def test_a_larger_body_that_has_begun_is_not_sent_again(work, monkeypatch, body)
     with pytest.raises(Died):
         broker.run(last)
     broker.run(broker.take()[0])
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
     broker.run(last)
     broker.drain()
     assert len(broker.ran) == len(set(broker.ran)) + 1  # the member that was delivered twice
@@ -172,7 +174,7 @@ def test_no_body_twice_where_that_is_wanted(work, proxy, monkeypatch):
     with pytest.raises(Died):
         broker.run(last)
     sent = broker.take()
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
     broker.run(last)
     assert len(sent) == 1
     assert broker.take() == []
@@ -196,7 +198,7 @@ def test_owner_dies_before_an_outer_chord_hears_of_the_failure(work, monkeypatch
         patch.setattr(app.backend, "_fail_ends", lambda *_: (_ for _ in ()).throw(Died))
         with pytest.raises(Died):
             broker.run(fail)
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
     broker.run(fail)
     broker.drain()
     assert isinstance(outer.get(timeout=5, propagate=False), ChordError)
@@ -216,7 +218,7 @@ def test_a_part_that_cannot_be_stored(work, proxy):
     assert app.AsyncResult(result.parent[0].id).state != states.SUCCESS
 
 
-def test_a_tree_that_cannot_be_followed_for_a_while(work, proxy):
+def test_a_tree_that_cannot_be_followed_for_a_while(work, proxy, monkeypatch):
     """The member succeeds; its process tries again later, and the body is sent then."""
     app, tasks, broker = work(s3_backend_settings={"max_retries": 0})
     result = chord(values(tasks, 2), tasks["note"].s()).apply_async()
@@ -226,7 +228,56 @@ def test_a_tree_that_cannot_be_followed_for_a_while(work, proxy):
     broker.run(last)
     assert app.called == []
     assert app.AsyncResult(last[0]).state == states.SUCCESS
-    app.backend.chords.lease = 0
+    monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
+    while app.timers:
+        app.timers.pop()[1]()
+    broker.drain()
+    assert result.get(timeout=5) == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Exception raised outside body:RuntimeWarning")
+def test_the_last_members_result_cannot_be_stored(work, monkeypatch):
+    """Its part completes the chord all the same, and Celery will not say so: its process goes on after the lease."""
+    app, tasks, broker = work()
+    result = chord(values(tasks, 2), tasks["note"].s()).apply_async()
+    first, last = broker.take()
+    broker.run(first)
+    whole = type(app.backend)._store_result
+
+    def refuse(backend, task_id, *args, **kwargs):
+        if task_id == last[0]:
+            raise ResultNotStored("the bucket is gone", task_id, "SUCCESS")
+        return whole(backend, task_id, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(app.backend), "_store_result", refuse)
+        with contextlib.suppress(ResultNotStored):
+            broker.run(last)
+    assert app.called == []
+    while app.timers:
+        app.timers.pop()[1]()
+    broker.drain()
+    assert result.get(timeout=5) == [0, 1]
+
+
+@pytest.mark.skipif(VERSION < (5, 7), reason="Celery looks for a stored SUCCESS since 5.7")
+def test_a_child_that_is_lost_after_its_success_was_stored(work, monkeypatch):
+    """Celery acknowledges its task and delivers nothing: the worker's main process goes on with the chord."""
+    app, tasks, broker = work()
+    result = chord(values(tasks, 2), tasks["note"].s()).apply_async()
+    with app.connection_for_read() as connection:
+        queue = app.amqp.queues[app.conf.task_default_queue](connection.default_channel)
+        messages = [queue.get(), queue.get()]
+    requests = [Request(message, app=app, task=app.tasks["add"]) for message in messages]
+    ran = [(r.id, "add", r.args, r.kwargs, vars(r._context)) for r in requests]
+    broker.run(ran[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(app.backend, "on_chord_part_return", lambda *args, **kwargs: None)  # killed before
+        broker.run(ran[1])
+    assert broker.take() == []
+    with monkeypatch.context() as patched:
+        patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)
+        assert requests[1]._success_was_stored()
     while app.timers:
         app.timers.pop()[1]()
     broker.drain()

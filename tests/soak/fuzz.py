@@ -308,7 +308,7 @@ DECODERS = (
     Decoder("part", unframe, (frame(("a",), b"value"),), (ValueError,)),
     Decoder("summary", unpack, (pack([b"one", None, b""]),), (ValueError,)),
     Decoder("claim", claim, (CLAIM,), (Garbled,)),
-    Decoder("ticket", ticket, (json.dumps(Ticket("g", 0, 2, True, 1, ("a",), ("b",)).dumps()).encode(),), GARBLED),
+    Decoder("ticket", ticket, (json.dumps(Ticket("g", 0, 2, True, "n", 1, ("a",), ("b",)).dumps()).encode(),), GARBLED),
     Decoder("chord with a bad manifest", chords("manifest"), (MANIFEST.dumps(),), (Garbled,)),
     Decoder("chord with a bad claim", chords("0/claim"), (CLAIM,), (Garbled,)),
     Decoder("chord with a bad part", chords("0/0/5"), (frame((), b"v"), frame(("t1",), b"v")), (Garbled,)),

@@ -68,3 +68,17 @@ def test_a_forked_child_has_an_agenda_of_its_own():
             time.sleep(0.01)
         os._exit(0 if done else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_thread_to_be_had_for_a_while(monkeypatch):
+    """Where no thread can be started, nothing is raised, and the next entry brings all of them."""
+    agenda, done = Agenda(), []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", _no_thread)
+        agenda(0.01, lambda: done.append(1))
+    agenda(0.01, lambda: done.append(2))
+    _wait(lambda: sorted(done) == [1, 2])
+
+
+def _no_thread(thread):
+    raise RuntimeError("can't start new thread")

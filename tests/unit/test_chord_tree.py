@@ -1,13 +1,14 @@
 """The tree of a chord over the in-memory store: shape, looks, summaries, claim."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_s3.chords import Chords, Manifest
-from celery_s3.chords.tree import FAN_IN, INLINE_BYTES, Shape, pack, unpack
+from celery_s3.chords.tree import FAN_IN, INLINE_BYTES, Memory, Shape, pack, unpack
 from celery_s3.errors import AccessDenied
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
@@ -322,6 +323,88 @@ def test_a_large_value_is_looked_at_and_read_once(monkeypatch):
     whole = [found for found in read if len(found.body) > len(large)]
     assert len(whole) == FAN_IN + 1
     assert all(len(found.body) <= INLINE_BYTES + 1 for found in read if found not in whole and "/1/" not in found.key)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("size", [64, 1000])
+def test_requests_in_random_order(size, processes):
+    """In no order at all, four reads per member are enough, however many processes share the work."""
+    world = World(size)
+    everybody = [world.chords, *(world.another() for _ in range(processes - 1))]
+    chance = random.Random(size)
+    for index in chance.sample(range(size), size):
+        world.chords = chance.choice(everybody)
+        world.finish(index)
+    assert world.sent == [values(size)]
+    assert world.requests("GET") <= size * 4
+
+
+def test_memory_is_bounded_by_bytes():
+    """What a process remembers is bounded; what it had to forget it reads again."""
+    memory = Memory(limit=10_000)
+    for number in range(1000):
+        memory.remember(f"{number}", {0: b"x" * 100})
+    kept = [number for number in range(1000) if memory.node(f"{number}")]
+    assert kept == list(range(1000 - len(kept), 1000))
+    assert 20 <= len(kept) <= 40
+    memory.remember("999", {0: b"x" * 100, 1: b"y"})
+    assert memory.node("999") == {0: b"x" * 100, 1: b"y"}
+
+
+def test_a_chord_applied_anew_is_not_taken_for_the_old_one():
+    """After its tombstone is removed a frozen chord has the old keys again: what is remembered of it does not count."""
+    world = World(3)
+    for index in range(3):
+        world.finish(index)
+    world.store.delete_many([entry.key for entry in world.store.list("base/chords/")])
+    world.ticket = world.chords.open("g", replace(world.manifest, nonce="another"))
+    world.finish(0)
+    assert world.sent == [values(3)]
+    world.finish(1)
+    world.finish(2)
+    assert world.sent == [values(3)] * 2
+
+
+def test_the_lease_of_a_claim_is_that_of_its_owner():
+    """Whoever has a shorter lease waits for the owner's: its settings decided how long sending may take."""
+    world = World(1)
+    owner, other = world.chords.claim("g", 0), world.another()
+    owner.lease = 200
+    assert owner.take() is None
+    other.lease = 10
+    world.now += 100
+    world.chords = other
+    world.finish(0)
+    assert world.sent == []
+    ((seconds, _),) = world.timers
+    assert seconds > 100
+
+
+def test_tasks_added_one_after_another():
+    """Each task of a long row adds the next one: two reads for each, and no depth is too deep."""
+    world = World(1)
+    ticket, size = world.ticket.adding("t0", 0, ["a0"]), 1200
+    assert world.chords.deliver(ticket, "t0", 0, b"v").climb() is None
+    for number in range(size):
+        ticket = ticket if number == size - 1 else ticket.adding(f"a{number}", 0, [f"a{number + 1}"])
+        complete = world.chords.deliver(ticket, f"a{number}", 0, b"v").climb()
+    world.chords.decide(world.ticket, *complete, world.act)
+    assert world.sent == [["v"] * (size + 1)]
+    assert world.requests("GET") <= 3 * size
+
+
+def test_large_values_are_read_at_the_same_time():
+    """Whoever has claimed reads what was too large for the summaries, abreast; whoever has lost reads none of it."""
+    world = World(40)
+    world.chords.pool = Pool(16)
+    large = b"x" * (INLINE_BYTES * 2)
+    for index in range(40):
+        complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
+    assert world.chords.claim("g", 0).take() is None
+    before = world.requests("GET")
+    world.chords.decide(world.ticket, *complete, world.act, since=world.now)
+    assert world.sent == []
+    assert world.requests("GET") == before + 2
 
 
 @given(st.lists(st.none() | st.binary(max_size=50), max_size=40))

@@ -234,3 +234,27 @@ def test_items_may_pause():
         items.allowed += 1
         results.append(result)
     assert sorted(results) == [2 * item for item in range(1, 11)]
+
+
+def test_together_without_threads(monkeypatch):
+    """Where no thread can be started, both are done here, and later ones find threads again."""
+    pool = Pool(2)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            assert pool.together(lambda: 1, lambda: 2) == (1, 2)
+    assert pool.together(threading.get_ident, lambda: 0)[0] != threading.get_ident()
+
+
+def test_together_raises_what_ends_the_process_first():
+    """SystemExit is raised, whatever else went wrong beside it."""
+
+    def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        Pool(2).together(lambda: 1 / 0, leave)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
@@ -72,7 +75,8 @@ class ChordHooks(RepairHooks):
         payload = signature.encode() if isinstance(signature, str) else signature
         parent = self.app.current_worker_task
         root_id = parent and (parent.request.root_id or parent.request.id)
-        manifest = Manifest(0, leaf_ids(results), nesting(results), payload, content_type, root_id)
+        ids, nonce = leaf_ids(results), uuid4().hex[:12]
+        manifest = Manifest(0, ids, nesting(results), payload, content_type, root_id, nonce)
         # Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.
         numbered = celery.VERSION >= (5, 6) or body.options.get("group_index") is None
         body.options[TICKET] = self.chords.open(group_id, manifest, numbered=numbered).dumps()
@@ -109,10 +113,12 @@ class ChordHooks(RepairHooks):
         if delivery is None:
             return store()
         self._deliveries.latest = (task_id, delivery)
-        if prefork_parent():
-            return store()
-        stored, _ = self.pool.together(store, delivery.rise)
-        return stored
+        try:
+            return store() if prefork_parent() else self.pool.together(store, delivery.rise)[0]
+        except Exception:
+            # Celery will not call on_chord_part_return, and this may have been the last part.
+            self.chords.later(self.chords.lease, partial(self._go_up, delivery, request.chord))
+            raise
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         task_id, delivery = getattr(self._deliveries, "latest", ("", None))
@@ -126,6 +132,23 @@ class ChordHooks(RepairHooks):
             self.chords.later(0, lambda: self._go_up(delivery, request.chord))
         else:
             self._go_up(delivery, request.chord)
+
+    def _child_was_lost(self) -> None:
+        """Go on with a chord whose member was lost after it had stored its SUCCESS.
+
+        Celery 5.7 acknowledges such a task without calling `on_chord_part_return`. It asks the backend before, in the
+        worker's main process, and gives it no more than the id: the request is read off the call stack.
+        """
+        request = _asking_request()
+        ticket = _ticket(request) if request is not None else None
+        if ticket is not None:
+            self.chords.later(0, partial(self._go_on, ticket, request))
+
+    def _go_on(self, ticket: Ticket, request: Any) -> None:
+        with _logged(ticket):
+            delivery = self.chords.delivered(ticket, request.id, getattr(request, "group_index", None))
+            if delivery is not None:
+                self._go_up(delivery, request.chord)
 
     def _deliver(self, request: Any, state: str, result: Any) -> Delivery | None:
         ticket = _ticket(request)
@@ -152,7 +175,8 @@ class ChordHooks(RepairHooks):
             if complete is not None:
                 tree, leaves = complete
                 act = partial(self._decide, body)
-                self.chords.decide(delivery.ticket, tree, leaves, act, since=delivery.since)
+                give_up = partial(self._give_up, body)
+                self.chords.decide(delivery.ticket, tree, leaves, act, since=delivery.since, give_up=give_up)
         except BadSeal as exc:
             # of the manifest or the claim: nobody can decide any more, and trying again would not help
             self._give_up(body, exc)
@@ -253,12 +277,34 @@ class ChordHooks(RepairHooks):
         return bool(options.get("native_chords", True)) and self.results.conditional.supported()
 
 
+@contextmanager
+def _logged(ticket: Ticket) -> Iterator[None]:
+    """In a thread of the worker's main process, where nobody sees what is raised."""
+    try:
+        yield
+    except CeleryS3Error:
+        logger.exception("Chord %s could not be gone on with", ticket.group, extra={"s3_group": ticket.group})
+
+
+def _asking_request() -> Any:
+    """The request of the lost task, when called on behalf of Celery's check whether it has succeeded."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(6):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "_success_was_stored" and frame.f_globals["__name__"] == "celery.worker.request":
+            return frame.f_locals["self"]._context
+        frame = frame.f_back
+    return None
+
+
 def _lease(conf: Any) -> float:
     """Seconds in which an owner has joined and published for certain: Celery's join time-out and its retries."""
     policy = conf.task_publish_retry_policy or {}
     retries = (policy.get("max_retries") or 0) if conf.task_publish_retry else 0
     attempt = float(conf.broker_connection_timeout or 4) + float(policy.get("interval_max") or 1)
-    return max(SHORTEST_LEASE, 2 * float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt)
+    # Half of it may have passed when sending begins.
+    return max(SHORTEST_LEASE, 2 * (float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt))
 
 
 def _ticket(request: Any) -> Ticket | None:

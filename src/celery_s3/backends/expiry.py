@@ -94,7 +94,7 @@ class ExpiryHooks:
         from ..expiry.rules import covers
 
         results = (self.prefixes.results, self.prefixes.groups)
-        rules = [rule for rule in self.lifecycle_rules() if _prefix(rule) in results]
+        rules = [rule for rule in self.lifecycle_rules() if "Expiration" in rule and _prefix(rule) in results]
         if len({_prefix(rule) for rule in rules}) < 2:
             return False  # some live for ever, and no tag tells them from others
         try:

@@ -137,7 +137,10 @@ class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         return meta
 
     def _get_task_meta_for(self, task_id: str) -> Meta:
-        return self.reader.meta(task_id, self._full(self.get_key_for_task(task_id)))
+        meta = self.reader.meta(task_id, self._full(self.get_key_for_task(task_id)))
+        if meta["status"] == states.SUCCESS and prefork_parent():
+            self._child_was_lost()
+        return meta
 
     def _value_meta_for(self, task_id: str) -> Meta:
         # Who waits for a group wants all values, however large: here they come abreast.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from ..store.situation import PerProcess, without_sigterm
 
 __all__ = ["Agenda"]
+
+logger = logging.getLogger(__name__)
 
 
 class Agenda:
@@ -24,10 +27,7 @@ class Agenda:
         self._entries = PerProcess(_Entries)
 
     def __call__(self, seconds: float, fn: Callable[[], None]) -> None:
-        if seconds <= 0:
-            _in_a_thread(fn)
-        else:
-            self._entries.get().add(time.monotonic() + seconds, fn)
+        self._entries.get().add(time.monotonic() + seconds, fn)
 
 
 def _in_a_thread(fn: Callable[[], None]) -> None:
@@ -47,12 +47,19 @@ class _Entries:
             heapq.heappush(self._heap, (due, next(self._numbers), fn))
             self._changed.notify()
             if not self._running:
-                self._running = True
-                _in_a_thread(self._run)
+                try:
+                    _in_a_thread(self._run)
+                except RuntimeError:
+                    logger.warning("No thread can be started; what is to be done later waits for the next such thing.")
+                else:
+                    self._running = True
 
     def _run(self) -> None:
         while (fn := self._next()) is not None:
-            _in_a_thread(fn)
+            try:
+                _in_a_thread(fn)
+            except RuntimeError:  # no more threads: this one does it
+                fn()
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for the next one that is due; ``None`` where there is none left."""

@@ -37,6 +37,8 @@ class Held:
     state: State
     etag: str
     modified: datetime
+    #: seconds, by whoever wrote it
+    lease: float
 
     @property
     def decided(self) -> bool:
@@ -78,7 +80,7 @@ class Claim:
         except ObjectMissing:
             return None
         content = _content(found)
-        return Held(content["owner"], content["state"], found.etag, found.modified)
+        return Held(content["owner"], content["state"], found.etag, found.modified, float(content["lease"]))
 
     def take(self) -> Held | None:
         """Claim; ``None`` when it is ours, else what stands there."""
@@ -96,7 +98,8 @@ class Claim:
     def holds(self) -> bool:
         """Right before sending; ``False`` when the claim may be lost: then nothing may be sent.
 
-        It costs a request only after half the lease: until then nobody can have taken the claim over.
+        It costs a request only after half the lease: until then nobody can have taken the claim over, and nobody
+        can for another half, in which to send.
         """
         return self._clock() - self._asked < self.lease / 2 or self._write("claimed", Match(self._etag))
 
@@ -106,7 +109,7 @@ class Claim:
 
     def remaining(self, held: Held, now: datetime) -> float:
         """Seconds until ``held`` expires; ``now`` on the server's clock."""
-        return self.lease - (now - held.modified).total_seconds()
+        return held.lease - (now - held.modified).total_seconds()
 
     def _resume(self, held: Held) -> bool:
         self._etag = held.etag
@@ -130,7 +133,11 @@ def _content(found: Object) -> dict[str, Any]:
         content = parse(found.body)
     except ValueError as exc:
         raise Garbled(str(exc), "get", key=found.key) from exc
-    known = isinstance(content, dict) and isinstance(content.get("owner"), str)
+    known = isinstance(content, dict) and isinstance(content.get("owner"), str) and _is_lease(content.get("lease"))
     if not known or content.get("state") not in get_args(State):
-        raise Garbled("a claim has an owner and a state", "get", key=found.key)
+        raise Garbled("a claim has an owner, a state and a lease", "get", key=found.key)
     return dict(content)
+
+
+def _is_lease(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 10 * 86_400  # type: ignore[operator]

@@ -28,6 +28,7 @@ class Manifest:
         body: the body's signature, serialised.
         serializer: the content type of ``body``.
         root: the root of the task that applied the chord, which its header inherits; ``None`` where none did.
+        nonce: tells this application from any other one of the same frozen chord.
     """
 
     run: int
@@ -36,6 +37,7 @@ class Manifest:
     body: bytes
     serializer: str
     root: str | None = None
+    nonce: str = ""
 
     @property
     def flat(self) -> bool:
@@ -44,7 +46,7 @@ class Manifest:
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
-        names = ("run", "ids", "nesting", "serializer", "root")
+        names = ("run", "ids", "nesting", "serializer", "root", "nonce")
         head = {name: getattr(self, name) for name in names}
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.body
 
@@ -60,10 +62,11 @@ class Manifest:
         if not (isinstance(head, dict) and isinstance(head.get("ids"), list) and type(head.get("run")) is int):
             raise ValueError("a manifest begins with run, ids, nesting and serializer")
         ids, nesting, root = tuple(head["ids"]), head.get("nesting"), head.get("root")
-        strings = (head.get("serializer"), "" if root is None else root, *ids)
+        nonce = head.get("nonce", "")
+        strings = (head.get("serializer"), "" if root is None else root, nonce, *ids)
         if not (all(ids) and ids and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
             raise ValueError("the manifest's ids, nesting or serializer are none")
-        return cls(head["run"], ids, nesting, body, head["serializer"], root)
+        return cls(head["run"], ids, nesting, body, head["serializer"], root, nonce)
 
 
 def _nests(nesting: Any, size: int, depth: int = 100) -> bool:

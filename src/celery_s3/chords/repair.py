@@ -89,7 +89,8 @@ class Repair:
     def run(self) -> None:
         """Mend every chord that needs it and clean up, in one pass; what fails is logged and left to the next."""
         for entries in self.remains(mend=True):
-            self.service.store.delete_many([entry.key for entry in entries])
+            # a frozen chord may be applied again between the listing and this: its new manifest stays
+            self.service.store.delete_unchanged({entry.key: entry.etag for entry in entries})
 
     def remains(self, *, mend: bool = False) -> Iterator[list[Entry]]:
         """What nobody needs any more: tombstones, parts left over, chords that will never end.
@@ -139,6 +140,8 @@ class Repair:
 
     def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
         """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""
+        if folder.manifest is None and folder.shared:
+            return False  # nothing proves that any of it is a chord's
         if folder.settled or (chord is not None and chord.decided):
             return self._outlived(folder, self.kept)
         return chord is not None and chord.state == "running" and self._outlived(folder, self.dead)

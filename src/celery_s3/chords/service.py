@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from ..errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed
+from ..errors import BadSeal, CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
 from ..store.api import CREATE, Match, Object, Store
 from ..store.parallel import Pool
@@ -42,6 +43,7 @@ class Ticket:
 
     Attributes:
         flat: Celery's group index is the member's slot; else the manifest tells it.
+        nonce: of the manifest.
         slot: of the member that added this task or one of its adders; ``None`` in the header itself.
         via: the ids of the tasks that added, from that member down. A task that adds others puts itself there,
             so where its own id is the last one, those before are its adders.
@@ -52,12 +54,13 @@ class Ticket:
     run: int
     size: int
     flat: bool
+    nonce: str = ""
     slot: int | None = None
     via: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
 
     def dumps(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) not in (None, ())}
+        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) not in (None, (), "")}
 
     @classmethod
     def loads(cls, options: Mapping[str, Any]) -> Ticket:
@@ -80,6 +83,10 @@ class Ticket:
         """The ticket after the task, under that slot, has added others."""
         via = self.via if self.via[-1:] == (task_id,) else (*self.via, task_id)
         return replace(self, slot=slot, via=via, added=(*self.added_by(task_id), *ids))
+
+
+#: Told why nobody can decide a chord any more.
+GiveUp = Callable[[BadSeal], None]
 
 
 class Timer(Protocol):
@@ -114,7 +121,7 @@ class Chords:
         self.lease = lease
         self.later = later
         self.clock = clock
-        self._manifests: dict[tuple[str, int], Manifest] = {}
+        self._manifests: dict[tuple[str, int, str], Manifest] = {}
         self._memory = Memory()
 
     # -- keys
@@ -127,7 +134,8 @@ class Chords:
         return f"{self.folder(group)}{run}/"
 
     def tree(self, ticket: Ticket) -> Tree:
-        return Tree(self.store, self.pool, Shape(ticket.size), self._run(ticket.group, ticket.run), self._memory)
+        folder = self._run(ticket.group, ticket.run)
+        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory, nonce=ticket.nonce)
 
     def claim(self, group: str, run: int) -> Claim:
         return Claim(self.store, f"{self._run(group, run)}claim", self.lease, clock=self.clock)
@@ -148,7 +156,7 @@ class Chords:
             self.store.put(key, manifest.dumps(), precondition=CREATE)
         except PreconditionFailed:
             manifest = self._reopen(group, key, manifest)
-        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat and numbered)
+        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat and numbered, manifest.nonce)
 
     def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
         while True:
@@ -198,6 +206,11 @@ class Chords:
             return Delivery(ticket, tree, slot, None, foreseen)
         return Delivery(ticket, tree, slot, part, foreseen, since=began)
 
+    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
+        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
+        slot = self.slot(ticket, task_id, index)
+        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
+
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under."""
         if ticket.slot is not None:
@@ -216,40 +229,49 @@ class Chords:
         return manifest.ids.index(task_id)
 
     def _remembered(self, ticket: Ticket) -> Manifest | None:
-        name = (ticket.group, ticket.run)
-        if name not in self._manifests:
-            found = self.manifest(*name)
-            if found is None:
-                return None
-            if len(self._manifests) >= 32:
-                self._manifests.clear()
-            self._manifests[name] = found
-        return self._manifests[name]
+        name = (ticket.group, ticket.run, ticket.nonce)
+        found = self._manifests.get(name)
+        if found is None:
+            found = self.manifest(ticket.group, ticket.run)
+            if found is not None:
+                if len(self._manifests) >= 32:
+                    self._manifests.clear()
+                self._manifests[name] = found
+        return found
 
     # -- deciding
 
-    def follow(self, ticket: Ticket, act: Act) -> None:
+    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> None:
         """Decide if the root is complete, whoever completed it."""
         tree = self.tree(ticket)
         leaves = tree.climb(tree.shape.top, 0, None)
         if leaves is not None:
-            self.decide(ticket, tree, leaves, act)
+            self.decide(ticket, tree, leaves, act, give_up=give_up)
 
-    def decide(self, ticket: Ticket, tree: Tree, leaves: Leaves, act: Act, *, since: float | None = None) -> None:
+    def decide(
+        self,
+        ticket: Ticket,
+        tree: Tree,
+        leaves: Leaves,
+        act: Act,
+        *,
+        since: float | None = None,
+        give_up: GiveUp | None = None,
+    ) -> None:
         """Claim, then send or fail once, then clean up.
 
         Arguments:
             since: a time on ``clock`` at which the chord was not complete; ``None``: not known.
+            give_up: what is done where a later look finds that nobody can decide any more.
         """
         claim = self.claim(ticket.group, ticket.run)
-        steps: tuple[Callable[[], Any], ...] = (
-            claim.take,
-            lambda: self.manifest(ticket.group, ticket.run),
-            lambda: tree.payloads(leaves),
-        )
-        held, manifest, parts = self.pool.map(lambda step: step(), steps)
-        if held is not None and not self._take_over(ticket, claim, held, act, since):
+        held, manifest = self.pool.together(claim.take, lambda: self.manifest(ticket.group, ticket.run))
+        if held is not None and not self._take_over(
+            ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since
+        ):
             return
+        # Values that are too large to be carried along are read by the owner alone.
+        parts = tree.payloads(leaves)
         if manifest is None or parts is None:
             # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
             logger.warning(
@@ -271,30 +293,35 @@ class Chords:
         claim.mark(outcome)
         self.store.delete_many(list(tree.keys(leaves)))
 
-    def _take_over(self, ticket: Ticket, claim: Claim, held: Held, act: Act, since: float | None) -> bool:
+    def _take_over(
+        self, ticket: Ticket, claim: Claim, held: Held, again: Callable[[], None], since: float | None
+    ) -> bool:
         if held.decided:
             return False
         # A claim is younger than the last part: mostly, that spares asking the server for the time.
-        remaining = self.lease if self._is_young(since) else claim.remaining(held, self._now(ticket))
+        young = since is not None and self.clock() - since < held.lease
+        remaining = held.lease if young else claim.remaining(held, self._now(ticket))
         if remaining <= 0:
             return claim.take_over(held)
         # Its owner may have died: otherwise this would be the last party ever to look.
-        self.later(remaining + 1, lambda: self._follow_again(ticket, act))
+        self.later(remaining + 1, again)
         return False
 
-    def _is_young(self, since: float | None) -> bool:
-        return since is not None and self.clock() - since < self.lease
-
-    def _follow_again(self, ticket: Ticket, act: Act, attempts: int = ATTEMPTS) -> None:
+    def _follow_again(self, ticket: Ticket, act: Act, give_up: GiveUp | None, attempts: int = ATTEMPTS) -> None:
         """Runs in a thread of its own, where nobody sees what is raised."""
         try:
-            self.follow(ticket, act)
+            self.follow(ticket, act, give_up)
+        except BadSeal as exc:
+            # of the manifest or the claim: trying again would not help
+            logger.exception("Chord %s cannot be decided", ticket.group, extra={"s3_group": ticket.group})
+            if give_up is not None:
+                give_up(exc)
         except CeleryS3Error:
             logger.exception(
                 "Chord %s: its claim could not be followed", ticket.group, extra={"s3_group": ticket.group}
             )
             if attempts > 1:
-                self.later(self.lease, lambda: self._follow_again(ticket, act, attempts - 1))
+                self.later(self.lease, lambda: self._follow_again(ticket, act, give_up, attempts - 1))
 
     def _now(self, ticket: Ticket) -> datetime:
         """The time on the server's clock."""

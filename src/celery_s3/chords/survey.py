@@ -9,6 +9,7 @@ claim is made only when all of them are there, a claim without parts is a tombst
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ __all__ = ["Chord", "Final", "Folder", "Run", "Survey"]
 
 logger = logging.getLogger(__name__)
 
+#: As chords write numbers into their keys.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+
 State = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
 
 
@@ -38,7 +42,7 @@ class Final(Protocol):
 
 @dataclass(slots=True)
 class Run:
-    """The keys of one run of a chord: its parts by level and slot, its claim, and what else lies there."""
+    """The keys of one run of a chord: its parts by level and slot, its claim, and what else a chord puts there."""
 
     parts: dict[tuple[int, int], Entry] = field(default_factory=dict)
     claim: Entry | None = None
@@ -47,30 +51,41 @@ class Run:
     def entries(self) -> list[Entry]:
         return [*self.parts.values(), *([self.claim] if self.claim else []), *self.others]
 
-    def add(self, names: list[str], entry: Entry) -> None:
+    def add(self, names: list[str], entry: Entry) -> bool:
+        """Take up a key; ``False`` for one that no chord makes."""
         if names == ["claim"]:
             self.claim = entry
-        elif len(names) == 2 and names[0].isdecimal() and names[1].isdecimal():
+        elif len(names) == 2 and _NUMBER.fullmatch(names[0]) and _NUMBER.fullmatch(names[1]):
             self.parts[int(names[0]), int(names[1])] = entry
-        else:
+        elif names == ["now"] or (len(names) == 2 and names[0] == "added" and names[1]):
             self.others.append(entry)
+        else:
+            return False
+        return True
 
 
 @dataclass(slots=True)
 class Folder:
-    """The keys of one group id."""
+    """The keys of one group id.
+
+    Attributes:
+        shared: there are also keys that no chord makes.
+    """
 
     group: str
     manifest: Entry | None = None
     runs: dict[int, Run] = field(default_factory=dict)
+    shared: bool = False
 
     def add(self, path: str, entry: Entry) -> None:
-        """Take up a key by its path in the folder; one that no chord can have made is left alone."""
+        """Take up a key by its path in the folder; one that no chord makes is left alone."""
         first, *names = path.split("/")
         if path == "manifest":
             self.manifest = entry
-        elif first.isdecimal() and names:
-            self.runs.setdefault(int(first), Run()).add(names, entry)
+        elif _NUMBER.fullmatch(first) and (run := self.runs.get(int(first), Run())).add(names, entry):
+            self.runs[int(first)] = run
+        else:
+            self.shared = True
 
     @property
     def settled(self) -> bool:
@@ -112,7 +127,7 @@ class Chord:
 
     @property
     def ticket(self) -> Ticket:
-        return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat)
+        return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat, self.manifest.nonce)
 
     @property
     def decided(self) -> bool:

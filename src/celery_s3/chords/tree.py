@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from ..errors import BadSeal, Garbled, ObjectMissing, PreconditionFailed
 from ..keys import encode_id
@@ -37,8 +39,10 @@ UNREADABLE = b"\x00celery-s3-unreadable\x00"
 
 #: The encoded parts of some members in order; ``None`` where one is too large to be carried along.
 Leaves = list[bytes | None]
-#: Parts of one node by slot.
-Parts = dict[int, bytes]
+#: Parts of one node by slot; those of added tasks by id.
+Parts = dict[Any, bytes]
+#: Bytes that an object in memory takes beside its content.
+_OVERHEAD = 200
 
 
 @dataclass(frozen=True)
@@ -127,33 +131,52 @@ def _line(part: bytes) -> Head:
     return Head(part[: part.find(b"\n") + 1])
 
 
+def _light(part: bytes) -> bytes:
+    return part if len(part) <= INLINE_BYTES else _line(part)
+
+
+def _small(parts: Parts) -> Parts:
+    return {one: part for one, part in parts.items() if len(part) <= INLINE_BYTES}
+
+
 class Memory:
     """The parts that this process has written or seen lately: a part never changes, so it is read once.
 
-    At most ``nodes`` nodes; of values that are too large to be carried along, only that they are there.
+    Of values that are too large to be carried along, only that they are there. No lock: what two threads do at the
+    same time may be forgotten, and is read again.
+
+    Arguments:
+        limit: bytes, roughly.
     """
 
-    def __init__(self, nodes: int = 64) -> None:
-        self._limit = nodes
+    def __init__(self, limit: int = 8 * 1024 * 1024) -> None:
+        self._limit = limit
+        self._size = 0
         self._nodes: dict[str, Parts] = {}
         #: the nodes where members were seen to finish out of order
         self.ragged: set[str] = set()
 
-    def peek(self, name: str) -> Parts:
+    def node(self, name: str) -> Parts:
         """The known parts of a node by slot."""
         return self._nodes.get(name, {})
 
-    def node(self, name: str) -> Parts:
-        """The known parts of a node by slot; what the caller adds is remembered."""
-        known = self._nodes.pop(name, None) or {}
-        for oldest in list(self._nodes)[: len(self._nodes) + 1 - self._limit]:
-            self.forget(oldest)
+    def remember(self, name: str, parts: Parts) -> None:
+        """Add to what is known of a node; what was touched longest ago makes room."""
+        known = self._nodes.pop(name, {})
+        self._size += _weight(parts) - _weight({slot: known[slot] for slot in parts if slot in known})
+        known.update(parts)
         self._nodes[name] = known
-        return known
+        while self._size > self._limit and len(self._nodes) > 1:
+            with suppress(RuntimeError):  # another thread changed it: it makes room itself
+                self.forget(next(iter(self._nodes)))
 
     def forget(self, name: str) -> None:
-        self._nodes.pop(name, None)
+        self._size -= _weight(self._nodes.pop(name, {}))
         self.ragged.discard(name)
+
+
+def _weight(parts: Parts) -> int:
+    return sum(len(part) + _OVERHEAD for part in parts.values())
 
 
 class Tree:
@@ -161,17 +184,22 @@ class Tree:
 
     Arguments:
         folder: the prefix of the run's keys.
+        nonce: tells this chord from an earlier one with the same keys, which ``memory`` may know.
     """
 
-    def __init__(self, store: Store, pool: Pool, shape: Shape, folder: str, memory: Memory) -> None:
+    def __init__(self, store: Store, pool: Pool, shape: Shape, folder: str, memory: Memory, *, nonce: str = "") -> None:
         self.store = store
         self.pool = pool
         self.shape = shape
         self.folder = folder
         self.memory = memory
+        self._nonce = nonce
 
     def key(self, level: int, slot: int) -> str:
         return f"{self.folder}{level}/{slot}"
+
+    def _name(self, level: int, node: range) -> str:
+        return f"{self.key(level, node.start)}@{self._nonce}"
 
     def added_key(self, task_id: str) -> str:
         """The key of the part of a task that a member added to the chord."""
@@ -201,8 +229,8 @@ class Tree:
     def _foreseeable(self, level: int, slot: int) -> list[int]:
         """What to read in advance: nothing, unless the slot is among its node's last, and members finish in order."""
         node = self.shape.node(level, slot)
-        name = self.key(level, node.start)
-        known = self.memory.peek(name)
+        name = self._name(level, node)
+        known = self.memory.node(name)
         if slot < node.stop - NEARLY_ALL or name in self.memory.ragged:
             return []
         if level == 0 and len(known) < len(node) // 4:
@@ -256,13 +284,12 @@ class Tree:
 
         ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
 
-        The highest slot is the one most likely to be missing, so it is asked for first, then all others at the
-        same time. In a node whose members turned out to finish in no order, ever more are asked for instead.
+        The highest slot is the one most likely to be missing, so it is asked for first, then ever more at the same
+        time: fewer more where members turned out to finish in no order.
         """
         node = self.shape.node(level, slot)
-        name = self.key(level, node.start)
-        known = self.memory.node(name)
-        parts = {**known, **(foreseen or {})}
+        name = self._name(level, node)
+        parts = {**self.memory.node(name), **(foreseen or {})}
         if own is not None:
             parts[slot] = own
         missing = [one for one in reversed(node) if one not in parts]
@@ -274,12 +301,8 @@ class Tree:
                 if len(batch) > NEARLY_ALL:
                     self.memory.ragged.add(name)
                 break
-            ahead = 2 * ahead if name in self.memory.ragged else FAN_IN
-        known.update(
-            (one, part if len(part) <= INLINE_BYTES else _line(part))
-            for one, part in parts.items()
-            if level == 0 or len(part) <= INLINE_BYTES
-        )
+            ahead *= 2 if name in self.memory.ragged else 4
+        self.memory.remember(name, _small(parts) if level else {one: _light(part) for one, part in parts.items()})
         if any(one not in parts for one in node):
             return None
         in_order = [parts[one] for one in node]
@@ -290,13 +313,24 @@ class Tree:
         found: dict[str, bytes] = {}
         wanted = [id for part in parts for id in unframe(part)[0]]
         while wanted:
-            more = self.get_all(self.added_key(id) for id in wanted)
-            if None in more:
+            new = self._added(wanted)
+            if len(new) < len(set(wanted)):
                 return None
-            new = {id: part for id, part in zip(wanted, more, strict=True) if part is not None}
             found |= new
             wanted = [id for part in new.values() for id in unframe(part)[0] if id not in found]
         return found
+
+    def _added(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """Those of these added tasks' parts that are there."""
+        name = f"{self.folder}added@{self._nonce}"
+        known = self.memory.node(name)
+        parts = {id: known[id] for id in ids if id in known}
+        wanted = [id for id in dict.fromkeys(ids) if id not in parts]
+        read = self.get_all(self.added_key(id) for id in wanted)
+        parts |= {id: part for id, part in zip(wanted, read, strict=True) if part is not None}
+        if parts:
+            self.memory.remember(name, _small(parts))
+        return parts
 
     def climb(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> Leaves | None:
         """Go up as long as nodes are complete.
@@ -346,7 +380,7 @@ class Tree:
         added = self.added(parts) if len(parts) == len(leaves) else None
         if added is None:
             return None
-        return [list(_with_added(part, added, set())) for part in parts]
+        return [list(_with_added(part, added)) for part in parts]
 
     def keys(self, leaves: Leaves) -> Iterator[str]:
         """The keys of all parts."""
@@ -355,10 +389,13 @@ class Tree:
         yield from (self.added_key(id) for id in self.added(leaf for leaf in leaves if leaf is not None) or ())
 
 
-def _with_added(part: bytes, added: dict[str, bytes], seen: set[str]) -> Iterator[bytes]:
-    ids, payload = unframe(part)
-    yield payload
-    for id in ids:
-        if id not in seen:
-            seen.add(id)
-            yield from _with_added(added[id], added, seen)
+def _with_added(part: bytes, added: dict[str, bytes]) -> Iterator[bytes]:
+    """The payload of a part and of what was added to it, each added task's behind that of the one that added it."""
+    seen: set[str] = set()
+    left = [part]
+    while left:
+        ids, payload = unframe(left.pop())
+        yield payload
+        new = [id for id in dict.fromkeys(ids) if id not in seen]
+        seen.update(new)
+        left += [added[id] for id in reversed(new)]

@@ -106,16 +106,24 @@ class TracedPool(Pool):
     """A pool whose threads make their spans under the caller's."""
 
     def stream(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
-        callers = context.get_current()
+        return super().stream(_under_the_callers(fn), items)
 
-        def inside(item: _T) -> _R:
-            token = context.attach(callers)
-            try:
-                return fn(item)
-            finally:
-                context.detach(token)
+    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
+        inside = _under_the_callers(lambda _: beside())
+        return super().together(lambda: inside(None), here)
 
-        return super().stream(inside, items)
+
+def _under_the_callers(fn: Callable[[_T], _R]) -> Callable[[_T], _R]:
+    callers = context.get_current()
+
+    def inside(item: _T) -> _R:
+        token = context.attach(callers)
+        try:
+            return fn(item)
+        finally:
+            context.detach(token)
+
+    return inside
 
 
 #: Name, unit, description, and what is told of a verb's line: labels and number.

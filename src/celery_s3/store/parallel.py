@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Generic, TypeVar
 from weakref import finalize
@@ -63,6 +64,9 @@ class Pool:
             self._threads.get().submit(lambda: done.put(_outcome(lambda _: beside(), None)))
             own = _outcome(lambda _: here(), None)
             outcomes = done.get(), own
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome  # the end of this process, or of its task, comes before all
         return _unwrap(outcomes[0]), _unwrap(outcomes[1])
 
     def close(self) -> None:
@@ -149,8 +153,19 @@ class _Threads:
                     name=f"celery-s3-{self._started}",
                     daemon=True,
                 )
-                with without_sigterm():
-                    thread.start()
+                try:
+                    with without_sigterm():
+                        thread.start()
+                except RuntimeError:  # no more threads: those there are do it, else this one
+                    self._started -= 1
+                    if not self._started:
+                        self._do_one()
+
+    def _do_one(self) -> None:
+        with suppress(queue.Empty):
+            one = self._jobs.get_nowait()
+            if one is not None:
+                one()
 
     def is_current(self) -> bool:
         return getattr(self._local, "inside", False)
