@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from .cost import Prices, requests_cost, transfer_cost
-from .errors import AccessDenied
+from .errors import AccessDenied, StoreError
 from .store.api import CREATE, Precondition, Store
 from .store.counting import PAGE, Snapshot, Tally, difference
 from .store.parallel import Pool
@@ -110,20 +110,36 @@ class Gauge:
         Raises:
             StoreError: the bucket does not do what was asked; a listing alone may be denied.
         """
-        body, many = os.urandom(self._plan.size), Pool(self._plan.abreast)
-        plain, created = self._keys("plain"), self._keys("created")
-        get = self._store.get
+        many = Pool(self._plan.abreast)
+        first: BaseException | None = None
         try:
-            # The first request connects: that is not what is measured.
-            self._put(f"{self._prefix}first", body)
-            yield self._each("put", lambda key: self._put(key, body), plain)
-            yield self._each("conditional put", lambda key: self._put(key, body, CREATE), created)
-            yield self._each("get", get, plain)
-            yield self._repeated("get many", lambda: many.map(get, plain), READS)
-            yield self._listings()
+            yield from self._operations(many)
+        except BaseException as exc:
+            first = exc
+            raise
         finally:
             many.close()
+            self._remove(first)
+
+    def _operations(self, many: Pool) -> Iterator[Row]:
+        body, get = os.urandom(self._plan.size), self._store.get
+        plain, created = self._keys("plain"), self._keys("created")
+        # The first request connects: that is not what is measured.
+        self._put(f"{self._prefix}first", body)
+        yield self._each("put", lambda key: self._put(key, body), plain)
+        yield self._each("conditional put", lambda key: self._put(key, body, CREATE), created)
+        yield self._each("get", get, plain)
+        yield self._repeated("get many", lambda: many.map(get, plain), READS)
+        yield self._listings()
+
+    def _remove(self, first: BaseException | None) -> None:
+        """Remove what was written; an error before is the one to tell, and a failure here only a note of it."""
+        try:
             self._store.delete_many(self._written)
+        except StoreError as exc:
+            if first is None or isinstance(first, GeneratorExit):
+                raise
+            first.add_note(f"What was written under {self._prefix} could not be removed: {exc}")
 
     def _put(self, key: str, body: bytes, precondition: Precondition = None) -> None:
         # Noted before it is certain: an interrupt may come at any moment.

@@ -55,7 +55,10 @@ def asked(request: Any) -> float | None:
 def _is_term(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and value >= 0
+    try:
+        return 0 <= float(value) < math.inf
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def metadata(seconds: float | None) -> dict[str, str]:

@@ -21,21 +21,21 @@ ROLES: tuple[Role, ...] = get_args(Role)
 #: Behind the base and Celery's `global_keyprefix`: results, saved groups, chords, and when chords were mended last.
 _RESULTS, _GROUPS, _CHORDS, _MENDED = "celery-task-meta-*", "celery-taskset-meta-*", "chords/*", "chords-repaired"
 #: Behind the base: large messages, what `doctor` and `bench` try and remove, and the probe.
-_LARGE, _SCRATCH = f"{MESSAGES}*", ("celery-s3-doctor/*", "celery-s3-bench/*")
+_LARGE, _DOCTOR, _BENCH = f"{MESSAGES}*", "celery-s3-doctor/*", "celery-s3-bench/*"
 
 _ALL = ("Get", "Put", "Delete")
 _GRANTS: dict[Role, dict[str, Sequence[str]]] = {
     "worker": {
-        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS, _LARGE), _ALL),
+        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS, _LARGE, _DOCTOR), _ALL),
         **dict.fromkeys((_MENDED, PROBE), ("Get", "Put")),
     },
     "client": {
-        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS), _ALL),
+        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS, _DOCTOR), _ALL),
         PROBE: ("Get", "Put"),
         _LARGE: ("Put",),
     },
     "operator": {
-        **dict.fromkeys((_RESULTS, _CHORDS, *_SCRATCH), _ALL),
+        **dict.fromkeys((_RESULTS, _CHORDS, _DOCTOR, _BENCH), _ALL),
         PROBE: ("Get", "Put"),
         **dict.fromkeys((_GROUPS, _LARGE), ("Get", "Delete")),
     },

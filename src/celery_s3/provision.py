@@ -14,7 +14,7 @@ from typing import Any
 
 from .control import Control, Upload
 from .errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
-from .expiry.rules import Rule, describe, hazards, merge
+from .expiry.rules import Rule, describe, hazards, merge, shared
 from .expiry.terms import Prefixes, Terms
 from .settings import Settings
 
@@ -24,6 +24,9 @@ __all__ = ["Change", "Plan", "default_encryption", "plan", "why"]
 _STALE = timedelta(days=1)
 #: What a server answers that lacks a part of S3's API.
 _LACKING = (405, 501)
+#: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
+_DEFAULT = "ApplyServerSideEncryptionByDefault"
+_KMS = ("aws:kms", "aws:kms:dsse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,19 @@ class Plan:
     """What is to change.
 
     Attributes:
-        troubles: what could not be looked at, by what it is; the bucket may not be as it should be.
+        troubles: what could not be looked at or changed, by what it is; the bucket may not be as it should be.
+        lacking: what the server has no API for, likewise; nobody can do more there.
         warnings: what other rules do to the objects of this deployment.
     """
 
     changes: list[Change] = field(default_factory=list)
     troubles: dict[str, str] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def note(self, what: str, error: CeleryS3Error) -> None:
+        """Note why something could not be looked at or changed."""
+        (self.lacking if _lacks(error) else self.troubles)[what] = why(error)
 
 
 def plan(control: Control, rules: Callable[[bool], list[Rule]], prefixes: Prefixes, terms: Terms) -> Plan:
@@ -81,17 +90,21 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], prefixes: Prefix
         try:
             found.changes += [Change(what, tuple(lines), make) for lines, make in look(exists)]
         except CeleryS3Error as exc:
-            found.troubles[what] = why(exc)
+            found.note(what, exc)
     return found
 
 
 def why(error: CeleryS3Error) -> str:
     """Why something cannot be looked at or changed, in a line."""
-    if isinstance(error, BadRequest) and error.status in _LACKING:
+    if isinstance(error, BadRequest) and _lacks(error):
         return f"the server has no such thing ({error.status}): it stays as it is"
     if isinstance(error, AccessDenied):
         return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
     return error.reason if isinstance(error, StoreError) else str(error)
+
+
+def _lacks(error: CeleryS3Error) -> bool:
+    return isinstance(error, BadRequest) and error.status in _LACKING
 
 
 _Step = Iterator[tuple[Sequence[str], Callable[[], None]]]
@@ -110,7 +123,7 @@ def default_encryption(settings: Settings) -> dict[str, Any]:
     if settings.sse_kms_key_id:
         rule["KMSMasterKeyID"] = settings.sse_kms_key_id
     key = {} if settings.bucket_key is None else {"BucketKeyEnabled": settings.bucket_key}
-    return {"ApplyServerSideEncryptionByDefault": rule, **key}
+    return {_DEFAULT: rule, **key}
 
 
 def _encryption(control: Control, exists: bool) -> _Step:
@@ -118,16 +131,33 @@ def _encryption(control: Control, exists: bool) -> _Step:
     if not wanted:
         return
     standing = control.encryption() if exists else {}
-    # whatever else the rule holds stays
-    merged = {**standing, **wanted}
-    stronger = _shown(standing).startswith("aws:kms") and control.settings.sse == "AES256"
-    if merged != standing and not stronger:
+    merged = _strengthened(standing, wanted)
+    if merged != standing:
         lines = [*([f"- {_shown(standing)}"] if standing else []), f"+ {_shown(merged)}"]
         yield lines, partial(control.put_encryption, merged)
 
 
+def _strengthened(standing: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The rule as wanted, but never weaker than it stands, nor without the key that it stands with."""
+    before, after = standing.get(_DEFAULT, {}), wanted[_DEFAULT]
+    if _strength(before) > _strength(after):
+        return standing
+    key = before.get("KMSMasterKeyID")
+    if key and after["SSEAlgorithm"] in _KMS:
+        after = {"KMSMasterKeyID": key, **after}
+    # whatever else the rule holds stays
+    return {**standing, **wanted, _DEFAULT: after}
+
+
+def _strength(default: dict[str, Any]) -> int:
+    """An algorithm that nobody here knows was chosen by somebody who does: it stays."""
+    order = ("", "AES256", *_KMS)
+    algorithm = default.get("SSEAlgorithm", "")
+    return order.index(algorithm) if algorithm in order else len(order)
+
+
 def _shown(rule: dict[str, Any]) -> str:
-    default = rule.get("ApplyServerSideEncryptionByDefault", {})
+    default = rule.get(_DEFAULT, {})
     key = f" with {default['KMSMasterKeyID']}" if "KMSMasterKeyID" in default else ""
     return f"{default.get('SSEAlgorithm', '')}{key}{', bucket key' if rule.get('BucketKeyEnabled') else ''}"
 
@@ -141,15 +171,16 @@ def _lifecycle(
     exists: bool,
 ) -> _Step:
     standing = control.lifecycle() if exists else []
-    warnings += hazards(standing, prefixes, terms)
+    warnings += hazards(standing, prefixes, terms, control.settings.tags)
     merged = merge(standing, rules(exists and _versioned(control)))
+    warnings += shared(merged, prefixes)
     if merged != standing:
         yield list(_difference(standing, merged)), partial(control.put_lifecycle, merged, replacing=standing)
 
 
 def _versioned(control: Control) -> bool:
     try:
-        return control.versioning() == "Enabled"
+        return control.versioning() != ""  # suspended, it keeps what it has
     except StoreError:  # a server that knows no versions
         return False
 

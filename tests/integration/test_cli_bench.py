@@ -53,12 +53,16 @@ def test_table(seaweed, make_app):
 
 
 def test_dry_run(proxy, make_app):
-    """--dry-run says what it would cost, and asks for nothing."""
+    """--dry-run says what it would cost, with --json as JSON, and asks for nothing."""
     app = make_app(proxy)
     proxy.reset()
     done = bench(app, "--dry-run")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "811 requests" in done.stderr
+    told = json.loads(bench(app, "--dry-run", "--json").stdout)
+    assert told["plan"]["count"] == 100
+    assert sum(told["requests"].values()) == 811
+    assert told["dollars"] == pytest.approx(0.00130, abs=1e-5)
     assert not proxy.counts()
 
 
@@ -107,12 +111,35 @@ def test_signals_clean_up(seaweed, make_app, tmp_path):
 
 
 def test_listing_denied(proxy, make_app):
-    """Where listing is denied the other rows are told all the same."""
+    """Where listing is denied the other rows are told all the same; what was denied is told, the exit code is 1."""
     app = make_app(proxy)
     proxy.fail("LIST", "access_denied", times=-1)
     done = bench(app, "--count", "2", "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
+    assert done.stderr.splitlines()[-1] == "list: denied: it needs s3:ListBucket."
     assert [row["denied"] for row in json.loads(done.stdout)["rows"]][-1] == "denied: it needs s3:ListBucket"
+
+
+def test_the_first_error_is_told(proxy, make_app):
+    """Where writing and deleting are denied, the error is that of writing; what stays is told beside it."""
+    app = make_app(proxy)
+    proxy.fail("PUT", "access_denied", times=-1)
+    proxy.fail("DeleteObjects", "access_denied", times=-1)
+    done = bench(app, "--count", "2")
+    assert done.exit_code == 1
+    note, error = [line for line in done.stderr.splitlines() if "denied (403" in line]
+    assert note.startswith("What was written under ")
+    assert error.startswith("Error: ")
+    assert " put s3://" in error
+
+
+def test_a_removal_denied(proxy, make_app):
+    """Where only deleting is denied, that is the error."""
+    app = make_app(proxy)
+    proxy.fail("DeleteObjects", "access_denied", times=-1)
+    done = bench(app, "--count", "2")
+    assert done.exit_code == 1
+    assert "s3:DeleteObject" in done.stderr
 
 
 def test_no_bucket(seaweed, make_app):

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from celery import Celery, chain, chord, states
 from celery.app.task import Context
 
 from celery_s3.chords import Ticket
+from celery_s3.cli.chords import _Found, _print
 from celery_s3.dev.process import free_ports
 
 MODULE = """
@@ -34,8 +36,12 @@ def total(numbers):
     return sum(numbers)
 """
 
-#: With the module's setting, a lease of half a second.
-CONF = {"result_chord_join_timeout": 0.1, "broker_connection_timeout": 0.1, "task_publish_retry_policy": {}}
+#: With the module's setting, a lease of 0.6 seconds.
+CONF = {
+    "result_chord_join_timeout": 0.1,
+    "broker_connection_timeout": 0.1,
+    "task_publish_retry_policy": {"interval_max": 0.1},
+}
 CONF |= {"task_publish_retry": False}
 
 
@@ -253,6 +259,45 @@ def test_on_a_terminal(proj):
     assert group_id in plain
     assert max(map(len, plain.split("\r\n")[:2])) <= 80
     assert "4/4 ██████████" in re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(proj, "chords", columns=140))
+
+
+def test_ids_cannot_play_with_the_terminal(proj, capsys):
+    """Control characters of a group id are shown, not sent, in every line."""
+    group_id = proj.apply(2, 2)
+    (found,) = proj.backend.repairs.survey.chords([group_id], settled=True)
+    _print(proj.backend, [_Found(replace(found, group="g\x1b[2J", state="stuck"))], False)
+    told = capsys.readouterr().out
+    assert "g\\x1b[2J is stuck" in told
+    assert "\x1b" not in told
+    assert "There is no chord no\\x1bsuch." in proj.celery("chords", "no\x1bsuch").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--port", "99999"], 2, "--port"),
+        (["--bucket", "Bad Bucket!"], 2, "'Bad Bucket!' is not a bucket name"),
+        (["--bucket", "Old_Bucket"], 2, "'Old_Bucket' is not a bucket name"),
+        (["--port", "0", "--dir", "a-file/data"], 1, "cannot be used: Not a directory."),
+    ],
+)
+def test_dev_refuses(tmp_path, arguments, code, told):
+    """What cannot work is told at once, in a line, without a traceback."""
+    (tmp_path / "a-file").touch()
+    command = [sys.executable, "-m", "celery", "s3", "dev", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_dev_on_a_taken_port(seaweed):
+    """A port that another server has is refused: its answers are not taken for those of our own."""
+    port = seaweed.endpoint_url.rpartition(":")[2]
+    command = [sys.executable, "-m", "celery", "s3", "dev", "--port", port, "--secret", seaweed.secret_key]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Error: The port {port} of 127.0.0.1 cannot be used: " in done.stderr
 
 
 def test_dev(tmp_path):

@@ -13,9 +13,11 @@ from collections import Counter
 import pytest
 from celery import chord, group
 from celery.result import AsyncResult, GroupResult
+from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
 from celery_s3.chords.tree import Memory
+from celery_s3.cli import s3
 from celery_s3.shapes import Deployment, celery_own, celery_s3
 
 VALUE = {"order": 4711}
@@ -209,6 +211,24 @@ def test_it_needs_no_app():
     assert (ours["backend"], own["backend"], express["backend"]) == ("celery-s3", "Celery's own s3", "celery-s3")
     assert ours["total"] == pytest.approx(0.0054, rel=0.01)
     assert express["prices"]["title"] == "S3 Express One Zone"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keep", "nan"],
+        ["--keep", "inf"],
+        ["--wait", "nan"],
+        ["--fetch", "nan"],
+        ["--tasks", "1" + "0" * 400],
+        ["--group", "100000", "--wait", "86400"],
+    ],
+)
+def test_shapes_without_an_answer(arguments):
+    """What is no number, without end, or takes minutes to reckon is a wrong use, told at once."""
+    done = CliRunner().invoke(s3, ["cost", "--json", *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert arguments[0] in done.stderr
 
 
 def test_measured(seaweed, make_app, worker, proj):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -402,6 +403,16 @@ def test_forget_from_standard_input(proj):
     assert proj.run("forget", "-", "--yes", input="").requests == {}
 
 
+def test_forget_from_a_file_of_windows(proj):
+    """Lines may end with CR and LF: neither belongs to the id."""
+    proj.store(1, id="one")
+    process = subprocess.run(
+        proj.command("forget", "-", "--yes"), cwd=proj.folder, env=proj.env, input=b"one\r\n", capture_output=True
+    )
+    assert (process.returncode, process.stdout) == (0, b"Forgot 1 result.\n")
+    assert not proj.exists("one")
+
+
 def test_forget_asks(proj):
     """Elsewhere than on a terminal nothing is deleted without --yes."""
     proj.store(1, id="one")
@@ -538,6 +549,36 @@ def test_wait_in_vain(proj):
     done = proj.run("wait", "nope", "--timeout", "0s")
     assert (done.exit_code, done.stdout, done.stderr) == (4, "", "nope has no result after 0 seconds.\n")
     assert done.requests == {"GET": 1}
+
+
+@pytest.mark.parametrize("state", [states.PENDING, states.STARTED])
+def test_wait_in_vain_json(proj, state):
+    """With --json the state is told when the time is over, for one request more."""
+    if state != states.PENDING:
+        proj.store({"pid": 1}, state, id="one")
+    done = proj.run("wait", "one", "--timeout", "0s", "--json")
+    assert (done.exit_code, done.requests) == (4, {"GET": 2})
+    record = json.loads(done.stdout)
+    assert (record["id"], record["state"]) == ("one", state)
+
+
+def strict(text):
+    """What JSON holds; NaN and Infinity, which JSON does not have, are an error."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("command", ["show", "wait"])
+def test_no_number_is_json_too(proj, command):
+    """NaN and infinities, which JSON lacks, are told as texts; in the middle of a value as well."""
+    proj.store({"loss": [math.nan, math.inf, -math.inf, 0.5]}, id="one")
+    assert strict(proj.run(command, "one", "--json").stdout)["result"] == {
+        "loss": ["NaN", "Infinity", "-Infinity", 0.5]
+    }
+
+
+def test_policy_json(proj):
+    """--json is accepted as everywhere; it is JSON anyway."""
+    assert strict(proj.run("policy", "--json").stdout) == strict(proj.run("policy").stdout)
 
 
 def test_wait_for_what_cannot_be_decoded(proj):

@@ -279,6 +279,24 @@ def test_two_sweeps(counted, stored, later, mine):
     assert mine(app) == set()
 
 
+def test_others_objects(counted, later, command, mine):
+    """What is not named as this package names things stays, however old, also in folders that look like chords."""
+    app = counted()
+    theirs = {
+        "chords/2024/01/report.csv",
+        "chords/a/7/notes.txt",
+        "chords/readme",
+        "messages/readme",
+        "celery-task-meta",
+    }
+    for name in theirs:
+        app.backend.store.put(app.backend.settings.base + name, b"somebody else's")
+    app.backend.store.put(app.backend.prefixes.chords + "rest/0/claim", b"ours")
+    later(20 * DAY)
+    assert "chords  1" in command(app).stdout
+    assert mine(app) == theirs
+
+
 def test_sealed(seaweed, make_app, stored, later, mine):
     """What is sealed is swept as well, also by who has no key: its term is readable without one."""
     pytest.importorskip("cryptography")

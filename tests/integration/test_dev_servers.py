@@ -92,7 +92,11 @@ class TestSeaweedFS:
     def test_wrong_keys_are_refused(self, seaweed):
         """Signatures are verified."""
         stranger = process.S3Server()
-        stranger.endpoint_url, stranger.access_key, stranger.secret_key = seaweed.endpoint_url, "celery-s3", "wrong"
+        stranger.endpoint_url, stranger.access_key, stranger.secret_key = (
+            seaweed.endpoint_url,
+            seaweed.access_key,
+            "wrong",
+        )
         assert stranger.request("GET", f"/{seaweed.bucket}/key")[0] == 403
 
     def test_data_stays_in_a_given_directory(self, tmp_path):

@@ -159,14 +159,15 @@ def test_own_term_of_a_run_task(counted, run):
     assert (app.AsyncResult(id).state, term(app, app.AsyncResult(id))) == ("SUCCESS", 90)
 
 
-def test_own_term_that_makes_no_sense(counted, stored, caplog):
+@pytest.mark.parametrize(("value", "shown"), [("a week", "'a week'"), (10**400, "1000000")])
+def test_own_term_that_makes_no_sense(counted, stored, caplog, value, shown):
     """A header that is no number of seconds costs no result: a warning names task, value and remedy."""
     app = counted()
-    result = stored(app, 1, headers={"result_expires": "a week"})
+    result = stored(app, 1, headers={"result_expires": value})
     assert result.get(timeout=0) == 1
     assert term(app, result) is None
     (record,) = [one for one in caplog.records if one.name.startswith("celery_s3")]
-    assert f"Task {result.id}: the message header result_expires is 'a week'" in record.getMessage()
+    assert f"Task {result.id}: the message header result_expires is {shown}" in record.getMessage()
 
 
 @pytest.mark.parametrize("failures", [7200, timedelta(hours=2)])

@@ -94,15 +94,15 @@ def test_foreign_rules(bucket):
     """Other rules, also another deployment's, stay what and where they are; ours are brought up to date in place."""
     bucket.control.create()
     ours = bucket.backend.lifecycle_rules()
-    stale = {**ours[1], "Expiration": {"Days": 77}}
-    gone = {**ours[1], "ID": ours[1]["ID"].replace("-results", "-results-7")}
+    stale = {**ours[0], "Expiration": {"Days": 77}}
+    gone = {**ours[0], "ID": ours[0]["ID"].replace("-results", "-results-7")}
     bucket.control.put_lifecycle([FOREIGN[0], stale, FOREIGN[1], gone, FOREIGN[2]])
     lines = bucket.changes()["lifecycle"]
     assert [line[0] for line in lines] == ["-", "-", *"+" * len(ours), "="]
     assert "after 77 days" in lines[0]
     assert lines[-1] == "= 3 other rules as before"
     bucket.init("--yes")
-    assert bucket.control.lifecycle() == [FOREIGN[0], ours[1], FOREIGN[1], FOREIGN[2], ours[0], *ours[2:]]
+    assert bucket.control.lifecycle() == [FOREIGN[0], ours[0], FOREIGN[1], FOREIGN[2], *ours[1:]]
     assert bucket.changes() == {}
 
 
@@ -169,22 +169,23 @@ def test_an_answer_gets_lost(moto_s3, proxy_for, make_app):
 
 
 def test_a_server_without_the_api(seaweed, make_app, fresh_bucket):
-    """What the server lacks is told in a line, the rest is done, and the exit code says so."""
+    """What the server lacks is a warning; the rest is done, and the exit code is 0, also when nothing is to change."""
     one = Bucket(make_app(seaweed, s3_backend_settings={"bucket": fresh_bucket(seaweed)}))
-    done = one.init("--yes", code=1)
-    assert done.stderr.splitlines() == [
-        "public access: not known: the server has no such thing (501): it stays as it is."
-    ]
+    warning = ["warning: public access: the server has no such thing (501): it stays as it is."]
+    assert one.init("--yes").stderr.splitlines() == warning
     assert one.control.lifecycle() == one.backend.lifecycle_rules()
+    again = one.init("--dry-run")
+    assert (again.stderr.splitlines(), again.stdout.splitlines()[-1]) == (warning, "Nothing to change.")
+    assert json.loads(one.init("--yes", "--json").stdout)["lacking"].keys() == {"public access"}
 
 
-@pytest.mark.parametrize("how", ["not_implemented", "bad_request"])
-def test_a_server_without_lifecycle(moto_s3, proxy_for, make_app, how):
-    """Likewise for rules."""
+@pytest.mark.parametrize(("how", "code"), [("not_implemented", 0), ("bad_request", 1)])
+def test_a_server_without_lifecycle(moto_s3, proxy_for, make_app, how, code):
+    """Likewise for rules, which were to be made; a server that has them and refuses is a trouble."""
     proxy = proxy_for(moto_s3)
     one = Bucket(make_app(proxy, s3_backend_settings={"bucket": f"bucket-{uuid()}"}))
     proxy.fail("* ?lifecycle", how, times=-1)
-    done = one.init("--yes", code=1)
+    done = one.init("--yes", code=code)
     assert "lifecycle: not done: " in done.stderr
     assert one.control.public_access_blocked()
 
@@ -216,6 +217,28 @@ def test_kms(moto_s3, make_app):
     assert one.changes() == {}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "standing", "then"),
+    [
+        ({"sse": "aws:kms"}, ("aws:kms", "theirs"), None),
+        ({"sse": "aws:kms"}, ("aws:kms:dsse", "theirs"), None),
+        ({"sse": "aws:kms", "sse_kms_key_id": "ours"}, ("aws:kms:dsse", "theirs"), None),
+        ({"sse": "aws:kms", "sse_kms_key_id": "ours"}, ("aws:kms", "theirs"), ("aws:kms", "ours")),
+        ({"sse": "aws:kms:dsse"}, ("aws:kms", "theirs"), ("aws:kms:dsse", "theirs")),
+    ],
+)
+def test_encryption_is_never_weakened(moto_s3, make_app, wanted, standing, then):
+    """A customer's key stays where the settings name none, and no algorithm is replaced by a weaker one."""
+    one = Bucket(make_app(moto_s3, s3_backend_settings={"bucket": f"bucket-{uuid()}", **wanted}))
+    one.control.create()
+    names = ("SSEAlgorithm", "KMSMasterKeyID")
+    one.control.put_encryption({"ApplyServerSideEncryptionByDefault": dict(zip(names, standing, strict=True))})
+    assert ("encryption" in one.changes()) == bool(then)
+    one.init("--yes")
+    default = one.control.encryption()["ApplyServerSideEncryptionByDefault"]
+    assert default == dict(zip(names, then or standing, strict=True))
+
+
 def test_stale_uploads(bucket, moto_s3):
     """Uploads of ours that nobody completes are aborted; others are not looked at."""
     bucket.init("--yes")
@@ -244,7 +267,22 @@ def test_json(bucket):
     told = json.loads(bucket.init("--yes", "--json").stdout)
     assert [one["what"] for one in told["changes"]] == ["bucket", "public access", "encryption", "lifecycle"]
     assert all(one["made"] for one in told["changes"])
-    assert (told["troubles"], told["warnings"]) == ({}, [])
+    assert (told["troubles"], told["lacking"], told["warnings"]) == ({}, {}, [])
+
+
+def test_json_asks_with_the_difference(bucket):
+    """Who is asked sees what about, on standard error: standard output has the JSON alone."""
+    done = bucket.init("--json", input="y\n")
+    asked, _, _ = done.stderr.partition("Make these changes?")
+    assert "+ create bucket-" in asked
+    assert "lifecycle" in asked
+    assert json.loads(done.stdout)["changes"]
+
+
+def test_print_as_another_form_is_not_json(bucket):
+    """--print terraform with --json is a wrong use; --print json is JSON with or without it."""
+    assert "--json" in bucket.init("--print", "terraform", "--json", code=2).stderr
+    assert bucket.init("--print", "json", "--json").stdout == bucket.init("--print", "json").stdout
 
 
 @pytest.mark.parametrize("form", ["json", "terraform", "cloudformation"])

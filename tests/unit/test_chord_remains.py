@@ -107,6 +107,42 @@ def test_nothing_is_deleted_by_looking(world):
     assert (world.names(), world.sent) == (before, [])
 
 
+def test_what_is_somebody_elses(world):
+    """Keys that no chord makes stay, also in its folder; without a manifest, so does all that lies beside them."""
+    theirs = [f"base/chords/{name}" for name in ("2024/01/report.csv", "a/7/b.txt", "a/07/1/2", "a/0/claim", "g/0/x/y")]
+    for key in theirs:
+        world.store.put(key, b"notes")
+    world.finish(world.open(1), 0)
+    world.now += 999 * DAY
+    assert world.remains() == [["g/manifest"], ["g/0/claim"]]
+    world.repair().run()
+    assert world.names() == sorted(theirs)
+
+
+def test_remains_without_a_manifest(world):
+    """What a cleanup that died has left is removed by a later one: every name that a chord makes."""
+    for name in ("0/claim", "0/0/31", "0/1/0", "0/added/some%2Fid", "0/now"):
+        world.store.put(f"base/chords/g/{name}", b"rest")
+    world.now += 20 * DAY
+    world.repair().run()
+    assert world.names() == []
+
+
+def test_applied_again_during_the_cleanup(world):
+    """A frozen chord that is applied again right before its tombstone is deleted keeps its new manifest."""
+    world.finish(world.open(1), 0)
+    world.now += 31 * DAY
+
+    def before(verb, key):
+        if (verb, key) == ("DELETE_OBJECTS", "base/chords/g/manifest"):
+            world.before = lambda verb, key: None
+            world.open(1)
+
+    world.before = before
+    world.repair().run()
+    assert world.states() == {"g": "running"}
+
+
 def test_a_manifest_that_cannot_be_read(world):
     """What is no manifest may be somebody else's: it stays."""
     world.store.put("base/chords/theirs/manifest", b"notes")

@@ -237,6 +237,7 @@ def test_put_denied(case, store):
     assert "Allow s3:PutObject;" in found["PUT"].remedy
     assert {one.step for one in found.values() if one.level == "SKIP"} >= {"GET", "conditional", "latency"}
     assert found["LIST"].level == found["missing key"].level == "OK"
+    assert "DELETE" not in [verb for verb, *_ in store.requests]
 
 
 @pytest.mark.parametrize(("verb", "step"), [("PUT", verbs.write), ("GET", verbs.read)])
@@ -354,10 +355,16 @@ def test_encryption(case, given, stored, level):
 
 @pytest.mark.parametrize(
     ("status", "standing", "level"),
-    [("", [], "OK"), ("Suspended", [], "OK"), ("Enabled", rules(), "WARN"), ("Enabled", rules(versioned=True), "OK")],
+    [
+        ("", [], "OK"),
+        ("Suspended", [], "WARN"),
+        ("Suspended", rules(versioned=True), "OK"),
+        ("Enabled", rules(), "WARN"),
+        ("Enabled", rules(versioned=True), "OK"),
+    ],
 )
 def test_versioning(case, status, standing, level):
-    """Versions are billed, unless rules remove them."""
+    """Versions are billed, unless rules remove them; a bucket where they are suspended has those from before."""
     assert bucket.versioning(case(versioning=status, lifecycle=standing)).level == level
 
 
@@ -374,15 +381,26 @@ EARLY = {"ID": "early", "Status": "Enabled", "Filter": {"Prefix": "c/chords/"}, 
         ([OTHERS], "WARN", "no rule"),
         ([{**rule, "Status": "Disabled"} for rule in rules()], "WARN", "no rule"),
         (merge([EARLY], rules()), "WARN", "'early' deletes chords after 1 day, before they expire"),
+        (merge([EARLY], rules()), "WARN", "live 1 day. "),
+        ([EARLY], "WARN", "no rule deletes all that expires: it stays, and is billed. The lifecycle rule 'early'"),
         (BadRequest("", status=501, code="NotImplemented"), "SKIP", "501"),
         (AccessDenied("", status=403), "SKIP", "s3:GetLifecycleConfiguration"),
     ],
 )
 def test_lifecycle(case, standing, level, text):
-    """Whether rules delete all that expires, and nothing before."""
+    """Whether rules delete all that expires, and nothing before: the one is told beside the other."""
     found = bucket.lifecycle(case(lifecycle=standing))
     assert found.level == level
     assert text in found.text
+
+
+def test_an_older_rule_of_ours(case):
+    """Where `result_expires` has grown since `init`, its rule deletes too early: to be told, with `init` for it."""
+    one = case(lifecycle=rules())
+    one.rules = lambda versioned: wanted(PREFIXES, Terms.of({}, 30 * 86_400), versioned=versioned)
+    found = bucket.lifecycle(one)
+    assert (found.level, "it should be after 30 days" in found.text) == ("WARN", True)
+    assert "s3 init" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from celery_s3 import lifetime
 from celery_s3.errors import ConfigurationError
-from celery_s3.expiry.rules import LIMIT, covers, describe, hazards, merge, wanted
+from celery_s3.expiry.rules import LIMIT, covers, describe, hazards, merge, outdated, shared, wanted
 from celery_s3.expiry.terms import DAY, Prefixes, Terms
 
 PLACES = Prefixes(
@@ -21,6 +21,7 @@ PLACES = Prefixes(
     "results/chords/",
     "results/messages/",
 )
+BARE = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/")
 OTHERS = Prefixes("other/", "other/celery-task-meta-", "other/celery-taskset-meta-", "other/chords/", "other/messages/")
 
 seconds = st.one_of(st.none(), st.floats(0.001, 400 * DAY), st.integers(1, 400 * DAY))
@@ -52,17 +53,20 @@ any_rule = st.builds(
 
 
 def test_by_prefix():
-    """Results, groups, chords and messages each have a rule for their prefix, and stale uploads one for all."""
+    """Results, groups, chords and messages each have a rule for their prefix, and one for stale uploads there."""
     rules = kinds(wanted(PLACES, terms(results=3600, failures=3600, messages=15 * DAY)))
     found = {kind: (rule["Filter"], rule.get("Expiration")) for kind, rule in rules.items()}
     assert found == {
-        "uploads": ({"Prefix": "results/"}, None),
         "results": ({"Prefix": PLACES.results}, {"Days": 1}),
         "groups": ({"Prefix": PLACES.groups}, {"Days": 1}),
         "chords": ({"Prefix": PLACES.chords}, {"Days": 15}),
         "messages": ({"Prefix": PLACES.messages}, {"Days": 15}),
+        "uploads-results": ({"Prefix": PLACES.results}, None),
+        "uploads-groups": ({"Prefix": PLACES.groups}, None),
+        "uploads-chords": ({"Prefix": PLACES.chords}, None),
+        "uploads-messages": ({"Prefix": PLACES.messages}, None),
     }
-    assert rules["uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    assert rules["uploads-results"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
     assert all(rule["Status"] == "Enabled" and len(rule["ID"]) <= 255 for rule in rules.values())
 
 
@@ -101,6 +105,13 @@ def test_by_tag():
     assert tagged == {"default": 3, **{str(days): days for days in lifetime.DAYS}}
     assert "results" not in rules
     assert len({rule["ID"] for rule in rules.values()}) == len(rules)
+
+
+def test_others_uploads():
+    """With an empty base_path, no rule is for the whole bucket, nor for a folder in which nothing of ours expires."""
+    for rule in wanted(BARE, Terms(None, None, None, 15 * DAY, None)):
+        assert rule["Filter"]["Prefix"] in (BARE.results, BARE.groups)
+    assert all(rule["Filter"]["Prefix"] for rule in wanted(BARE, terms(messages=DAY)))
 
 
 @given(st.none() | st.floats(0, 1000 * DAY, allow_nan=False))
@@ -173,7 +184,7 @@ def test_old_style():
 
 def test_too_many_rules():
     """More than S3 allows is an error that counts them."""
-    full = [foreign(f"logs/{number}/") for number in range(LIMIT - 4)]
+    full = [foreign(f"logs/{number}/") for number in range(LIMIT - len(wanted(PLACES, terms())))]
     assert len(merge(full, wanted(PLACES, terms()))) == LIMIT
     with pytest.raises(ConfigurationError, match=r"1001; S3 allows 1000\. Remove 1 of them"):
         merge([*full, foreign()], wanted(PLACES, terms()))
@@ -187,7 +198,7 @@ def test_ours_cover():
     for by_tag in (False, True):
         rules = wanted(PLACES, terms(), by_tag=by_tag)
         assert covers([foreign(), *rules], rules)
-        for left_out in rules[1:]:
+        for left_out in [rule for rule in rules if "Expiration" in rule]:
             assert not covers([rule for rule in rules if rule != left_out], rules)
 
 
@@ -210,7 +221,7 @@ def test_ours_cover():
 )
 def test_what_covers(rule, enough):
     """Only an enabled rule that deletes everything there, in time, and with no condition that may not hold."""
-    needed = [rule for rule in wanted(PLACES, terms()) if rule["Filter"]["Prefix"] == PLACES.results]
+    needed = [kinds(wanted(PLACES, terms()))["results"]]
     assert covers([rule], needed) is enough
 
 
@@ -237,10 +248,41 @@ def test_hazards():
 
 
 def test_an_empty_base_is_a_hazard():
-    """Without a base_path the rule for chords is for a folder that may be anybody's."""
-    bare = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/")
-    (found,) = hazards([], bare, terms())
+    """Without a base_path the rule for chords, where it stands, is for a folder that may be anybody's."""
+    rules = wanted(BARE, terms())
+    (found,) = shared(rules, BARE)
     assert "base_path is empty" in found
+    assert shared([{**rule, "Status": "Disabled"} for rule in rules], BARE) == []
+    assert shared(wanted(BARE, Terms.of({}, None)), BARE) == []
+    assert shared(wanted(PLACES, terms()), PLACES) == []
+
+
+def test_rules_by_tags():
+    """Another's rule with tags is a hazard only to objects that may have all of them."""
+    tags = [{"Key": "team", "Value": "ops"}, {"Key": "kind", "Value": "temporary"}]
+    rule = foreign(Filter={"And": {"Prefix": "", "Tags": tags}}, days=1)
+    week = terms(results=7 * DAY, failures=7 * DAY)
+    assert hazards([rule], PLACES, week) == hazards([rule], PLACES, week, {"team": "ops"}) == []
+    assert hazards([rule], PLACES, week, {"team": "ops", "kind": "temporary"})
+    assert hazards([foreign(Filter={"Tag": {"Key": lifetime.TAG, "Value": "default"}}, days=1)], PLACES, week)
+
+
+@pytest.mark.parametrize("by_tag", [False, True])
+@pytest.mark.parametrize(("results", "should"), [(30 * DAY, "after 30 days"), (None, "no such rule")])
+def test_rules_of_an_earlier_init(by_tag, results, should):
+    """A rule of ours that is shorter than the settings say by now, or that they do not ask for, is named with both."""
+    standing = [foreign(), *wanted(OTHERS, terms()), *wanted(PLACES, terms(), by_tag=by_tag)]
+    found = outdated(standing, wanted(PLACES, terms(results, results), by_tag=by_tag))
+    assert len(found) == 2
+    assert all("after 1 day; by the settings it should be" in one and one.endswith(f"{should}.") for one in found)
+    assert outdated([{**rule, "Status": "Disabled"} for rule in standing], wanted(PLACES, terms(results))) == []
+
+
+def test_tags_are_switched_on():
+    """The rule without tags still deletes what lives longer by its own term; a rule that is too long harms nothing."""
+    (found,) = outdated(wanted(PLACES, terms()), wanted(PLACES, terms(), by_tag=True))
+    assert "-results: delete results/celery-task-meta-* after 1 day" in found
+    assert outdated(wanted(PLACES, terms(results=9 * DAY)), wanted(PLACES, terms())) == []
 
 
 # -- describe
@@ -249,8 +291,10 @@ def test_an_empty_base_is_a_hazard():
 def test_describe():
     """Each rule is a line that a person understands."""
     rules = wanted(PLACES, terms(), by_tag=True, versioned=True)
-    uploads, default = rules[0], rules[1]
-    assert describe(uploads).endswith("-uploads: abort uploads to results/* that are unfinished after 1 day")
+    uploads, default = kinds(rules)["uploads-groups"], kinds(rules)["results-default"]
+    assert describe(uploads).endswith(
+        "-uploads-groups: abort uploads to results/celery-taskset-meta-* that are unfinished after 1 day"
+    )
     assert describe(default).endswith(
         "-results-default: delete results/celery-task-meta-* tagged celery-s3-expires=default after 1 day;"
         " remove old versions after 1 day"
@@ -281,7 +325,7 @@ def test_terms_of_the_configuration():
         assert Terms.of(conf(**claims), DAY).messages == 15 * DAY
 
 
-@pytest.mark.parametrize("value", ["soon", -1, float("nan"), float("inf"), object()])
+@pytest.mark.parametrize("value", ["soon", -1, float("nan"), float("inf"), 10**400, object()])
 def test_terms_that_make_no_sense(value):
     """A setting that is no length of time is a clear error when the backend is made."""
     with pytest.raises(ConfigurationError, match="result_failure_expires is "):

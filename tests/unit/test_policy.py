@@ -96,9 +96,9 @@ def test_prefix():
 
 
 def test_roles():
-    """Clients do not look when chords were mended last; only operators configure the bucket and use scratch keys."""
+    """Clients do not look when chords were mended last; only operators configure the bucket and use `bench`."""
     policies = {role: document(Settings(bucket="b"), role) for role in ROLES}
-    mended, scratch = "arn:aws:s3:::b/chords-repaired", "arn:aws:s3:::b/celery-s3-doctor/x"
+    mended, scratch = "arn:aws:s3:::b/chords-repaired", "arn:aws:s3:::b/celery-s3-bench/x"
     assert {role: allowed(policy, "s3:PutObject", mended) for role, policy in policies.items()} == {
         "worker": True,
         "client": False,

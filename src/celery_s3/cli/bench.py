@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..backends.s3 import S3Backend
 from ..cost import Prices, bill, price_table, prices_name
 from ..gauge import Gauge, Plan, Row
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
-from .output import data_size, print_json, print_table
+from .output import data_size, print_json, print_table, printable
 
 __all__ = ["command"]
 
@@ -39,25 +40,44 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
     of its own that is removed in the end, also when you interrupt it. It says beforehand what that costs.
 
     A sample of `get many` is all objects, of `list` one listing of them. The first request, which connects, is not
-    measured. Needs s3:PutObject, s3:GetObject, s3:DeleteObject, and s3:ListBucket for the listing.
+    measured. Needs s3:PutObject, s3:GetObject, s3:DeleteObject, and s3:ListBucket for the listing: where only that is
+    denied, the rest is measured, and the exit code is 1.
     """
     prices = price_table()[prices_name(backend.settings.bucket)]
     plan = Plan(count, size, concurrency, backend.settings.concurrency)
     total = sum(plan.requests.values())
     click.echo(f"{total:,} requests on {backend.as_uri()}: ${plan.dollars(prices):.4f} at {_list(prices)}.", err=True)
     if dry_run:
+        if as_json:
+            print_json({"plan": asdict(plan), "requests": plan.requests, "dollars": plan.dollars(prices)})
         return
     gauge = Gauge(backend.store, backend.tally, backend.settings.base, plan)
-    rows: list[Row] = []
-    with terminated_like_interrupted():
-        for row in gauge.rows():
-            rows.append(row)
+    rows = _measured(gauge)
     dollars = sum(item.dollars for item in bill(gauge.spent, prices))
     if as_json:
         print_json({"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars})
-        return
-    print_table(TITLES, [_row(row) for row in rows])
-    click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list(prices)}; everything is removed.")
+    else:
+        print_table(TITLES, [_row(row) for row in rows])
+        click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list(prices)}; everything is removed.")
+    _fail_if_denied(rows)
+
+
+def _measured(gauge: Gauge) -> list[Row]:
+    try:
+        with terminated_like_interrupted():
+            return list(gauge.rows())
+    except BaseException as exc:
+        for note in getattr(exc, "__notes__", ()):
+            click.echo(printable(note), err=True)
+        raise
+
+
+def _fail_if_denied(rows: Sequence[Row]) -> None:
+    denied = [row for row in rows if row.denied]
+    for row in denied:
+        click.echo(f"{row.operation}: {row.denied}.", err=True)
+    if denied:
+        raise SystemExit(1)
 
 
 def _list(prices: Prices) -> str:

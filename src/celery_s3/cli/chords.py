@@ -14,7 +14,7 @@ from ..chords.manifest import Manifest
 from ..chords.survey import Chord
 from ..errors import CeleryS3Error
 from .context import dry_run_option, json_option, with_backend
-from .output import bar, duration, print_json, print_table
+from .output import bar, duration, print_json, print_table, printable
 
 __all__ = ["command"]
 
@@ -59,7 +59,7 @@ def command(
         _print(backend, found, repair and dry_run)
     missing = set(groups) - {one.chord.group for one in found}
     for group in sorted(missing):
-        click.echo(f"There is no chord {group}.", err=True)
+        click.echo(f"There is no chord {printable(group)}.", err=True)
     if missing or any(one.chord.state == "stuck" for one in found):
         raise SystemExit(1)
 
@@ -70,7 +70,7 @@ def _mended(backend: S3Backend, chord: Chord) -> _Found:
     try:
         after = backend.repairs.repair(chord)
     except CeleryS3Error as exc:
-        click.echo(f"Chord {chord.group} could not be mended: {exc}", err=True)
+        click.echo(f"Chord {printable(chord.group)} could not be mended: {printable(str(exc))}", err=True)
         return _Found(replace(chord, state="stuck"))
     return _Found(after or replace(chord, state="sent"), chord.state)
 
@@ -96,7 +96,7 @@ def _print(backend: S3Backend, found: Sequence[_Found], dry_run: bool) -> None:
         print_table(("GROUP", "AGE", "DONE", "STATE", "BODY"), [_row(backend, one) for one in found])
     stuck = [one.chord for one in found if one.chord.state == "stuck"]
     for chord in stuck:
-        click.echo(f"{chord.group} is stuck: {chord.reason or 'see above'}.")
+        click.echo(f"{printable(chord.group)} is stuck: {printable(chord.reason) or 'see above'}.")
     flying = sum(not one.chord.decided for one in found)
     mended = sum(bool(one.was) for one in found)
     would = sum(one.chord.state in NEEDY for one in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,28 +24,48 @@ __all__ = ["command"]
 MODELS = {"celery-s3": celery_s3, "Celery's own s3": celery_own}
 
 
+#: The seconds of wait times the members of a group that are reckoned within seconds.
+_RECKONED = 500_000_000
+
+
+class _Between(click.FloatRange):
+    """A number in a range; NaN, which no comparison refuses, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 @click.command("cost")
 @click.option(
-    "--tasks", type=click.IntRange(1), default=1_000_000, show_default=True, help="Tasks that store a result."
+    "--tasks",
+    type=click.IntRange(1, 10**12),
+    default=1_000_000,
+    show_default=True,
+    help="Tasks that store a result.",
 )
-@click.option("--size", type=click.IntRange(0), default=1024, show_default=True, help="Bytes of a stored result.")
+@click.option(
+    "--size", type=click.IntRange(0, 5 * 2**40), default=1024, show_default=True, help="Bytes of a stored result."
+)
 @click.option(
     "--fetch",
-    type=click.FloatRange(0, 1),
+    type=_Between(0, 1),
     default=1.0,
     show_default=True,
     help="The share of results that a client fetches; with --chord, of the bodies' results.",
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0, 86_400),
+    type=_Between(0, 86_400),
     default=0.0,
     show_default=True,
     help="Seconds that the client waits in get(); 0: the result is there already.",
 )
 @click.option("--group", type=click.IntRange(0, 100_000), default=0, help="The tasks are fetched in groups of so many.")
 @click.option("--chord", type=click.IntRange(0, 10_000), default=0, help="They are the headers of chords of so many.")
-@click.option("--keep", type=click.FloatRange(0), default=1.0, show_default=True, help="Days until it is deleted.")
+@click.option("--keep", type=_Between(0, 36_500), default=1.0, show_default=True, help="Days until it is deleted.")
 @click.option(
     "--prices",
     "file",
@@ -53,7 +74,7 @@ MODELS = {"celery-s3": celery_s3, "Celery's own s3": celery_own}
 )
 @click.option("--measured", is_flag=True, help="Ask running workers instead what they have asked of S3.")
 @click.option(
-    "--timeout", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds to wait for the workers."
+    "--timeout", type=_Between(0.1, 86_400), default=2.0, show_default=True, help="Seconds to wait for the workers."
 )
 @json_option
 @click.pass_context
@@ -78,6 +99,8 @@ def command(
         _measured(prices, timeout, as_json)
     elif shape["group"] and shape["chord"]:
         raise click.UsageError("--group and --chord are two shapes: ask for one at a time.")
+    elif shape["group"] * shape["wait"] > _RECKONED:
+        raise click.UsageError(f"--group times --wait is more than {_RECKONED:,}: that takes too long to reckon.")
     else:
         _predicted(Deployment(**shape), prices, as_json)
 

@@ -10,20 +10,44 @@ from pprint import pformat
 import click
 
 from ..dev.seaweed import SeaweedFS
+from ..settings.kinds import Text, Wrong
 
 __all__ = ["command"]
 
 
+#: Stricter than the settings, which accept old buckets too: the server makes no such bucket any more.
+_BUCKET = Text(
+    "a bucket name: 3 to 63 lower-case letters, digits, `.` and `-`, the first and the last a letter or a digit",
+    r"(?!.*\.\.)(?!(?:\d+\.){3}\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+)
+
+
+def _bucket(text: str) -> str:
+    """The name of a bucket that can be made; the type of an option."""
+    try:
+        return str(_BUCKET.check(text))
+    except Wrong as exc:
+        raise click.BadParameter(f"{exc}.") from exc
+
+
 @click.command("dev")
-@click.option("--port", default=8333, show_default=True, help="Where S3 answers, on 127.0.0.1; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8333,
+    show_default=True,
+    help="Where S3 answers, on 127.0.0.1; 0 takes a free one.",
+)
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False),
     help="Where the data stays; without it, it goes with the server.",
 )
-@click.option("--bucket", default="results", show_default=True, help="Created if it does not exist.")
-@click.option("--secret", default="development", show_default=True, help="The secret key that it accepts.")
+@click.option(
+    "--bucket", type=_bucket, metavar="TEXT", default="results", show_default=True, help="Created if it does not exist."
+)
+@click.option("--secret", default="development-only", show_default=True, help="The secret key that it accepts.")
 def command(port: int, directory: str | None, bucket: str, secret: str) -> None:
     """Run an S3 server for development.
 

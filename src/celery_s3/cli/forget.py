@@ -54,7 +54,7 @@ def command(backend: S3Backend, ids: Sequence[str], yes: bool, dry_run: bool, as
 def _each(ids: Iterable[str]) -> Iterable[str]:
     named: dict[str, None] = {}
     for id in ids:
-        named |= dict.fromkeys((line.rstrip("\n") for line in sys.stdin) if id == "-" else [id])
+        named |= dict.fromkeys((line.rstrip("\r\n") for line in sys.stdin) if id == "-" else [id])
     named.pop("", None)
     return named
 

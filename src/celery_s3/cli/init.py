@@ -38,9 +38,12 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
     the settings becomes the bucket's. Rules of others stay as they are, in their order. The difference is shown
     before it is made; running it again changes nothing.
 
-    The exit code is 0 only when the bucket is as it should be: with --dry-run, when nothing is to change.
+    The exit code is 0 only when the bucket is as it should be: with --dry-run, when nothing is to change. What the
+    server has no API for is a warning.
     """
     if form:
+        if as_json and form != "json":
+            raise click.UsageError(f"--print {form} does not print JSON: leave out --json.")
         encryption = default_encryption(backend.settings)
         click.echo(
             FORMATS[form](Blueprint(backend.settings.bucket, encryption, backend.lifecycle_rules(versioned=False)))
@@ -52,14 +55,16 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
         backend.prefixes,
         backend.terms,
     )
-    if not as_json:
-        _print(backend, found)
-    if found.changes and not (dry_run or yes):
+    ask = bool(found.changes) and not (dry_run or yes)
+    # who is asked sees what about, also where standard output is for a program
+    if ask or not as_json:
+        _print(backend, found, err=as_json)
+    if ask:
         click.confirm("\nMake these changes?", abort=True, err=as_json)
     made = [] if dry_run else _make(found, quiet=as_json)
     if as_json:
         print_json(_record(found, made))
-    if found.troubles or len(made) < len(found.changes):
+    if found.troubles or any(change not in made and change.what not in found.lacking for change in found.changes):
         raise SystemExit(1)
 
 
@@ -70,7 +75,7 @@ def _make(found: Plan, *, quiet: bool) -> list[Change]:
         try:
             change.make()
         except CeleryS3Error as exc:
-            found.troubles[change.what] = why(exc)
+            found.note(change.what, exc)
             click.echo(f"{change.what}: not done: {why(exc)}.", err=True)
             if change.what == "bucket":
                 break
@@ -81,27 +86,28 @@ def _make(found: Plan, *, quiet: bool) -> list[Change]:
     return made
 
 
-def _print(backend: S3Backend, found: Plan) -> None:
-    click.echo(f"{backend.settings.uri}\n")
+def _print(backend: S3Backend, found: Plan, *, err: bool) -> None:
+    click.echo(f"{backend.settings.uri}\n", err=err)
     for change in found.changes:
-        _print_lines(change.what, change.lines)
+        _print_lines(change.what, change.lines, err=err)
     for what, trouble in found.troubles.items():
         click.echo(f"{what}: not known: {trouble}.", err=True)
-    for warning in found.warnings:
+    for warning in (*(f"{what}: {lack}." for what, lack in found.lacking.items()), *found.warnings):
         click.echo(click.style(f"warning: {warning}", fg="yellow"), err=True)
     if not found.changes:
-        click.echo("Nothing to change.")
+        click.echo("Nothing to change.", err=err)
 
 
-def _print_lines(what: str, lines: Sequence[str]) -> None:
+def _print_lines(what: str, lines: Sequence[str], *, err: bool) -> None:
     for number, line in enumerate(lines):
         plain = "".join(char if char.isprintable() else "?" for char in line)
-        click.echo(("" if number else what).ljust(15) + click.style(plain, fg=_COLORS[line[0]]))
+        click.echo(("" if number else what).ljust(15) + click.style(plain, fg=_COLORS[line[0]]), err=err)
 
 
 def _record(found: Plan, made: Sequence[Change]) -> dict[str, Any]:
     return {
         "changes": [{"what": one.what, "lines": one.lines, "made": one in made} for one in found.changes],
         "troubles": found.troubles,
+        "lacking": found.lacking,
         "warnings": found.warnings,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,21 @@ COLORS = {"stuck": "red", "failed": "red", "complete": "yellow", "claimed": "yel
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON; times as ISO 8601."""
-    click.echo(json.dumps(value, indent=2, default=_plain))
+    """Print a value as JSON; times as ISO 8601, and floats that JSON lacks as the texts NaN, Infinity, -Infinity."""
+    try:
+        text = json.dumps(value, indent=2, default=_plain, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=2, default=_plain)
+    click.echo(text)
+
+
+def _finite(value: Any) -> Any:
+    """A value whose every number is one in JSON too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return {_finite(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> str:

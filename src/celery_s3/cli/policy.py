@@ -20,6 +20,7 @@ __all__ = ["command"]
     show_default=True,
     help="Who gets it: `worker` runs tasks, `client` sends them and reads results, `operator` runs these commands.",
 )
+@click.option("--json", is_flag=True, expose_value=False, help="Print JSON, as it does anyway.")
 @with_backend
 def command(backend: S3Backend, role: policy.Role) -> None:
     """Print the IAM policy with the least that a role needs.

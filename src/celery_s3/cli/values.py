@@ -51,7 +51,7 @@ def print_value(value: Any) -> None:
         click.secho(printable(f"{type(value).__name__}: {value}", keep="\n\t"), fg="red")
         return
     try:
-        _print_code(json.dumps(value, indent=2, ensure_ascii=False), "json")
+        _print_code(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), "json")
     except _NOT_JSON:
         _print_code(pformat(value, width=shutil.get_terminal_size().columns), "python")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from celery import states
@@ -34,6 +36,8 @@ def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -
     It looks as `AsyncResult.get()` does: often at first, then ever less, at most every 2 seconds; each look is one
     request. Celery cannot tell a task that has not finished from one that never was: name a --timeout.
 
+    With --json it also prints the state when the time is over, which is one more request.
+
     The exit code is 0 for SUCCESS alone, 3 for a task that failed or was revoked, 4 when the time is over, 130 after
     Ctrl-C; 1 and 2 as everywhere.
     """
@@ -44,13 +48,15 @@ def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -
     try:
         value = result.get(timeout=timeout, propagate=False)
     except TimeoutError:
+        if as_json:
+            _print_record(id, backend.get_task_meta(id))
         click.echo(f"{printable(id)} has no result after {timeout:g} seconds.", err=True)
         raise SystemExit(TIMED_OUT) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     state, traceback = result.state, result.traceback
     if as_json:
-        print_json({"id": id, "state": state, "result": jsonable(value), "traceback": traceback})
+        _print_record(id, {"status": state, "result": value, "traceback": traceback})
     elif traceback:
         print_traceback(str(traceback))
     else:
@@ -58,3 +64,8 @@ def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -
     if state != states.SUCCESS:
         click.echo(f"{printable(id)} ended with {printable(state)}.", err=True)
         raise SystemExit(FAILED)
+
+
+def _print_record(id: str, meta: Mapping[str, Any]) -> None:
+    told = {"result": jsonable(meta["result"]), "traceback": meta.get("traceback")}
+    print_json({"id": id, "state": meta["status"], **told})

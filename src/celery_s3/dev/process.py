@@ -23,6 +23,7 @@ from botocore.credentials import Credentials
 from celery_s3.errors import CeleryS3Error
 
 __all__ = [
+    "ACCESS_KEY",
     "EmbeddedServer",
     "S3Server",
     "ServerNotStarted",
@@ -34,6 +35,8 @@ __all__ = [
     "wait_until",
 ]
 
+#: The embedded servers' access key id. It is no word of any text: messages are told without the credentials.
+ACCESS_KEY = "AKIADEVELOPMENT"
 #: Run before the server: the kernel ends the child when its parent dies, even of SIGKILL (Linux).
 #: The parent may have died before the call, hence the look at its pid.
 _LEASH = (

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from celery_s3.dev.process import (
+    ACCESS_KEY,
     EmbeddedServer,
     ServerNotStarted,
     environment,
@@ -64,7 +66,8 @@ class SeaweedFS(EmbeddedServer):
         timeout: seconds to wait until it is ready, per attempt.
 
     Raises:
-        ServerNotStarted: on entering: no binary for this platform, or it did not come up.
+        ServerNotStarted: on entering: no binary for this platform, the directory or the port cannot be used, or it did
+            not come up.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class SeaweedFS(EmbeddedServer):
         directory: str | os.PathLike[str] | None = None,
         *,
         bucket: str = "results",
-        access_key: str = "celery-s3",
+        access_key: str = ACCESS_KEY,
         secret_key: str = "",
         port: int = 0,
         timeout: float = 30.0,
@@ -96,11 +99,20 @@ class SeaweedFS(EmbeddedServer):
 
     def _launch(self) -> None:
         weed = find_weed()
+        if self._port:
+            _require_free(self._port)
         self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-seaweedfs-"))
-        self._data().mkdir(parents=True, exist_ok=True)
+        self._require_directory()
         # another process may take a free port before the server does: then with others, once more
         if not any(self._attempt(weed) for _ in range(_ATTEMPTS)):
             raise ServerNotStarted(f"SeaweedFS did not come up; the end of its log:\n{tail(self.log)}")
+
+    def _require_directory(self) -> None:
+        try:
+            self._data().mkdir(parents=True, exist_ok=True)
+            self.log.touch()
+        except OSError as exc:
+            raise ServerNotStarted(f"The directory {self.log.parent} cannot be used: {exc.strerror}.") from exc
 
     def _attempt(self, weed: str) -> bool:
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
@@ -151,6 +163,14 @@ class SeaweedFS(EmbeddedServer):
         stop(self._process, 15.0 if self.directory else 0.0)
         self._process = None
         _remove_sockets(self._ports.values())
+
+
+def _require_free(port: int) -> None:
+    """Whoever else has the port may accept the same credentials, and would be taken for our server."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as exc:
+        raise ServerNotStarted(f"The port {port} of 127.0.0.1 cannot be used: {exc.strerror}. Name another.") from exc
 
 
 def _remove_sockets(ports: Iterable[int]) -> None:

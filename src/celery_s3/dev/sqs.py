@@ -10,7 +10,16 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from celery_s3.dev.process import EmbeddedServer, ServerNotStarted, environment, spawn, stop, tail, wait_until
+from celery_s3.dev.process import (
+    ACCESS_KEY,
+    EmbeddedServer,
+    ServerNotStarted,
+    environment,
+    spawn,
+    stop,
+    tail,
+    wait_until,
+)
 
 __all__ = ["SQSServer"]
 
@@ -34,7 +43,7 @@ class SQSServer(EmbeddedServer):
 
     def __init__(self, *, bucket: str = "results", timeout: float = 60.0) -> None:
         self.bucket = bucket
-        self.access_key = "celery-s3"
+        self.access_key = ACCESS_KEY
         self.secret_key = "not-verified"
         self._timeout = timeout
         self._scratch: Path | None = None

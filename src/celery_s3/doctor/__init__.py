@@ -6,7 +6,7 @@
     PUT … latency                             on a scratch object
     cleanup                                   also after Ctrl-C; what a killed examination leaves, a later one removes
 
-About 60 requests.
+About 70 requests.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import AccessDenied, BadRequest, StoreError
-from ..expiry.rules import covers, hazards
+from ..expiry.rules import Rule, covers, hazards, outdated, shared
 from ..expiry.terms import DAY
 from .case import Case
 from .findings import Finding, denied, fail, ok, skip, warn
@@ -20,6 +20,7 @@ _SKEW = 5.0
 #: Seconds, above which the bucket is far away.
 _FAR = 0.15
 _SAMPLES = 20
+_VERSIONING = {"Enabled": "on", "Suspended": "suspended"}
 
 
 def checksums(case: Case) -> Finding:
@@ -70,13 +71,14 @@ def versioning(case: Case) -> Finding:
     status, unknown = _asked(case.control.versioning, "s3:GetBucketVersioning")
     if unknown:
         return unknown
-    if status != "Enabled":
-        return ok(f"{status.lower() or 'off'}: what is deleted is gone")
+    if not status:
+        return ok("off: what is deleted is gone")
     rules, _ = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if all(rule in (rules or ()) for rule in case.rules(True) if "NoncurrentVersionExpiration" in rule):
-        return ok("on, and rules remove old versions after a day")
+        return ok(f"{_VERSIONING.get(status, status)}, and rules remove old versions after a day")
     remedy = "Let `celery -A … s3 init` add rules that remove old versions, or keep results in another bucket."
-    return warn("on: deleted and replaced results stay as old versions, and are billed", remedy)
+    what = "deleted and replaced results" if status == "Enabled" else "results from before"
+    return warn(f"{_VERSIONING.get(status, status)}: {what} stay as old versions, and are billed", remedy)
 
 
 def lifecycle(case: Case) -> Finding:
@@ -84,15 +86,34 @@ def lifecycle(case: Case) -> Finding:
     rules, unknown = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if unknown:
         return unknown
-    if found := hazards(rules, case.prefixes, case.terms):
-        return warn(" ".join(found), "Narrow those rules, or change `base_path`.")
-    longest = case.terms.longest
-    if not covers(rules, case.rules(False)):
-        remedy = "Add rules with `celery -A … s3 init`, or run `celery -A … s3 sweep` now and then."
-        return warn("no rule deletes all that expires: it stays, and is billed", remedy)
+    wanted = case.rules(False)
+    found = _harm(case, rules, wanted)
+    remedies = list(found)
+    if covers(rules, wanted):
+        told = _covered(case.terms.longest)
+    else:
+        told = "no rule deletes all that expires: it stays, and is billed"
+        remedies.insert(0, "Add rules with `celery -A … s3 init`, or run `celery -A … s3 sweep` now and then.")
+    if not remedies:
+        return ok(told)
+    harm = " ".join(sentence for sentences in found.values() for sentence in sentences)
+    return warn(f"{told}. {harm}" if harm else told, " ".join(remedies))
+
+
+def _harm(case: Case, rules: list[Rule], wanted: list[Rule]) -> dict[str, list[str]]:
+    """What rules do that they should not, by its remedy."""
+    found = {
+        "Narrow those rules, or change `base_path`.": hazards(rules, case.prefixes, case.terms, case.settings.tags),
+        "Let `celery -A … s3 init` bring its rules up to date.": outdated(rules, wanted),
+        "Set `base_path`, where others use this bucket.": shared(rules, case.prefixes),
+    }
+    return {remedy: sentences for remedy, sentences in found.items() if sentences}
+
+
+def _covered(longest: float | None) -> str:
     if longest is None:
-        return ok("results are kept for ever, since `result_expires` is not set; rules delete what else expires")
-    return ok(f"rules delete what has expired; results live {longest / DAY:.3g} day{'s' if longest != DAY else ''}")
+        return "results are kept for ever, since `result_expires` is not set; rules delete what else expires"
+    return f"rules delete what has expired; results live {longest / DAY:.3g} day{'s' if longest != DAY else ''}"
 
 
 def _asked(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:

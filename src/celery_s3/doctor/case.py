@@ -38,6 +38,10 @@ class Scratch:
         self._keys[key] = None
         return key
 
+    def forget(self, key: str) -> None:
+        """Nothing was written there: it is not deleted in the end."""
+        self._keys.pop(key, None)
+
     def unwritten(self, name: str) -> str:
         """A key that nobody ever writes to."""
         return f"{self.folder}{self._name}-{name}"

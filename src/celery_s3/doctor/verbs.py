@@ -23,6 +23,8 @@ def write(case: Case) -> Finding:
     try:
         case.store.put(case.object, body, metadata={"state": "DOCTOR"}, content_type="application/octet-stream")
     except StoreError as exc:
+        if isinstance(exc, AccessDenied):  # other errors leave open whether it was written
+            case.scratch.forget(case.object)
         return denied(exc, case.settings, ["s3:PutObject", *(["s3:PutObjectTagging"] if case.settings.tags else [])])
     case.body = body
     return ok("an object of 1 KB is stored")

@@ -5,7 +5,9 @@
     wanted(prefixes, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
     merge(existing, wanted) -> list[Rule]     everybody else's rules as they are, ours brought up to date
     covers(existing, wanted) -> bool          whether what expires is deleted in time, for certain
-    hazards(existing, prefixes, terms) -> list[str]     what other rules do to our objects
+    hazards(existing, prefixes, terms, tags) -> list[str]     what other rules do to our objects
+    outdated(existing, wanted) -> list[str]     what our own rules of an earlier `init` do to them
+    shared(rules, prefixes) -> list[str]     what our own rules do to others' objects
     describe(rule) -> str                     one line for a person
 
 The arguments of one deployment are those of its backend: ``backend.prefixes``, ``backend.terms`` and
@@ -28,7 +30,7 @@ from .. import lifetime
 from ..errors import ConfigurationError
 from .terms import DAY, Prefixes, Terms
 
-__all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "wanted"]
+__all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "outdated", "shared", "wanted"]
 
 #: One rule, as S3's API has it.
 Rule = dict[str, Any]
@@ -52,7 +54,7 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
             results stay as long as successes or failures do, whichever is longer.
         versioned: the bucket keeps versions; what was deleted is to be removed a day later.
     """
-    found = [_rule(prefixes, "uploads", prefixes.base, AbortIncompleteMultipartUpload=_after(_STALE_UPLOAD))]
+    found: list[Rule] = []
     if by_tag:
         days = {lifetime.PLAIN: terms.results, **{str(days): days * DAY for days in lifetime.DAYS}}
         found += [
@@ -67,7 +69,13 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
         ("messages", prefixes.messages, terms.messages),
     )
     found += [_expiring(prefixes, kind, prefix, term, versioned) for kind, prefix, term in areas if term is not None]
-    return found
+    # `chords/` and `messages/` may be others' where nothing of ours expires there
+    certain = (prefixes.results, prefixes.groups)
+    return found + [_aborting(prefixes, kind, prefix) for kind, prefix, term in areas if term or prefix in certain]
+
+
+def _aborting(prefixes: Prefixes, kind: str, prefix: str) -> Rule:
+    return _rule(prefixes, f"uploads-{kind}", prefix, AbortIncompleteMultipartUpload=_after(_STALE_UPLOAD))
 
 
 def _expiring(prefixes: Prefixes, kind: str, prefix: str, term: float, versioned: bool, tag: str = "") -> Rule:
@@ -160,21 +168,52 @@ def _covers(one: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
     return _prefix(rule).startswith(_prefix(one)) and _tags(one) <= _tags(rule)
 
 
-def hazards(existing: Iterable[Mapping[str, Any]], prefixes: Prefixes, terms: Terms) -> list[str]:
-    """What the bucket's other rules do to objects of this deployment, a sentence each."""
+def hazards(
+    existing: Iterable[Mapping[str, Any]], prefixes: Prefixes, terms: Terms, tags: Mapping[str, str] | None = None
+) -> list[str]:
+    """What the bucket's other rules do to objects of this deployment, a sentence each.
+
+    Arguments:
+        tags: those that all objects of this deployment have.
+    """
     ours = {_owner(rule) for rule in wanted(prefixes, terms)}
-    found = [
+    return [
         sentence
         for rule in existing
-        if rule.get("Status") == "Enabled" and _owner(rule) not in ours
+        if rule.get("Status") == "Enabled" and _owner(rule) not in ours and _may_fit(rule, tags or {})
         for sentence in _harm(rule, prefixes, terms)
     ]
-    if not prefixes.base:
-        found.append(
-            f"base_path is empty, so the rule for chords deletes whatever else stands under {prefixes.chords!r} in"
-            " this bucket: set base_path, or give the results a bucket of their own."
-        )
+
+
+def _may_fit(rule: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
+    """Whether the rule's tags are such as our objects may have; each result has its own value of one of them."""
+    return all(key == lifetime.TAG or tags.get(key) == value for key, value in _tags(rule))
+
+
+def outdated(existing: Iterable[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rules of an earlier `init` delete before its time by now, a sentence each."""
+    needed = {rule["ID"]: rule.get("Expiration", {}).get("Days") for rule in wanted}
+    ours = set(map(_owner, wanted))
+    found = []
+    for rule in existing:
+        days = rule.get("Expiration", {}).get("Days")
+        if days is None or rule.get("Status") != "Enabled" or _owner(rule) not in ours:
+            continue
+        right = needed.get(rule["ID"])
+        if right is None or days < right:
+            should = f"after {_counted(right)}" if right else "no such rule"
+            found.append(f"An earlier `init` has left {describe(rule)}; by the settings it should be {should}.")
     return found
+
+
+def shared(rules: Iterable[Mapping[str, Any]], prefixes: Prefixes) -> list[str]:
+    """What our rules delete of others, a sentence."""
+    chords = _rule(prefixes, "chords", prefixes.chords)["ID"]
+    if prefixes.base or all(rule.get("ID") != chords or rule.get("Status") != "Enabled" for rule in rules):
+        return []
+    where = f"whatever else stands under {prefixes.chords!r} in this bucket"
+    remedy = "set base_path, or give the results a bucket of their own"
+    return [f"base_path is empty, so the rule for chords deletes {where}: {remedy}."]
 
 
 def _harm(rule: Mapping[str, Any], prefixes: Prefixes, terms: Terms) -> Iterator[str]:

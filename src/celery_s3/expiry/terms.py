@@ -90,7 +90,7 @@ def _seconds(conf: Mapping[str, Any], name: str, default: float | None) -> float
         return default
     try:
         seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(f"{name} is {value!r}: give seconds or a timedelta; 0 means for ever")
