@@ -105,6 +105,8 @@ def table(run: Run) -> Iterator[list[str]]:
     yield ["Work", *CONTENDERS.values(), "Goal", "Reached"]
     for row in ROWS:
         cells = run["cells"].get(row.key, {})
+        if not cells:
+            continue
         texts = [cell_text(row, cells[key]) if key in cells else "-" for key in CONTENDERS]
         mark = {True: "yes", False: "no", None: "-"}[verdict(row, run)]
         yield [title(row, run), *texts, goal_text(row), mark]
