@@ -115,6 +115,19 @@ def test_chord(ours, proxy, members):
     """A chord whose members run in their order, each in a process that has seen nothing of it: exact."""
     app = ours
 
+    result = sent_chord(app, proxy, members)
+    for message in messages(app):
+        app.backend.chords._memory = Memory()
+        execute(app, message)
+    (body,) = messages(app)
+    execute(app, body)
+    assert result.get(timeout=10) == sum(range(members))
+    assert made(proxy) == expected(celery_s3(Deployment(tasks=members, chord=members)))
+
+
+def sent_chord(app, proxy, members):
+    """A chord of so many members; what was asked before it is not counted."""
+
     @app.task
     def member(number):
         return number
@@ -124,14 +137,7 @@ def test_chord(ours, proxy, members):
         return sum(numbers)
 
     proxy.reset()
-    result = chord([member.s(number) for number in range(members)], total.s()).apply_async()
-    for message in messages(app):
-        app.backend.chords._memory = Memory()
-        execute(app, message)
-    (body,) = messages(app)
-    execute(app, body)
-    assert result.get(timeout=10) == sum(range(members))
-    assert made(proxy) == expected(celery_s3(Deployment(tasks=members, chord=members)))
+    return chord([member.s(number) for number in range(members)], total.s()).apply_async()
 
 
 def messages(app):
@@ -156,16 +162,7 @@ def test_own_chord(own, proxy):
     """Celery's own chord, of which `chord_unlock` finds all members ready the first time: exact."""
     app = own
 
-    @app.task
-    def member(number):
-        return number
-
-    @app.task
-    def total(numbers):
-        return sum(numbers)
-
-    proxy.reset()
-    result = chord([member.s(number) for number in range(3)], total.s()).apply_async()
+    result = sent_chord(app, proxy, 3)
     sent = messages(app)
     for _ in range(2):
         for message in sorted(sent, key=lambda one: one.headers["task"] == "celery.chord_unlock"):
