@@ -26,6 +26,7 @@
         │   ├── BadSeal             the object is not what somebody with the keys has written there
         │   │   ├── NotSealed       it is plain
         │   │   ├── Tampered        it was changed, exchanged or cut
+        │   │   ├── Garbled         it is nothing that belongs under its name; also without `seal_keys`
         │   │   └── UnknownKey      its key is not among `seal_keys`
         │   └── KeyRefused          AWS KMS does not give the key
         └── Transient               worth another try
