@@ -85,10 +85,18 @@ def test_wrong_settings():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.6, "1 m"), (61, "1 m 1 s"), (3_600, "1 h"), (11_520, "3 h 12 m"), (1e6, "11 d 13 h")],
+    [
+        (0, "0 s"),
+        (59.6, "1 m"),
+        (61, "1 m 1 s"),
+        (3_600, "1 h"),
+        (11_520, "3 h 12 m"),
+        (86_401, "1 d"),
+        (1e6, "11 d 13 h"),
+    ],
 )
 def test_duration(seconds, text):
-    """An age is told in its two largest units."""
+    """An age is told in its largest unit and the one after it."""
     assert output.duration(seconds) == text
 
 

@@ -85,13 +85,14 @@ def bar(done: int, total: int, width: int = 10) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units, as ``3 h 12 m``."""
-    rest, parts = round(seconds), []
+    """Seconds in the largest unit and the next one, as ``3 h 12 m``."""
+    rest = round(seconds)
+    amounts: list[tuple[int, str]] = []
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         amount, rest = divmod(rest, size)
-        if amount:
-            parts.append(f"{amount} {unit}")
-    return " ".join(parts[:2]) or "0 s"
+        if amount or amounts:
+            amounts.append((amount, unit))
+    return " ".join(f"{amount} {unit}" for amount, unit in amounts[:2] if amount) or "0 s"
 
 
 def data_size(size: float) -> str:
