@@ -19,7 +19,7 @@ from rich.table import Table
 
 from celery_s3.dev.process import ServerNotStarted
 
-from . import chart, report
+from . import chart, large, report
 from .measures import measure
 from .rows import CONTENDERS, FULL, QUICK, ROWS, Effort
 from .stage import Stage
@@ -33,7 +33,9 @@ _LIBRARIES = ("celery-s3", "celery", "kombu", "obstore", "boto3", "redis", "seaw
 def main() -> int:
     arguments = _arguments()
     try:
-        if arguments.readme is None:
+        if arguments.large:
+            _large(arguments.large, arguments.rounds)
+        elif arguments.readme is None:
             _bench(arguments.quick, arguments.chords)
         else:
             _readme(Path(arguments.readme) if arguments.readme else _latest())
@@ -49,6 +51,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--chords", type=int, default=10_000, metavar="SIZE", help="no chords larger than that (10,000 take 5 minutes)"
     )
+    parser.add_argument(
+        "--large",
+        nargs="?",
+        type=int,
+        const=1024,
+        metavar="MIB",
+        help="only values of this size (1,024), beside obstore alone; a process needs three times as much memory",
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often, with --large (5)")
     parser.add_argument(
         "--readme",
         nargs="?",
@@ -70,6 +81,14 @@ def _bench(quick: bool, largest: int) -> None:
     name = _keep(run)
     _show(run)
     print(f"\n{time.monotonic() - began:.0f} s. Kept as benchmarks/runs/{name}.json, with a chart beside it (.svg).")
+
+
+def _large(mib: int, rounds: int) -> None:
+    run = _circumstances() | {"mib": mib, "samples": large.measure(mib, rounds)}
+    RUNS.mkdir(exist_ok=True)
+    name = f"{_name(run)}-large"
+    (RUNS / f"{name}.json").write_text(json.dumps(_rounded(run), ensure_ascii=False) + "\n")
+    print("\n".join(["", *large.report(run["samples"]), "", f"Kept as benchmarks/runs/{name}.json."]))
 
 
 def _run(effort: Effort, quick: bool) -> report.Run:
@@ -113,12 +132,15 @@ def _tell(key: str, contender: str, cell: report.Run) -> None:
 
 
 def _keep(run: report.Run) -> str:
-    moment = datetime.fromisoformat(run["date"])
-    name = f"{moment:%Y-%m-%d-%H%M}-{run['commit']}" + ("-quick" if run["quick"] else "")
+    name = _name(run) + ("-quick" if run["quick"] else "")
     RUNS.mkdir(exist_ok=True)
     (RUNS / f"{name}.json").write_text(json.dumps(_rounded(run), ensure_ascii=False) + "\n")
     (RUNS / f"{name}.svg").write_text(chart.svg(run))
     return name
+
+
+def _name(run: report.Run) -> str:
+    return f"{datetime.fromisoformat(run['date']):%Y-%m-%d-%H%M}-{run['commit']}"
 
 
 def _rounded(value: object) -> object:
@@ -150,7 +172,7 @@ def _show(run: report.Run) -> None:
 
 
 def _latest() -> Path:
-    kept = sorted(run for run in RUNS.glob("*.json") if not run.stem.endswith("-quick"))
+    kept = sorted(run for run in RUNS.glob("*.json") if not run.stem.endswith(("-quick", "-large")))
     if not kept:
         raise ValueError("There is no full run in benchmarks/runs yet: `make bench` makes one.")
     return kept[-1]

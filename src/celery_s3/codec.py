@@ -7,79 +7,48 @@ can read it. The user metadata repeats what answers ``state`` and ``children`` o
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
-from celery.exceptions import ImproperlyConfigured
 from celery.result import ResultBase
-from kombu.compression import compress, decompress, encoders, get_encoder
 from kombu.exceptions import DecodeError
 from kombu.serialization import loads as kombu_loads
-from kombu.serialization import registry
+from kombu.serialization import registry, unpickle
+from kombu.utils.json import loads as json_loads
 
-from . import lifetime
+from . import lifetime, raw
+from .chunks import LARGE
+from .compression import decompress_payload
+from .serializers import TYPED
 
 __all__ = [
     "LazyMeta",
     "are_children",
     "children_in",
-    "compress_payload",
-    "compression_method",
+    "files_in",
     "loads",
+    "loads_raw",
     "metadata",
     "state_of",
     "task_of",
 ]
 
-#: In front of a compressed payload stands ``MAGIC + content-type + NUL``, as in Celery 5.7.
-COMPRESSED_PAYLOAD_MAGIC = b"\x00celery-compressed\x00"
-
 _STATE = "celery-state"
 _TASK = "celery-task"
+_FILES = "celery-files"
 _CHILDREN = "celery-children"
 _CHILDLESS = ("[]", "null")
 #: S3 allows 2 KB of user metadata in all, names included; a seal takes 100 bytes, with AWS KMS 350.
 _ROOM = 1600
 
 
-def compression_method(name: str | None) -> str | None:
-    """The kombu compression that `result_compression` names.
-
-    Raises:
-        ImproperlyConfigured: kombu knows no such method.
-    """
-    if not name:
-        return None
-    try:
-        get_encoder(name)
-    except KeyError as exc:
-        known = ", ".join(sorted(encoders()))
-        raise ImproperlyConfigured(f"result_compression is {name!r}; this process knows {known}.") from exc
-    return name
-
-
-def compress_payload(payload: bytes | str, method: str) -> bytes:
-    """A payload that names its own compression."""
-    body, content_type = compress(payload, method)
-    return b"".join([COMPRESSED_PAYLOAD_MAGIC, content_type.encode(), b"\x00", body])
-
-
-def decompress_payload(payload: bytes) -> bytes:
-    """The payload as it was before :func:`compress_payload`; one without the marker is returned as it is."""
-    if not payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
-        return payload
-    content_type, _, body = payload[len(COMPRESSED_PAYLOAD_MAGIC) :].partition(b"\x00")
-    try:
-        restored: bytes = decompress(body, content_type.decode())
-    except Exception as exc:  # every compressor has errors of its own
-        raise DecodeError(f"compressed with {content_type!r}: {exc!r}") from exc
-    return restored
-
-
 def loads(payload: bytes, content_type: str, own: str, accept: Collection[str] | None) -> Any:
     """Decode a body by the type that its object declares, where that names a serializer; else by ``own``.
+
+    Of a large body that nobody else holds, no more than two copies are in memory, its value included.
 
     Arguments:
         own: the content type of this process' `result_serializer`.
@@ -89,22 +58,74 @@ def loads(payload: bytes, content_type: str, own: str, accept: Collection[str] |
         kombu.exceptions.ContentDisallowed: the type is not accepted.
         kombu.exceptions.DecodeError: the body is not of that type.
     """
+    if payload.startswith(b"\x00"):  # one of the magics; no serializer begins so
+        payload = decompress_payload(payload)
+        if payload.startswith(raw.MAGIC):
+            frame = raw.frame_of(payload)
+            return loads_raw(frame, payload[len(frame) :], own, accept)
+    declared = _declared(content_type, own)
+    body: bytes | str = payload
+    if len(payload) > LARGE:
+        decoder = registry._decoders.get(declared)  # noqa: SLF001
+        if decoder is unpickle:
+            return _unpickled(payload, declared, accept)
+        body = _text(payload) if decoder in _OF_TEXT else payload
+    del payload
+    return kombu_loads(body, content_type=declared, content_encoding="utf-8", accept=accept)
+
+
+def loads_raw(frame: bytes, value: bytes, own: str, accept: Collection[str] | None) -> dict[str, Any]:
+    """The meta of a result that is bytes.
+
+    Arguments:
+        frame: what stands before them.
+
+    Raises:
+        As :func:`loads`, of the meta.
+    """
+    content_type, meta = raw.unframe(frame)
+    declared = _declared(content_type, own)
+    return raw.joined(kombu_loads(meta, content_type=declared, content_encoding="utf-8", accept=accept), value)
+
+
+def _declared(content_type: str, own: str) -> str:
     # kombu has no other way to ask which serializers there are
-    declared = content_type if content_type in registry._decoders else own  # noqa: SLF001
-    return kombu_loads(decompress_payload(payload), content_type=declared, content_encoding="utf-8", accept=accept)
+    return content_type if content_type in registry._decoders else own  # noqa: SLF001
+
+
+#: Decoders that make text of their bytes first, and keep the bytes meanwhile.
+_OF_TEXT = {json_loads, TYPED[1]}
+
+
+def _text(payload: bytes) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError as exc:
+        raise DecodeError(f"it is no UTF-8: {exc}") from exc
+
+
+def _unpickled(payload: bytes, content_type: str, accept: Collection[str] | None) -> Any:
+    """What kombu's own decoder makes of it, which would copy a text out of the body first."""
+    kombu_loads(b"", content_type=content_type, content_encoding="binary", accept=accept)  # is it accepted?
+    try:
+        return pickle.loads(payload)  # noqa: S301
+    except Exception as exc:
+        raise DecodeError(repr(exc)) from exc
 
 
 def metadata(
-    state: str, task: str | None = None, children: object = None, expires: float | None = None
+    state: str, task: str | None = None, children: object = None, expires: float | None = None, files: int = 0
 ) -> dict[str, str]:
     """The user metadata of a result: ASCII, short; what does not fit is left to the body.
 
     Arguments:
         expires: the seconds that this result lives, 0 for ever; ``None``: like any.
+        files: how many its task has uploaded.
     """
     wanted = {
         _STATE: _ascii(state),
         **lifetime.metadata(expires),
+        _FILES: str(files) if files else "",
         _TASK: _ascii(task or ""),
         # JSON's own escapes keep it ASCII
         _CHILDREN: json.dumps(children, separators=(",", ":"), default=str)
@@ -130,6 +151,14 @@ def task_of(stored: Mapping[str, str]) -> str | None:
     """The task's name as the user metadata tells it, ``None`` where it does not."""
     task = stored.get(_TASK)
     return unquote(task) if task else None
+
+
+def files_in(stored: Mapping[str, str]) -> int:
+    """How many files its task has uploaded, as the user metadata tells."""
+    try:
+        return int(stored.get(_FILES, "0"))
+    except ValueError:
+        return 0
 
 
 def children_in(stored: Mapping[str, str]) -> dict[str, Any]:

@@ -11,10 +11,14 @@
     ├── ResultNotRead               also celery's BackendGetMetaError; raised to Celery by a read
     ├── MessageNotStored            a message's arguments could not be stored (the claim check)
     ├── MessageNotRead              a message's arguments could not be fetched
+    ├── FileNotStored               a file could not be uploaded; the task that returns it fails
+    ├── FileNotRead                 also an OSError; a file could not be fetched, or is not what was stored
     ├── NotEncodable                also kombu's EncodeError; typed+json cannot hold the value
     ├── NotDecodable                also kombu's DecodeError; no typed+json, or of an unknown type
+    ├── NotDecompressed             also kombu's DecodeError; this process lacks the method of compression
     └── StoreError                  what a store client raises, and nothing else
         ├── ObjectMissing           404 NoSuchKey: no object under that key
+        ├── UploadMissing           404 NoSuchUpload: it was completed or aborted
         ├── PreconditionFailed      412: somebody else wrote first
         ├── Refused                 the request itself is wrong for this server; never retried
         │   ├── BucketMissing       404 NoSuchBucket
@@ -23,7 +27,7 @@
         │   ├── WrongRegion         301, or 400 with a region in it
         │   ├── TLSFailure          the certificate is not trusted, or TLS was not spoken
         │   ├── BadRequest          any other 4xx
-        │   ├── BadSeal             the object is not what somebody with the keys has written there
+        │   ├── Untrusted           the object is not what somebody with the keys has written there
         │   │   ├── NotSealed       it is plain
         │   │   ├── Tampered        it was changed, exchanged or cut
         │   │   ├── Garbled         it is nothing that belongs under its name; also without `seal_keys`
@@ -54,11 +58,12 @@ __all__ = [
     "Ambiguous",
     "BadCredentials",
     "BadRequest",
-    "BadSeal",
     "BucketMissing",
     "CeleryS3Error",
     "ConfigurationError",
     "Conflict",
+    "FileNotRead",
+    "FileNotStored",
     "Garbled",
     "Interrupted",
     "KeyRefused",
@@ -67,6 +72,7 @@ __all__ = [
     "MessageNotStored",
     "NoRemoteControl",
     "NotDecodable",
+    "NotDecompressed",
     "NotEncodable",
     "NotRepaired",
     "NotSealed",
@@ -84,6 +90,8 @@ __all__ = [
     "UnknownKey",
     "Unreachable",
     "UnreadableResult",
+    "Untrusted",
+    "UploadMissing",
     "WrongRegion",
 ]
 
@@ -146,12 +154,24 @@ class MessageNotRead(CeleryS3Error):
     """The arguments of a message could not be fetched, or are not what was stored; the task fails with this."""
 
 
+class FileNotStored(CeleryS3Error):
+    """A file could not be read where it is, or not be uploaded; the message names it and the reason."""
+
+
+class FileNotRead(CeleryS3Error, OSError):
+    """A file could not be fetched from S3, or what was fetched is not what was stored."""
+
+
 class NotEncodable(CeleryS3Error, EncodeError):
     """A value cannot be written as ``typed+json``; the message names its type."""
 
 
 class NotDecodable(CeleryS3Error, DecodeError):
     """What was read is no ``typed+json``, or names a type that is not registered in this process."""
+
+
+class NotDecompressed(CeleryS3Error, DecodeError):
+    """What was read is compressed by a method that this process lacks; the message names the package."""
 
 
 class StoreError(CeleryS3Error):
@@ -205,6 +225,11 @@ class ObjectMissing(StoreError):
     what = "there is no such object"
 
 
+class UploadMissing(StoreError):
+    what = "the upload in parts was completed or aborted"
+    remedy = "Is there a lifecycle rule, or another program, that aborts uploads of less than a day?"
+
+
 class PreconditionFailed(StoreError):
     what = "the object is not in the version that the write expects"
 
@@ -249,26 +274,26 @@ class BadRequest(Refused):
     what = "the server refused the request"
 
 
-class BadSeal(Refused):
+class Untrusted(Refused):
     """The object is not what somebody with one of the keys has written under its name."""
 
 
-class NotSealed(BadSeal):
+class NotSealed(Untrusted):
     what = "the object is not sealed, and may be anybody's"
     remedy = "Set `accept_unsealed` while there are objects of before `seal_keys` was set, or forget the result."
 
 
-class Tampered(BadSeal):
+class Tampered(Untrusted):
     what = "the object is not what was sealed under this name: it was changed, exchanged or cut"
     remedy = "Find out who else may write to the bucket; forget the result, or restore the object."
 
 
-class Garbled(BadSeal):
+class Garbled(Untrusted):
     what = "the object is not what belongs under this name"
     remedy = "Find out who else writes there, and delete the object."
 
 
-class UnknownKey(BadSeal):
+class UnknownKey(Untrusted):
     what = "the object is sealed with a key that this process does not have"
     remedy = "Add that key to `seal_keys`: behind the first one, which seals."
 

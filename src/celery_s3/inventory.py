@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import chain
 
 from . import codec, keys
-from .errors import BadSeal, ObjectMissing
+from .errors import ObjectMissing, Untrusted
+from .files.pointer import folder
+from .files.store import Files
 from .store.api import Entry, Object, Store, batches
 from .store.counting import PAGE
 from .store.parallel import Pool
@@ -37,6 +41,7 @@ class Found:
         seen: when it was looked at, by the inventory's clock.
         state, task: ``None`` where only the listing was looked at, or another writer left none.
         expires: when it reads as missing; ``None`` where only the listing was looked at, or never.
+        files: how many its task has uploaded; ``None`` where only the listing was looked at.
     """
 
     id: str
@@ -45,6 +50,7 @@ class Found:
     state: str | None = None
     task: str | None = None
     expires: datetime | None = None
+    files: int | None = None
 
     @property
     def age_key(self) -> tuple[datetime, str]:
@@ -112,6 +118,7 @@ class Inventory:
         toll: counts the requests.
         ends: when an object expires, in seconds since the epoch; ``None``: never.
         clock: seconds.
+        files: the files that go with them.
 
     All methods raise :class:`~celery_s3.errors.StoreError` where the store fails.
     """
@@ -125,7 +132,9 @@ class Inventory:
         *,
         ends: Callable[[Object], float | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        files: Files | None = None,
     ) -> None:
+        self.files = files
         self.store = store
         self.pool = pool
         self.prefix = prefix
@@ -203,9 +212,9 @@ class Inventory:
         """The same with what their metadata says, in order of completion, without those that are gone."""
         return (found for found in self.pool.map_unordered(self._look, self._paid(results)) if found is not None)
 
-    def _paid(self, results: Iterable[Found]) -> Iterator[Found]:
+    def _paid(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
         for found in results:
-            self.toll.pay("GET")
+            self.toll.pay(verb)
             yield found
 
     def _look(self, found: Found) -> Found | None:
@@ -213,18 +222,19 @@ class Inventory:
             seen = self.store.get(found.entry.key, length=1)
         except ObjectMissing:
             return None
-        except BadSeal:
+        except Untrusted:
             # whatever is written beside it may be anybody's
             return replace(found, seen=self.clock())
         # it may have been written again since it was listed
         entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
         state, task = codec.state_of(seen.metadata), codec.task_of(seen.metadata)
-        return Found(found.id, entry, self.clock(), state, task, time_of(self.ends(seen)))
+        ends, files = time_of(self.ends(seen)), codec.files_in(seen.metadata)
+        return Found(found.id, entry, self.clock(), state, task, ends, files)
 
     # -- deleting
 
     def forget(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
-        """Delete every result that is wanted, and yield it then.
+        """Delete every result that is wanted with its files, and yield it then.
 
         What is deleted was looked at a moment before, again if need be, and only if it is still the same: what has
         been written meanwhile stays. On a server that ignores conditions, that moment remains.
@@ -237,7 +247,9 @@ class Inventory:
             if doomed:
                 self.toll.pay("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
-                yield from (found for key, found in doomed.items() if key not in kept)
+                gone = [found for key, found in doomed.items() if key not in kept]
+                self._delete(self._files_with(gone))
+                yield from gone
 
     def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
         """Those that are still wanted; which a batch that took long to fill up may hold others than."""
@@ -248,6 +260,35 @@ class Inventory:
             else:
                 stale.append(found)
         yield from (found for found in self._told(stale) if wanted.fits(found))
+
+    # -- files
+
+    def files_of(self, ids: Iterable[str]) -> list[str]:
+        """The keys of the files that go with these results; a request for each id, and one more where there are any."""
+        return self._files_with(self.known(ids))
+
+    def _files_with(self, results: Iterable[Found]) -> list[str]:
+        """Those that are not newer than the result: a task that runs again may be uploading others."""
+        files = self.files
+        if files is None:
+            return []
+        owners = self._paid((found for found in results if self._has_files(found)), "LIST")
+        return list(chain.from_iterable(self.pool.map(lambda one: files.keys_of(one.id, one.entry.modified), owners)))
+
+    def _has_files(self, found: Found) -> bool:
+        return folder(found.id) in self._folders if found.files is None else found.files > 0
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """Where there are files at all: cheaper than a look at each of many results."""
+        folders, listed = self.files.folders() if self.files is not None else (set(), 0)
+        self.toll.spent["LIST"] += max(1, -(-listed // PAGE))
+        return folders
+
+    def _delete(self, doomed: Sequence[str]) -> None:
+        for batch in batches(doomed, PAGE):
+            self.toll.pay("DELETE_OBJECTS")
+            self.store.delete_many(batch)
 
 
 class _Newest:

@@ -6,7 +6,8 @@
     <base><global_keyprefix>celery-taskset-meta-<id>    a saved group
     <base><global_keyprefix>chords/<group id>/…         a chord: see chords/service.py
     <base><global_keyprefix>chords-repaired             when chords were mended last: see backends/repair.py
-    <base>messages/<SHA-256>[.<random>]                 the arguments of a message: see claimcheck/messages.py
+    <base><global_keyprefix>celery-files/<id>/<random>  a file that a task returned: see files/store.py
+    <base>messages/<digest>[.<random>]                  the arguments of a message: see claimcheck/messages.py
     <base>celery-s3-probe                               see store/probe.py
     <base>celery-s3-doctor/…, <base>celery-s3-bench/…   what these commands try, and delete
 
@@ -20,8 +21,10 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-__all__ = ["MAX_KEY_BYTES", "MESSAGES", "decode_id", "encode_id", "full_key", "result_id"]
+__all__ = ["FILES", "MAX_KEY_BYTES", "MESSAGES", "decode_id", "encode_id", "full_key", "result_id"]
 
+#: Behind the base and Celery's `global_keyprefix`: files.
+FILES = "celery-files/"
 #: Behind the base: what messages point to.
 MESSAGES = "messages/"
 #: S3's limit on a key, in bytes of UTF-8.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .store.api import Object
 
-__all__ = ["DAYS", "HEADER", "PLAIN", "TAG", "asked", "ends", "metadata", "own", "tags"]
+__all__ = ["DAYS", "FILE", "HEADER", "PLAIN", "TAG", "asked", "ends", "metadata", "own", "tags"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ HEADER = "result_expires"
 _METADATA = "celery-expires"
 #: What the user metadata of every result has, and that of nothing else.
 _STATE = "celery-state"
+#: What the user metadata of every file has: its name.
+FILE = "celery-file"
 
 DAY = 86_400
 #: The object tag that lifecycle rules filter by.
@@ -92,11 +94,11 @@ def ends(found: Object, expires: float | None) -> float | None:
 
 
 def tags(given: Mapping[str, str], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The tags of an object: those of the settings, and of a result how long it lives.
+    """The tags of an object: those of the settings, and of a result or a file how long it lives.
 
     One that lives for more than a year, or for ever, has no such tag: no rule deletes it.
     """
-    if _STATE not in metadata:
+    if _STATE not in metadata and FILE not in metadata:
         return dict(given)
     term = own(metadata)
     value = PLAIN if term is None else next((str(days) for days in DAYS if 0 < term <= days * DAY), "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from .keys import MESSAGES
+from .keys import FILES, MESSAGES
 from .settings import Settings
 from .store.probe import PROBE
 
@@ -18,32 +18,38 @@ __all__ = ["ROLES", "Role", "document"]
 Role = Literal["worker", "client", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-#: Behind the base and Celery's `global_keyprefix`: results, saved groups, chords, and when chords were mended last.
-_RESULTS, _GROUPS, _CHORDS, _MENDED = "celery-task-meta-*", "celery-taskset-meta-*", "chords/*", "chords-repaired"
+#: Behind the base and Celery's `global_keyprefix`: results, files, saved groups, chords, and when chords were mended
+#: last.
+_RESULTS, _FILES, _GROUPS = "celery-task-meta-*", f"{FILES}*", "celery-taskset-meta-*"
+_CHORDS, _MENDED = "chords/*", "chords-repaired"
 #: Behind the base: large messages, what `doctor` and `bench` try and remove, and the probe.
 _LARGE, _DOCTOR, _BENCH = f"{MESSAGES}*", "celery-s3-doctor/*", "celery-s3-bench/*"
 
 _ALL = ("Get", "Put", "Delete")
 _GRANTS: dict[Role, dict[str, Sequence[str]]] = {
     "worker": {
-        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS, _LARGE, _DOCTOR), _ALL),
+        **dict.fromkeys((_RESULTS, _FILES, _GROUPS, _CHORDS, _LARGE, _DOCTOR), _ALL),
         **dict.fromkeys((_MENDED, PROBE), ("Get", "Put")),
     },
     "client": {
-        **dict.fromkeys((_RESULTS, _GROUPS, _CHORDS, _DOCTOR), _ALL),
+        **dict.fromkeys((_RESULTS, _FILES, _GROUPS, _CHORDS, _DOCTOR), _ALL),
         PROBE: ("Get", "Put"),
         _LARGE: ("Put",),
     },
     "operator": {
         **dict.fromkeys((_RESULTS, _CHORDS, _DOCTOR, _BENCH), _ALL),
         PROBE: ("Get", "Put"),
-        **dict.fromkeys((_GROUPS, _LARGE), ("Get", "Delete")),
+        **dict.fromkeys((_FILES, _GROUPS, _LARGE), ("Get", "Delete")),
     },
 }
+#: Uploads in parts need no more than PutObject, unless they fail; the daily cleanup aborts everybody's.
+_ABORTS: dict[Role, Sequence[str]] = {"worker": (_RESULTS, _FILES), "client": (_FILES,), "operator": (_RESULTS, _FILES)}
+#: What has Celery's `global_keyprefix` in front.
+_PREFIXED = (_RESULTS, _FILES, _GROUPS, _CHORDS, _MENDED)
 _KMS = "kms://"
 #: What is asked of the bucket itself: by `celery beat`, which is a worker to IAM, and by `doctor` and `init`.
 _BUCKET = {
-    "worker": ["s3:GetLifecycleConfiguration"],
+    "worker": ["s3:GetLifecycleConfiguration", "s3:ListBucketMultipartUploads"],
     "operator": [
         "s3:CreateBucket",
         "s3:GetBucketPublicAccessBlock",
@@ -86,15 +92,14 @@ def _objects(settings: Settings, role: Role, prefix: str, messages: bool) -> Ite
     keys: dict[Sequence[str], list[str]] = {}
     for name, verbs in _GRANTS[role].items():
         if not unused.get(name):
-            base = prefix if name in (_RESULTS, _GROUPS, _CHORDS, _MENDED) else settings.base
-            keys.setdefault(verbs, []).append(_key(settings, base, name))
+            keys.setdefault(verbs, []).append(_key(settings, prefix if name in _PREFIXED else settings.base, name))
     for verbs, arns in keys.items():
         actions = [f"s3:{verb}Object" for verb in verbs]
         if "Put" in verbs and (settings.tags or settings.expiry_tags):
             actions.append("s3:PutObjectTagging")
         yield _statement("".join(verbs), actions, arns)
-    if role == "operator":
-        yield _statement("Uploads", ["s3:AbortMultipartUpload"], [_key(settings, settings.base, "*")])
+    uploads = [_key(settings, prefix, name) for name in _ABORTS[role]]
+    yield _statement("Uploads", ["s3:AbortMultipartUpload"], uploads)
 
 
 def _listing(settings: Settings) -> Statement:

@@ -6,9 +6,9 @@ in between runs it again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,11 @@ from .control import Control, Upload
 from .errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
 from .expiry.rules import Rule, describe, hazards, merge, shared
 from .expiry.terms import Prefixes, Terms
+from .expiry.uploads import StaleUploads
 from .settings import Settings
 
 __all__ = ["Change", "Plan", "default_encryption", "plan", "why"]
 
-#: An upload that is older was given up; lifecycle rules abort those of AWS and the like after the same time.
-_STALE = timedelta(days=1)
 #: What a server answers that lacks a part of S3's API.
 _LACKING = (405, 501)
 #: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
@@ -194,14 +193,13 @@ def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[st
 
 
 def _uploads(control: Control, prefixes: Prefixes, exists: bool) -> _Step:
-    ours = (prefixes.results, prefixes.groups, prefixes.chords, prefixes.messages)
-    uploads = control.uploads(prefixes.base) if exists else ()
-    begun = datetime.now(UTC) - _STALE
-    stale = [one for one in uploads if one.key.startswith(ours) and one.started < begun]
+    uploads = StaleUploads(control, prefixes)
+    # by the server's clock, which has answered already
+    stale = list(uploads.found(time.time() - (control.skew or 0.0))) if exists else []
     if stale:
-        yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, control, stale)
+        yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, uploads, stale)
 
 
-def _abort(control: Control, uploads: Sequence[Upload]) -> None:
-    for one in uploads:
-        control.abort(one)
+def _abort(uploads: StaleUploads, stale: Sequence[Upload]) -> None:
+    for one in stale:
+        uploads.abort(one)

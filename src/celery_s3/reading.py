@@ -9,8 +9,8 @@ from celery import states
 from kombu.exceptions import DecodeError
 
 from . import codec
-from .errors import ResultNotRead, StoreError, UnreadableResult
-from .results import Results
+from .errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
+from .results import Results, Whole
 from .store.api import Object
 
 __all__ = ["Decoder", "Meta", "Reader", "pending", "ready"]
@@ -43,10 +43,17 @@ class Decoder:
     def loads(self, payload: bytes, content_type: str = "") -> Any:
         return codec.loads(payload, content_type, self.content_type, self.accept)
 
-    def state_in(self, whole: Object) -> str | None:
-        """The state that a body tells, ``None`` where it cannot be read."""
+    def take(self, whole: Whole) -> Any:
+        """Decode all of an object, which has no body any more afterwards."""
+        if whole.frame:
+            return codec.loads_raw(whole.frame, whole.take(), self.content_type, self.accept)
+        # not by a variable: whoever holds the body holds it until there is a value
+        return codec.loads(whole.take(), whole.about.content_type, self.content_type, self.accept)
+
+    def state_in(self, whole: Whole) -> str | None:
+        """The state that an object tells, ``None`` where it cannot be read."""
         try:
-            return str(self.loads(whole.body, whole.content_type)["status"])
+            return str(self.take(whole)["status"])
         except Exception:  # noqa: BLE001 (whatever a decoder makes of garbage)
             return None
 
@@ -58,6 +65,7 @@ class Reader:
         bucket: for messages.
         to_python: Celery's last step, which makes exceptions of what stands for them.
         changed: told the id of a task whose result turned out to be another one while it was read.
+        noticed: told an id and what stands under it, before that is decoded.
 
     All methods raise :class:`ResultNotRead` where the store fails, and :class:`UnreadableResult` for an object
     that is no result.
@@ -70,12 +78,14 @@ class Reader:
         bucket: str,
         to_python: Callable[[Meta], Meta],
         changed: Callable[[str], object],
+        noticed: Callable[[str, Object], object],
     ) -> None:
         self.results = results
         self.decoder = decoder
         self.bucket = bucket
         self.to_python = to_python
         self.changed = changed
+        self.noticed = noticed
 
     def exists(self, task_id: str, key: str) -> bool:
         """Whether there is anything, whatever its size."""
@@ -104,7 +114,7 @@ class Reader:
     def group_in(self, group_id: str, found: Object, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group in what was read of its object; ``None`` where that is gone by now."""
         whole = self._whole(group_id, found)
-        return None if whole is None else self._decoded(group_id, whole, lambda one: to_python(self._loads(one)))
+        return None if whole is None else self._decoded(group_id, whole, to_python)
 
     def _read(self, id: str, key: str) -> Object | None:
         try:
@@ -112,7 +122,7 @@ class Reader:
         except StoreError as exc:
             raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
 
-    def _whole(self, id: str, found: Object) -> Object | None:
+    def _whole(self, id: str, found: Object) -> Whole | None:
         try:
             return self.results.whole(found)
         except StoreError as exc:
@@ -132,28 +142,29 @@ class Reader:
         whole = self._whole(task_id, found)
         return pending() if whole is None else self._decoded(task_id, whole, self._result)
 
-    def _loads(self, whole: Object) -> Any:
-        return self.decoder.loads(whole.body, whole.content_type)
-
-    def _result(self, whole: Object) -> Meta:
-        meta = self._loads(whole)
+    def _result(self, meta: Any) -> Meta:
         if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):
             raise DecodeError("no status and result in it")
         if not codec.are_children(meta.get("children")):
             raise DecodeError("its children are no results")
         return self.to_python(meta)
 
-    def _decoded(self, id: str, whole: Object, decode: Callable[[Object], Meta]) -> Meta:
+    def _decoded(self, id: str, whole: Whole, to_python: Callable[[Any], Meta]) -> Meta:
         """Whatever goes wrong with an object's body is an error that names object and remedy."""
+        about = whole.about
+        self.noticed(str(id), about)
         try:
-            return decode(whole)
+            return to_python(self.decoder.take(whole))
+        except NotDecompressed as exc:
+            message = f"The object s3://{self.bucket}/{about.key}, the result of {id}, cannot be read: {exc}."
+            raise UnreadableResult(message, str(id)) from exc
         except Exception as exc:
             message = (
-                f"The object s3://{self.bucket}/{whole.key} ({whole.size} bytes,"
-                f" {whole.content_type or 'no content type'}) is not a result that this process can read"
+                f"The object s3://{self.bucket}/{about.key} ({about.size} bytes,"
+                f" {about.content_type or 'no content type'}) is not a result that this process can read"
                 f" as {self.decoder.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of"
                 f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
             )
-            if "celery-seal" in whole.metadata:
+            if "celery-seal" in about.metadata:
                 message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
             raise UnreadableResult(message, str(id)) from exc

@@ -8,32 +8,39 @@ Writing a result::
     I wrote its state before  PUT If-Match: <my etag>  → done
 
 so a stored SUCCESS is never replaced, whoever else is writing. A server without conditional writes gets a GET
-before the PUT, which is what every other backend does.
+before the PUT, which is what every other backend does; and so does every server before it gets a large result, which
+goes up in parts: the precondition holds when they are put together.
 """
 
 from __future__ import annotations
 
 import enum
+import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from celery import states
 
-from . import codec, lifetime
+from . import codec, lifetime, raw
+from .chunks import Chunks
 from .errors import Conflict, ObjectMissing, PreconditionFailed
-from .store.api import CREATE, Match, Object, Precondition, Store
+from .store.api import CREATE, Match, Object, Precondition, Store, Writer
 
-__all__ = ["Outcome", "Results"]
+__all__ = ["Outcome", "Results", "Whole"]
 
 logger = logging.getLogger(__name__)
 
 #: The bytes that the first GET asks for: small results come whole, large ones with their metadata.
 HEAD_BYTES = 64 * 1024
-#: The bytes of one request for the rest of a large result.
-PART_BYTES = 8 * 1024 * 1024
+#: The bytes of one request for the rest of a large result. Half as many as an upload's: a thread's memory allocator
+#: keeps two of them.
+PART_BYTES = 4 * 1024 * 1024
+#: How many of them are under way at a time.
+AT_ONCE = 8
 #: How often one write may lose to another writer before it is an error.
 LOST_RACES = 5
 #: How many tasks' own versions a process remembers: more than any pool runs at once.
@@ -48,12 +55,34 @@ class Outcome(enum.Enum):
     KEPT = "kept"
 
 
+@dataclass(slots=True)
+class Whole:
+    """All of an object that was read.
+
+    Attributes:
+        about: its first bytes, and all that came with them.
+        body: its bytes, or those behind the frame.
+        frame: what stands before a value that was stored as raw bytes: apart, for a large one is not copied.
+    """
+
+    about: Object
+    body: bytes = field(repr=False)
+    frame: bytes = field(default=b"", repr=False)
+
+    def take(self) -> bytes:
+        """The body, which is not kept here any longer: its value needs the room."""
+        body, self.body = self.body, b""
+        return body
+
+
 class Supported(Protocol):
     def supported(self) -> bool: ...
 
 
 class Parallel(Protocol):
-    def map(self, fn: Callable[[int], bytes], items: Iterable[int]) -> list[bytes]: ...
+    def stream(
+        self, fn: Callable[[int], bytes], items: Iterable[int], *, at_once: int
+    ) -> Iterator[tuple[int, bytes | BaseException]]: ...
 
 
 class Results:
@@ -61,6 +90,7 @@ class Results:
 
     Arguments:
         store: where the objects are.
+        uploads: writes large ones there.
         conditional: whether the server honours preconditions.
         pool: reads the parts of a large object at the same time.
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
@@ -71,14 +101,16 @@ class Results:
     def __init__(
         self,
         store: Store,
+        uploads: Writer,
         conditional: Supported,
         pool: Parallel,
         *,
-        state_in: Callable[[Object], str | None],
+        state_in: Callable[[Whole], str | None],
         expires: float | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
+        self.uploads = uploads
         self.conditional = conditional
         self.pool = pool
         self.state_in = state_in
@@ -89,7 +121,14 @@ class Results:
     # -- writing
 
     def write(
-        self, key: str, body: bytes, state: str, metadata: Mapping[str, str], content_type: str, *, rerun: bool = False
+        self,
+        key: str,
+        body: bytes | Chunks,
+        state: str,
+        metadata: Mapping[str, str],
+        content_type: str,
+        *,
+        rerun: bool = False,
     ) -> Outcome:
         """Store a state; a SUCCESS that stands there is kept.
 
@@ -103,7 +142,8 @@ class Results:
             return self._write_after_reading(key, body, state, metadata, content_type)
         precondition: Precondition = self._versions.expected(key)
         stored: Object | None = None
-        look = rerun and precondition is CREATE
+        large = isinstance(body, Chunks)
+        look = large or (rerun and precondition is CREATE)
         for _ in range(1 + LOST_RACES):
             if look:
                 stored = self._stored(key)
@@ -112,11 +152,12 @@ class Results:
                     return Outcome.KEPT
                 precondition = Match(stored.etag) if stored is not None else CREATE
             try:
-                etag = self.store.put(
-                    key, body, precondition=precondition, metadata=metadata, content_type=content_type
-                )
+                etag = self._put(key, body, precondition, metadata, content_type)
             except PreconditionFailed:
                 look = True
+            except Conflict:
+                if not large:
+                    raise  # it has been tried again
             else:
                 self._versions.wrote(key, etag, state)
                 return Outcome.WRITTEN
@@ -128,13 +169,27 @@ class Results:
         raise Conflict(why, operation="put", key=key)
 
     def _write_after_reading(
-        self, key: str, body: bytes, state: str, metadata: Mapping[str, str], content_type: str
+        self, key: str, body: bytes | Chunks, state: str, metadata: Mapping[str, str], content_type: str
     ) -> Outcome:
         stored = self._stored(key)
         if stored is not None and self._stands(stored, body, state):
             return Outcome.KEPT
-        self.store.put(key, body, metadata=metadata, content_type=content_type)
+        self._put(key, body, None, metadata, content_type)
         return Outcome.WRITTEN
+
+    def _put(
+        self,
+        key: str,
+        body: bytes | Chunks,
+        precondition: Precondition,
+        metadata: Mapping[str, str],
+        content_type: str,
+    ) -> str:
+        if isinstance(body, bytes):
+            return self.store.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+        return self.uploads.write(
+            key, body, size=body.size, precondition=precondition, metadata=metadata, content_type=content_type
+        )
 
     def _stored(self, key: str) -> Object | None:
         try:
@@ -142,7 +197,7 @@ class Results:
         except ObjectMissing:
             return None
 
-    def _stands(self, stored: Object, body: bytes, state: str) -> bool:
+    def _stands(self, stored: Object, body: bytes | Chunks, state: str) -> bool:
         """Whether what is stored stays, rather than ``body``."""
         if self._expired(stored):
             return False
@@ -176,7 +231,7 @@ class Results:
         found = self._stored(key)
         return None if found is None or self._expired(found) else found
 
-    def whole(self, found: Object) -> Object | None:
+    def whole(self, found: Object) -> Whole | None:
         """The rest of an object that :meth:`read` found, in parallel parts of one version of it.
 
         ``None`` where it is gone by now.
@@ -187,26 +242,28 @@ class Results:
             except ObjectMissing:
                 return None
             except PreconditionFailed:
-                again = self.read(found.key)
-                if again is None:
-                    return None
-                found = again
-        return found
+                pass  # not here, where what was read of the other version is not let go of yet
+            again = self.read(found.key)
+            if again is None:
+                return None
+            found = again
+        return Whole(found, found.body)
 
-    def _joined(self, found: Object) -> Object:
+    def _joined(self, found: Object) -> Whole:
         def part(start: int) -> bytes:
             return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
 
-        parts = self.pool.map(part, range(len(found.body), found.size, PART_BYTES))
-        return Object(
-            found.key,
-            b"".join([found.body, *parts]),
-            found.size,
-            found.etag,
-            found.modified,
-            found.metadata,
-            found.content_type,
-        )
+        frame = raw.frame_of(found.body)
+        # A buffer whose bytes are not copied once more to be handed out; closed, it lets go of them whoever has it.
+        with io.BytesIO() as body:
+            body.write(memoryview(found.body)[len(frame) :])
+            starts = range(len(found.body), found.size, PART_BYTES)
+            for start, read in self.pool.stream(part, starts, at_once=AT_ONCE):
+                if isinstance(read, BaseException):
+                    raise read
+                body.seek(start - len(frame))
+                body.write(read)
+            return Whole(found, body.getvalue(), frame)
 
     def ends(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""

@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from . import waiting
 from .chords import Chords, Manifest
 from .chords.tree import INLINE_BYTES
+from .chunks import LARGE
 from .cost import Prices, requests_cost, storage_cost, transfer_cost
 from .results import HEAD_BYTES, PART_BYTES
 from .store.memory import MemoryStore
 from .store.parallel import Pool
+from .store.uploads import part_bytes
 
 __all__ = ["Deployment", "Work", "celery_own", "celery_s3", "cost_of"]
 
@@ -127,12 +129,19 @@ def _ends(members: int, wait: float) -> list[float]:
 
 def celery_s3(shape: Deployment) -> list[Work]:
     """The requests of this backend."""
-    work = [Work("store each result", "PUT", shape.results, up=shape.results * shape.size)]
+    work = [Work("store each result", "PUT", shape.results * _puts(shape.size), up=shape.results * shape.size)]
+    if shape.size > LARGE:
+        work.append(Work("store: is there a result?", "GET", shape.results))
     if shape.chord:
         work += _chords(shape)
     if shape.fetch:
         work += _fetching(shape)
     return work
+
+
+def _puts(size: int) -> int:
+    """The requests that write one result: of an upload its beginning, its parts and its completion."""
+    return 1 if size <= LARGE else 2 - (-size // part_bytes(size))
 
 
 def _fetching(shape: Deployment) -> Iterator[Work]:

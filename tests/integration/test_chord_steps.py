@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 
 import pytest
 from celery import VERSION, chain, chord, group, states
@@ -282,6 +283,41 @@ def test_a_child_that_is_lost_after_its_success_was_stored(work, monkeypatch):
         app.timers.pop()[1]()
     broker.drain()
     assert result.get(timeout=5) == [0, 1]
+
+
+@pytest.mark.skipif(VERSION < (5, 7), reason="Celery looks for a stored SUCCESS since 5.7")
+@pytest.mark.parametrize("own", [True, False])
+def test_a_child_that_is_lost_after_it_has_claimed(work, monkeypatch, own):
+    """The worker's main process knows that its own child is dead and sends at once; another's claim has to expire."""
+    app, tasks, broker = work()
+    result = chord(values(tasks, 1), tasks["note"].s()).apply_async()
+    with app.connection_for_read() as connection:
+        message = app.amqp.queues[app.conf.task_default_queue](connection.default_channel).get()
+    request = Request(message, app=app, task=app.tasks["add"])
+    request.worker_pid = os.getpid() if own else 1
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(app.backend, "_decide", die)
+        broker.run((request.id, "add", request.args, request.kwargs, vars(request._context)))
+    with monkeypatch.context() as patched:
+        patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)
+        assert request._success_was_stored()
+    ((seconds, go_on),) = app.timers
+    assert seconds == 0
+    app.timers.clear()
+    go_on()
+    assert bool(app.timers) is not own
+    if not own:
+        monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
+        app.timers.pop()[1]()
+    broker.drain()
+    assert result.get(timeout=5) == [0]
 
 
 def test_tries_end(work, proxy, monkeypatch):

@@ -87,7 +87,7 @@ def test_group(request, proxy, name, model):
 
 
 def test_large(ours, proxy):
-    """A result over 64 KiB takes a GET for its beginning and one for each 8 MiB of the rest: exact."""
+    """A result over 64 KiB takes a GET for its beginning and one for each 4 MiB of the rest: exact."""
     id, size = uuid(), 9_000_000
     proxy.reset()
     ours.backend.store_result(id, "x" * size, "SUCCESS")

@@ -93,6 +93,7 @@ def test_json_and_dry_run(counted, stored, later, command, mine):
         "count": 1,
         "bytes": size,
         "looked": 2,
+        "uploads": 0,
         "complete": True,
         "saved_per_month": None,
         "versioned": False,
@@ -102,7 +103,7 @@ def test_json_and_dry_run(counted, stored, later, command, mine):
     assert dry == expected | {"dry_run": True}
     assert mine(app) == ids(old, other)
     wet = json.loads(command(app, "--json").stdout)
-    assert wet.pop("requests") == {"LIST": 5, "GET": 2, "DELETE_OBJECTS": 1}
+    assert wet.pop("requests") == {"LIST": 7, "GET": 2, "DELETE_OBJECTS": 1}
     assert wet == expected | {"dry_run": False}
     assert json.loads(command(app, "--json").stdout)["count"] == 0
     assert mine(app) == ids(other)
@@ -227,6 +228,42 @@ def test_by_the_servers_clock(seaweed, make_app, stored, tmp_path, mine, eventua
     eventually(lambda: swept() == 1, 30)
     assert mine(app) == ids(kept)
     assert gone.state == "PENDING"
+
+
+# -- uploads
+
+
+def test_uploads(counted, stored, later, command, proxy, prefix):
+    """Uploads in parts that nobody has completed for a day are aborted, and told; others and younger ones stay."""
+    app = counted()
+    ours, theirs = f"{app.backend.prefixes.results}{uuid()}", f"{prefix}theirs"
+    for key in (ours, theirs):
+        app.backend._plain_store.create_upload(key)
+    standing = Control(app.backend.settings).uploads
+    later(DAY - 60)
+    assert "upload" not in command(app).stdout
+    later(DAY + 60)
+    assert "Would abort 1 unfinished upload." in command(app, "--dry-run").stdout
+    assert json.loads(command(app, "--dry-run", "--json").stdout)["uploads"] == 1
+    assert sorted(one.key for one in standing(prefix)) == sorted([ours, theirs])
+    assert "Deleted 0 objects, 0 B. Aborted 1 unfinished upload. It took" in command(app).stdout
+    (left,) = standing(prefix)
+    assert left.key == theirs
+    app.backend._plain_store.abort_upload(theirs, left.id)
+
+
+def test_uploads_may_not_be_listed(counted, stored, later, command, proxy, mine):
+    """Who lacks that permission sweeps all the rest, and is told."""
+    app = counted()
+    stored(app, 1)
+    later(2 * DAY)
+    proxy.fail("ListMultipartUploads", "access_denied", times=-1)
+    assert json.loads(command(app, "--dry-run", "--json").stdout)["uploads"] is None
+    done = command(app)
+    assert done.exit_code == 0
+    assert "Deleted 1 object, " in done.stdout
+    assert "Unfinished uploads could not be looked at: access denied" in done.stdout
+    assert mine(app) == set()
 
 
 # -- meanwhile

@@ -11,7 +11,7 @@ from celery import states
 from kombu.utils.uuid import uuid
 
 from celery_s3.codec import LazyMeta
-from celery_s3.errors import ResultNotRead
+from celery_s3.errors import ResultNotRead, ResultNotStored
 from celery_s3.results import HEAD_BYTES, PART_BYTES
 
 LARGE = 300_000
@@ -70,16 +70,67 @@ def test_value(counted, stored, spends):
         assert (result.traceback, result.date_done is None) == (None, False)
 
 
-def test_in_parts(counted, stored, proxy):
-    """20 MB come in parallel parts of 8 MiB, all bound to one version."""
-    value = "".join(f"{number:07}," for number in range(2_500_000))
-    app = counted()
-    result = stored(app, value)
-    proxy.reset()
-    assert result.get(timeout=30) == value
+VERY_LARGE = "".join(f"{number:07}," for number in range(2_125_000))
+#: A look, its beginning, three parts, its completion.
+UPLOAD = {"GET": 1, "CreateMultipartUpload": 1, "UploadPart": 3, "CompleteMultipartUpload": 1}
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {},
+        {"result_serializer": "pickle", "result_accept_content": ["pickle"]},
+        {"s3_backend_settings": {"seal_keys": ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]}},
+        {"s3_backend_settings": {"conditional_writes": "off"}},
+    ],
+    ids=["json", "pickle", "sealed", "unconditional"],
+)
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_in_parts(counted, stored, proxy, spends, conf, kind):
+    """17 MB go up in parts of 8 MiB and come in parallel parts of 4 MiB, all bound to one version."""
+    app, value = counted(**conf), VERY_LARGE if kind is str else VERY_LARGE.encode()
+    with spends(**UPLOAD):
+        result = stored(app, value)
+    with spends(GET=1 + 5):
+        assert result.get(timeout=30) == value
     starts = [start for start, _ in ranges(proxy)]
-    assert starts == [0, HEAD_BYTES, HEAD_BYTES + PART_BYTES, HEAD_BYTES + 2 * PART_BYTES]
+    if "seal_keys" not in conf.get("s3_backend_settings", {}):
+        assert starts == [0, *range(HEAD_BYTES, len(value), PART_BYTES)]
     assert len({record.headers.get("if-match") for record in proxy.records()} - {None}) == 1
+    with spends(GET=1):
+        stored(app, value, id=result.id)
+    assert app.AsyncResult(result.id).get(timeout=30) == value
+
+
+def test_state_of_what_went_up_in_parts(counted, stored, proxy, spends):
+    """What stands beside a result stands beside an upload as well: its state needs 64 KiB."""
+    app = counted()
+    result = stored(app, VERY_LARGE)
+    with spends(GET=1):
+        assert app.AsyncResult(result.id).successful()
+    assert proxy.records()[0].received <= HEAD_BYTES
+    result.forget()
+    assert app.AsyncResult(result.id).state == "PENDING"
+
+
+def test_large_in_a_rerun(counted, stored, spends):
+    """A large result over its task's state, of this process or of another one, is the same requests."""
+    app, other = counted(), counted()
+    for starter in (app, other):
+        started = stored(starter, {"pid": 1}, "STARTED")
+        with spends(**UPLOAD):
+            result = stored(app, VERY_LARGE, id=started.id)
+        assert result.get(timeout=30) == VERY_LARGE
+
+
+def test_large_failure_to_store(counted, stored, proxy):
+    """An upload that fails is an error that names the task, and leaves neither object nor parts."""
+    app = counted(s3_backend_settings={"max_retries": 0})
+    proxy.fail("UploadPart", "access_denied", times=-1)
+    with pytest.raises(ResultNotStored, match="SUCCESS of task the-id was not stored"):
+        stored(app, VERY_LARGE, id="the-id")
+    assert proxy.counts()["AbortMultipartUpload"] == 1
+    assert app.AsyncResult("the-id").state == "PENDING"
 
 
 def test_with_a_small_cache(counted, stored, spends):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -14,15 +15,21 @@ from celery.exceptions import ChordError
 from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
-from celery_s3 import claimcheck
+from celery_s3 import S3File, claimcheck
 from celery_s3.backends import chords
 from celery_s3.chords import Ticket
 from celery_s3.cli import s3
 from celery_s3.expiry.terms import Terms
+from celery_s3.files import home
 from celery_s3.policy import document
+from celery_s3.store import uploads
 from celery_s3.store.routing import Routing
 
 BIG = "x" * 200_000
+#: The least that S3 takes for a part that is not the last one.
+LENGTH = 5 * 1024 * 1024
+#: The name of a file, behind the prefix of all.
+FILE = f"{uuid()}/{'0' * 32}"
 #: With the module's setting, a lease of a moment.
 CONF = {
     "result_chord_join_timeout": 0.1,
@@ -55,8 +62,7 @@ def calls(records):
         if not bucket:
             assert record.method == "POST"  # GetCallerIdentity, which needs no permission
         elif "".join(key):
-            action = "AbortMultipartUpload" if "uploadId" in query else f"{record.method.capitalize()}Object"
-            yield f"s3:{action}", f"{bucket}/{key[0]}"
+            yield f"s3:{object_action(record.method, query)}", f"{bucket}/{key[0]}"
         elif "delete" in query:
             yield "s3:DeleteObject", None  # the keys are in the body: the next part of the test looks at them
         elif record.fault == "access_denied":
@@ -66,6 +72,13 @@ def calls(records):
         else:
             assert record.method == "PUT", record
             yield "s3:CreateBucket", bucket
+
+
+def object_action(method, query):
+    """S3 wants no more for an upload in parts than for a PUT, but for its abort."""
+    if "uploads" in query or "uploadId" in query:
+        return "AbortMultipartUpload" if method == "DELETE" else "PutObject"
+    return f"{method.capitalize()}Object"
 
 
 def grants(policy):
@@ -123,6 +136,7 @@ class Party:
 
     def work(self):
         """Run every message as a worker's child does."""
+        home.last_used.set(None)  # what this process has to do with other apps is not the worker's
         with self.app.connection_for_read() as connection:
             queue = self.app.amqp.queues["shared"](connection.default_channel)
             queue.declare()
@@ -132,6 +146,16 @@ class Party:
                 about = (message.content_type, message.content_encoding)
                 request = headers | {"delivery_info": info}
                 trace_task_ret(headers["task"], headers["id"], request, message.body, *about, app=self.app)
+
+    def give_up(self, key):
+        """An upload in parts that fails, and is aborted."""
+
+        def chunks():
+            yield bytes(2 * LENGTH)
+            raise OSError("the disk")
+
+        with pytest.raises(OSError, match="the disk"):
+            self.backend.uploads.write(key, chunks())
 
     def stuck(self):
         """A chord whose members have delivered their parts, a failure among them, and then died; its result."""
@@ -162,7 +186,16 @@ def everything(task, value):
     return len(value)
 
 
-TASKS = {"measure": measure, "everything": everything}
+def again(task, file):
+    """Read a file, and return another one."""
+    return S3File(io.BytesIO(b"".join(file)))
+
+
+TASKS = {"measure": measure, "everything": everything, "again": again}
+
+
+def a_file():
+    return S3File(io.BytesIO(b"bytes"))
 
 
 def group_of(app, ids):
@@ -175,6 +208,8 @@ def group_of(app, ids):
 def party(make_app, monkeypatch):
     """``party(proxy, **conf)``"""
     monkeypatch.setattr(chords, "SHORTEST_LEASE", 0.3)
+    monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
+    monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
     deleted = []
     for name in ("delete_many", "delete_unchanged"):
         monkeypatch.setattr(Routing, name, noting(getattr(Routing, name), deleted))
@@ -205,12 +240,16 @@ def test_client(party, proxy_for, seaweed):
     client.probe()
     result = client.app.signature("measure", (BIG,)).delay()
     members = chord([client.app.signature("measure", (BIG,))] * 2, client.app.signature("measure")).apply_async()
+    copied = client.app.signature("again", (a_file(),)).delay()
     worker.work()
+    assert list(copied.get(timeout=5)) == [b"bytes"]
+    copied.forget()
     assert result.get(timeout=5) == len(BIG)
     assert members.get(timeout=5) == len("[200000, 200000]")
     saved = group_of(client.app, [result.id])
     client.app.GroupResult.restore(saved.id).delete()
     result.forget()
+    client.give_up(client.backend.prefixes.files + FILE)
     stuck = client.stuck()
     client.backend.repairs.mend([stuck.parent.id])
     with pytest.raises(ChordError):
@@ -224,11 +263,14 @@ def test_worker(party, proxy_for, seaweed):
     worker.doctor()
     worker.probe()
     client.app.signature("everything", (BIG,)).delay()
+    client.app.signature("again", (a_file(),)).delay()
     chord([client.app.signature("measure", (BIG,))] * 2, client.app.signature("measure")).apply_async()
     worker.work()
     worker.backend._mend_after_start()
     assert not worker.backend.supports_autoexpire
     group_of(client.app, ["some-id"])
+    worker.give_up(worker.backend.prefixes.results + "large")
+    client.backend._plain_store.create_upload(client.backend.prefixes.files + FILE)
     soon_expired(worker.backend)
     worker.backend.cleanup()
     assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
@@ -253,18 +295,19 @@ def test_operator(party, proxy_for, moto_s3):
     operator.probe()
     moto_s3.request("POST", f"/{bucket}/{operator.backend.prefixes.results}part?uploads")
     assert "part, begun" in celery("init", "--yes")
+    moto_s3.request("POST", f"/{bucket}/{operator.backend.prefixes.files}{FILE}?uploads")
     celery("doctor")
     celery("bench", "--count", "2")
     client.stuck()
     celery("chords", "--repair")
-    client.backend.store_result("some-id", 1, states.SUCCESS)
-    client.backend.store_result("other-id", 1, states.SUCCESS)
+    client.backend.store_result("some-id", a_file(), states.SUCCESS)
+    client.backend.store_result("other-id", a_file(), states.SUCCESS)
     celery("ls")
     celery("show", "some-id")
     celery("forget", "some-id", "--yes")
     group_of(client.app, ["some-id"])
     client.app.signature("measure", (BIG,)).delay()
     soon_expired(operator.backend)
-    celery("sweep")
+    assert "Aborted 1 unfinished upload." in celery("sweep")
     assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
     assert operator.unlike_the_policy("operator") == ([], [])

@@ -17,7 +17,6 @@ from celery.exceptions import ChordError
 from kombu.utils.uuid import uuid
 
 from celery_s3.errors import (
-    BadSeal,
     KeyRefused,
     KeyUnavailable,
     NotSealed,
@@ -26,6 +25,7 @@ from celery_s3.errors import (
     Tampered,
     UnknownKey,
     UnreadableResult,
+    Untrusted,
 )
 from celery_s3.results import HEAD_BYTES, PART_BYTES
 from celery_s3.sealing.format import FRAME, HEADER
@@ -178,7 +178,7 @@ BROKEN = {
     ),
     "of another key": (
         lambda found: {"metadata": {**found.metadata, HEADER: found.metadata[HEADER].replace(".", ".A256GCM.f", 1)}},
-        BadSeal,
+        Untrusted,
     ),
 }
 

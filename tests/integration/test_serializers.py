@@ -14,7 +14,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery.result import GroupResult
 from kombu.utils.uuid import uuid
 
-from celery_s3.codec import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
 from celery_s3.errors import UnreadableResult
 
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
@@ -127,16 +127,17 @@ def test_compression(counted, stored, method, serializer):
 def test_compression_comes_and_goes(counted, stored):
     """Results are read whether they were compressed or not, whatever the reader's own setting."""
     plain, gzipped, bzipped = counted(), counted(result_compression="gzip"), counted(result_compression="bzip2")
+    value = [VALUE] * 100
     for writer in (plain, gzipped, bzipped):
         for reader in (plain, gzipped, bzipped):
-            assert reader.AsyncResult(stored(writer, VALUE).id).get(timeout=5) == VALUE
+            assert reader.AsyncResult(stored(writer, value).id).get(timeout=5) == value
 
 
 def test_compressed_failure_with_odd_arguments(counted, stored):
     """An exception whose arguments no serializer takes is one with compression, too."""
     app = counted(result_compression="gzip")
     with pytest.raises(ValueError, match="object"):
-        stored(app, ValueError(object), "FAILURE").get(timeout=5)
+        stored(app, ValueError(object, "x" * 5000), "FAILURE").get(timeout=5)
 
 
 def test_unknown_compression(counted):
@@ -151,9 +152,10 @@ def test_celerys_own_compression_is_ours(counted, stored):
     from celery.backends.base import compress_payload, decompress_payload
 
     app = counted(result_compression="gzip")
-    result = stored(app, VALUE)
+    result = stored(app, [VALUE] * 100)
     found = body_of(app, result)
-    assert json.loads(decompress_payload(found.body))["result"] == VALUE
+    assert found.body.startswith(COMPRESSED_PAYLOAD_MAGIC)
+    assert json.loads(decompress_payload(found.body))["result"] == [VALUE] * 100
     app.backend.store.put(found.key, compress_payload(json.dumps({"status": "SUCCESS", "result": 2}), "lzma"))
     assert app.AsyncResult(result.id).get(timeout=5) == 2
 

@@ -334,14 +334,14 @@ def test_eager_results_are_not_waited_for(counted):
 
 
 def test_forget(counted, stored, spends):
-    """``forget()`` is one DELETE, after which the result is PENDING again, also if it had been fetched."""
+    """``forget()`` is one DELETE, after which the result is PENDING again; of a result not read before, a GET too."""
     result = stored(counted(), 1)
     assert result.get() == 1
     with spends(DELETE=1):
         result.forget()
     with spends(GET=1):
         assert result.state == "PENDING"
-    with spends(DELETE=1):
+    with spends(GET=1, DELETE=1):
         result.forget()
 
 
@@ -360,7 +360,7 @@ def test_forget_with_parents(counted, stored, spends):
     app = counted()
     result = stored(app, 2)
     result.parent = stored(app, 1)
-    with spends(DELETE=2):
+    with spends(GET=2, DELETE=2):
         result.forget()
     assert result.parent.state == "PENDING"
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from celery import Celery
-from celery.signals import after_task_publish, before_task_publish
+from celery.signals import after_task_publish, before_task_publish, task_postrun
 
 from celery_s3.backends import chords
 from celery_s3.chords.claim import Claim
@@ -56,6 +56,11 @@ def _before(sender: str, headers: dict[str, str], **_: object) -> None:
 def _after(sender: str, headers: dict[str, str], **_: object) -> None:
     if sender == "body":
         event("published", headers["id"])
+
+
+@task_postrun.connect
+def _ended(task_id: str, **_: object) -> None:
+    event("ended", task_id)
 
 
 _mark = Claim.mark

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -23,9 +24,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from celery import Celery, chord
@@ -35,8 +37,11 @@ from celery_s3.dev.seaweed import SeaweedFS
 
 TASKS = Path(__file__).with_name("chaos_tasks.py")
 #: Seconds.
-LEASE = 5.0
-VISIBLE = 4
+LEASE = 6.0
+#: As with any broker's default, longer than the lease.
+VISIBLE = 8
+#: Longer than a worker that is not killed needs to go on with a lost child's chord.
+SOON = 3.0
 #: Redis is looked through for messages to deliver again as often as that.
 RESTORED = 2
 
@@ -55,6 +60,9 @@ class Report:
     #: chords a message of which was lost: Redis hands a message out before the worker notes that it has it, and one
     #: that is killed in between takes the message with it (brokers that need an acknowledgement keep it)
     lost_by_redis: int = 0
+    #: chords that were mended: a child that had claimed was killed, and its worker too, right after that had
+    #: acknowledged the child's task for the SUCCESS that was stored, so that nobody was left to go on
+    mended: int = 0
     #: the longest time from the last kill to the sending of a body
     latest: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -120,9 +128,11 @@ class Round:
         }
         self.app = Celery("chaos", set_as_current=False)
         self.app.conf.update(self.conf)
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: dict[int, subprocess.Popen[bytes]] = {}
         self.started = 0
         self.killed: set[int] = set()
+        #: when workers were killed
+        self.ends: dict[int, float] = {}
 
     # -- workers
 
@@ -138,13 +148,14 @@ class Round:
         given = {"CHAOS_CONF": json.dumps(self.conf), "CHAOS_EVENTS": str(self.events), "CHAOS_LEASE": str(LEASE)}
         path = os.pathsep.join([str(TASKS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = environment(**given, PYTHONPATH=path)
-        self.workers.append(
-            spawn(command, self.folder / f"worker-{self.started}.log", env, self.folder, signal.SIGKILL)
-        )
+        self.workers[self.started] = spawn(command, self.log(self.started), env, self.folder, signal.SIGKILL)
+
+    def log(self, number: int) -> Path:
+        return self.folder / f"worker-{number}.log"
 
     def kill_one(self) -> None:
-        victim = self.random.choice(self.workers)
-        children = self.random.random() < 0.4 and _children(victim.pid)
+        victim = self.random.choice(list(self.workers))
+        children = self.random.random() < 0.4 and _children(self.workers[victim].pid)
         if children:
             child = self.random.choice(children)
             self.killed.add(child)
@@ -156,12 +167,13 @@ class Round:
         self.report.kills += 1
         self.start()
 
-    def end(self, worker: subprocess.Popen[bytes]) -> None:
+    def end(self, number: int) -> None:
+        worker = self.workers.pop(number)
         self.killed |= {worker.pid, *_children(worker.pid)}
+        self.ends[number] = time.time()
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
-        self.workers.remove(worker)
 
     # -- chords
 
@@ -214,12 +226,33 @@ class Round:
     def explain(self, body: str, group: str) -> None:
         """Why a chord stands still: a message of it that is neither done with nor at the broker was lost there."""
         (found,) = self.app.backend.repairs.survey.chords([group], settled=True)
-        waits_for_message = found.done < len(found.manifest.ids) or found.state == "sent"
-        if waits_for_message and not self.messages():
+        acknowledged = self.acknowledged()
+        unfinished = self.unfinished(found.manifest.ids)
+        lived = [self.ends.get(n, time.time()) - when for id, (n, when) in acknowledged.items() if id in unfinished]
+        if any(seconds < SOON for seconds in lived):
+            self.report.mended += 1
+            self.app.backend.repairs.mend([group])
+            if not self.left_after({body: group}, VISIBLE + RESTORED + 15):
+                return
+        if not self.messages() and (found.state == "sent" or unfinished - acknowledged.keys()):
             self.report.lost_by_redis += 1
         else:
             about = f"{found.state}, {found.done} of {len(found.manifest.ids)} done {found.reason}"
             self.report.problems.append(f"chord {group} stands still: {about}; body {body}")
+
+    def unfinished(self, ids: Sequence[str]) -> set[str]:
+        """The members that nobody ran to the end."""
+        last = {name: kind for _, kind, name, _ in self.lines() if kind in ("began", "ended")}
+        return {id for id in ids if last.get(id) != "ended"}
+
+    def acknowledged(self) -> dict[str, tuple[int, float]]:
+        """The members that a worker acknowledged for their stored SUCCESS: its number, and when."""
+        line = re.compile(r"\[([^:]+:[^:]+:[^:]+): WARNING/MainProcess\] Task member\[(.+?)\] succeeded before")
+        found = {}
+        for number in range(1, self.started + 1):
+            for when, id in line.findall(self.log(number).read_text(errors="replace")):
+                found[id] = number, datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+        return found
 
     def messages(self) -> int:
         """How many messages the broker has, handed out or not."""
@@ -283,8 +316,8 @@ def main() -> int:
                 with arguments.output.open("a") as file:
                     file.write(f"{line}\n")
             failed = failed or bool(report.problems)
-            if report.problems:
-                print(*(path.read_text(errors="replace")[-3000:] for path in folder.glob("*.log")), sep="\n")
+            if report.problems and arguments.output:
+                shutil.copytree(folder, arguments.output.parent / f"soak-failed-{arguments.seed + number}")
     return int(failed)
 
 

@@ -39,15 +39,17 @@ from celery.result import result_from_tuple
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
-from kombu.exceptions import DecodeError
+from kombu.compression import encoders
+from kombu.exceptions import ContentDisallowed, DecodeError
 from obstore import exceptions as obs
 
-from celery_s3 import codec, keys, lifetime, typed
+from celery_s3 import S3File, codec, keys, lifetime, raw, typed
 from celery_s3.chords import Chords, Manifest, Ticket
 from celery_s3.chords.claim import Claim
 from celery_s3.chords.tree import frame, pack, unframe, unpack
 from celery_s3.claimcheck.envelope import unpack as unpack_message
-from celery_s3.errors import BadSeal, Garbled, NotDecodable, StoreError, UnreadableResult
+from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC, compress_payload
+from celery_s3.errors import Garbled, NotDecodable, StoreError, UnreadableResult, Untrusted
 from celery_s3.reading import Decoder as BodyDecoder
 from celery_s3.reading import Reader
 from celery_s3.results import Results
@@ -61,6 +63,7 @@ from celery_s3.store.memory import MemoryStore
 from celery_s3.store.obstore_errors import Failure
 from celery_s3.store.parallel import Pool
 from celery_s3.store.translate import Request
+from celery_s3.store.uploads import Uploads
 
 SECONDS = 5
 MEMORY = 1 << 30
@@ -112,8 +115,11 @@ class Always:
 def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callable[[bytes], Any]:
     """Reads a result whose body is the input, as ``AsyncResult`` does."""
     store, body_decoder = MemoryStore(), BodyDecoder(content_type, {content_type})
-    results = Results(store, Always(), Pool(1), state_in=body_decoder.state_in)
-    read = Reader(results, body_decoder, "bucket", Backend(app=APP).meta_from_decoded, lambda id: None)
+    pool = Pool(1)
+    results = Results(store, Uploads(store, pool), Always(), pool, state_in=body_decoder.state_in)
+    read = Reader(
+        results, body_decoder, "bucket", Backend(app=APP).meta_from_decoded, lambda id: None, lambda id, found: None
+    )
 
     def decode(body: bytes) -> Any:
         store.put("key", body, metadata=metadata, content_type=content_type)
@@ -168,6 +174,24 @@ def optional_values() -> Iterator[Any]:
     yield [np.arange(3), np.float64(1), np.array([(1, "a")], dtype="i4,U1")]
     yield pa.table({"x": [1, None], "y": [["a"], []]})
     yield pd.DataFrame({"a": [1], "b": ["x"]})
+
+
+# -- files
+
+FILE = {
+    "key": "task/" + "0" * 32,
+    "at": "s3://memory/celery-files/",
+    "size": 3,
+    "sha256": "a" * 64,
+    "name": "x.txt",
+    "content_type": "text/plain",
+}
+
+
+def file(body: bytes) -> Any:
+    """What stands in the place of a file in a message: a handle, whatever it is, or no JSON."""
+    found = S3File.of(json.loads(body))
+    return repr(found), found.pointer()
 
 
 # -- chords
@@ -280,19 +304,32 @@ MESSAGES = tuple(
 
 
 def compressed(body: bytes) -> Any:
-    return codec.loads(codec.COMPRESSED_PAYLOAD_MAGIC + body, JSON, JSON, {JSON})
+    return codec.loads(COMPRESSED_PAYLOAD_MAGIC + body, JSON, JSON, {JSON})
 
 
 PACKED = tuple(
-    codec.compress_payload(METAS[0], method).removeprefix(codec.COMPRESSED_PAYLOAD_MAGIC)
-    for method in ("gzip", "bzip2", "lzma")
+    b"".join(compress_payload(METAS[0] + b" " * 1000, method, 0)).removeprefix(COMPRESSED_PAYLOAD_MAGIC)
+    for method in encoders()
+)
+
+
+def framed(body: bytes) -> Any:
+    return codec.loads(raw.MAGIC + body, raw.CONTENT_TYPE, JSON, {JSON})
+
+
+READ = reader(JSON)
+FRAMED = tuple(
+    (raw.frame(json.dumps({**META, "result": len(value)}), JSON) + value).removeprefix(raw.MAGIC)
+    for value in (b"", b"\x00\xff", b"x" * 500)
 )
 
 #: A line for each way in. Add yours.
 DECODERS = (
     Decoder("codec.loads", lambda body: codec.loads(body, JSON, JSON, {JSON}), METAS, (DecodeError,)),
     Decoder("codec.loads, compressed", compressed, PACKED, (DecodeError,)),
+    Decoder("codec.loads, raw bytes", framed, FRAMED, (DecodeError, ContentDisallowed)),
     Decoder("result", reader(JSON), METAS, (UnreadableResult,)),
+    Decoder("result, raw bytes", lambda body: READ(raw.MAGIC + body), FRAMED, (UnreadableResult,)),
     Decoder("result, typed", reader(TYPED), (*METAS, typed.dumps(META).encode()), (UnreadableResult,)),
     Decoder("result, large", reader(JSON, {"celery-state": "SUCCESS"}), METAS, (UnreadableResult,)),
     Decoder("metadata", metadata_of, (b"SUCCESS", b'[[["id",null],null]]', b"%C3%A9", b"60.5")),
@@ -304,6 +341,7 @@ DECODERS = (
         tuple(typed.dumps(value).encode() for value in optional_values()),
         (NotDecodable,),
     ),
+    Decoder("file", file, (json.dumps(FILE).encode(),), (ValueError, RecursionError)),
     Decoder("manifest", Manifest.loads, (MANIFEST.dumps(),), (ValueError,)),
     Decoder("part", unframe, (frame(("a",), b"value"),), (ValueError,)),
     Decoder("summary", unpack, (pack([b"one", None, b""]),), (ValueError,)),
@@ -318,7 +356,7 @@ DECODERS = (
     Decoder(
         "seal's header", lambda text: Header.loads(text.decode("latin-1")), (SEALED.partition(b"\n")[0],), (Broken,)
     ),
-    Decoder("sealed object", OPEN, (SEALED,), (BadSeal,)),
+    Decoder("sealed object", OPEN, (SEALED,), (Untrusted,)),
     Decoder("claim check", lambda body: unpack_message(body, "json"), MESSAGES, (DecodeError,)),
 )
 

@@ -5,7 +5,6 @@ import pickle
 from contextlib import suppress
 
 import pytest
-from celery.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -47,31 +46,6 @@ def test_many_children_are_left_to_the_body():
 def test_foreign_object_has_no_state():
     """An object of another writer tells no state."""
     assert codec.state_of({}) is None
-
-
-@pytest.mark.parametrize("method", ["gzip", "bzip2", "lzma"])
-def test_compression_round_trip(method):
-    """A compressed payload names its method and is restored by anyone."""
-    packed = codec.compress_payload(b"x" * 1000, method)
-    assert packed.startswith(codec.COMPRESSED_PAYLOAD_MAGIC)
-    assert len(packed) < 200
-    assert codec.decompress_payload(packed) == b"x" * 1000
-
-
-def test_marker_is_celerys():
-    """Celery 5.7 reads what we compress, and we what it compresses."""
-    base = pytest.importorskip("celery.backends.base")
-    if not hasattr(base, "compress_payload"):
-        pytest.skip("this Celery compresses no results")
-    assert base.decompress_payload(codec.compress_payload(b"abc", "gzip")) == b"abc"
-    assert codec.decompress_payload(base.compress_payload(b"abc", "gzip")) == b"abc"
-
-
-def test_unknown_compression():
-    """An unknown `result_compression` is named, with what there is."""
-    with pytest.raises(ImproperlyConfigured, match=r"'gzap'.*gzip"):
-        codec.compression_method("gzap")
-    assert codec.compression_method(None) is None
 
 
 def test_declared_type_wins():

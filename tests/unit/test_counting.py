@@ -51,6 +51,29 @@ def test_each_verb_has_its_line(store, tally):
     assert counted["GET"]["bytes_down"] == 2
 
 
+def test_an_upload_in_parts(memory, store, tally):
+    """Its beginning, each part and its completion are PUTs, as they are billed, an abort a DELETE; errors too."""
+    upload_id = store.create_upload("k")
+    etags = [store.put_part("k", upload_id, number, b"12345") for number in (1, 2)]
+    store.complete_upload("k", upload_id, etags)
+    store.abort_upload("k", upload_id)
+    counted = tally.snapshot()
+    assert {verb: line["requests"] for verb, line in counted.items()} == {"PUT": 4, "DELETE": 1}
+    assert counted["PUT"]["bytes_up"] == 10
+    memory.faults.append(Fault(Throttled("slow down"), times=-1))
+    for call in (
+        lambda: store.create_upload("k"),
+        lambda: store.put_part("k", upload_id, 1, b"123"),
+        lambda: store.complete_upload("k", upload_id, []),
+        lambda: store.abort_upload("k", upload_id),
+    ):
+        with pytest.raises(Throttled):
+            call()
+    counted = tally.snapshot()
+    assert (counted["PUT"]["requests"], counted["PUT"]["Throttled"], counted["PUT"]["bytes_up"]) == (7, 3, 13)
+    assert (counted["DELETE"]["requests"], counted["DELETE"]["Throttled"]) == (2, 1)
+
+
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000, 2001])
 def test_pages_and_batches_are_requests(memory, store, tally, count):
     """A listing counts one request for each page, a mass deletion one for each thousand keys, as they are made."""

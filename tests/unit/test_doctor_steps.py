@@ -27,7 +27,9 @@ SETTINGS = Settings(
         "aws_region": "AWS_REGION",
     },
 )
-PREFIXES = Prefixes("c/", "c/celery-task-meta-", "c/celery-taskset-meta-", "c/chords/", "c/messages/")
+PREFIXES = Prefixes(
+    "c/", "c/celery-task-meta-", "c/celery-taskset-meta-", "c/chords/", "c/messages/", "c/celery-files/"
+)
 TERMS = Terms.of({}, 86_400)
 
 

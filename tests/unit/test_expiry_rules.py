@@ -20,9 +20,17 @@ PLACES = Prefixes(
     "results/celery-taskset-meta-",
     "results/chords/",
     "results/messages/",
+    "results/celery-files/",
 )
-BARE = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/")
-OTHERS = Prefixes("other/", "other/celery-task-meta-", "other/celery-taskset-meta-", "other/chords/", "other/messages/")
+BARE = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/", "celery-files/")
+OTHERS = Prefixes(
+    "other/",
+    "other/celery-task-meta-",
+    "other/celery-taskset-meta-",
+    "other/chords/",
+    "other/messages/",
+    "other/celery-files/",
+)
 
 seconds = st.one_of(st.none(), st.floats(0.001, 400 * DAY), st.integers(1, 400 * DAY))
 
@@ -53,15 +61,17 @@ any_rule = st.builds(
 
 
 def test_by_prefix():
-    """Results, groups, chords and messages each have a rule for their prefix, and one for stale uploads there."""
+    """Results, files, groups, chords and messages each have a rule for their prefix, and one for stale uploads."""
     rules = kinds(wanted(PLACES, terms(results=3600, failures=3600, messages=15 * DAY)))
     found = {kind: (rule["Filter"], rule.get("Expiration")) for kind, rule in rules.items()}
     assert found == {
         "results": ({"Prefix": PLACES.results}, {"Days": 1}),
+        "files": ({"Prefix": PLACES.files}, {"Days": 1}),
         "groups": ({"Prefix": PLACES.groups}, {"Days": 1}),
         "chords": ({"Prefix": PLACES.chords}, {"Days": 15}),
         "messages": ({"Prefix": PLACES.messages}, {"Days": 15}),
         "uploads-results": ({"Prefix": PLACES.results}, None),
+        "uploads-files": ({"Prefix": PLACES.files}, None),
         "uploads-groups": ({"Prefix": PLACES.groups}, None),
         "uploads-chords": ({"Prefix": PLACES.chords}, None),
         "uploads-messages": ({"Prefix": PLACES.messages}, None),
@@ -83,7 +93,12 @@ def test_days_are_rounded_up(results, failures, days):
 def test_no_rule_is_too_short(results, failures, chords):
     """Whatever the terms: every rule gives what it deletes at least its time, and what lives for ever has none."""
     rules = kinds(wanted(PLACES, terms(results, failures, chords)))
-    for kind, needed in (("results", [results, failures]), ("groups", [results]), ("chords", [chords])):
+    for kind, needed in (
+        ("results", [results, failures]),
+        ("files", [results]),
+        ("groups", [results]),
+        ("chords", [chords]),
+    ):
         if None in needed:
             assert kind not in rules
         else:
@@ -92,25 +107,26 @@ def test_no_rule_is_too_short(results, failures, chords):
 
 
 def test_by_tag():
-    """With tags each result has the rule of its own time; without a term of its own, that of `result_expires`."""
+    """With tags each result, and each file, has the rule of its own time; without one of its own, `result_expires`."""
     rules = kinds(wanted(PLACES, terms(results=3 * DAY, failures=None), by_tag=True))
-    tagged = {}
-    for kind, rule in rules.items():
-        if kind.startswith("results-"):
-            where = rule["Filter"]["And"]
-            assert where["Prefix"] == PLACES.results
-            (tag,) = where["Tags"]
-            assert tag["Key"] == lifetime.TAG
-            tagged[tag["Value"]] = rule["Expiration"]["Days"]
-    assert tagged == {"default": 3, **{str(days): days for days in lifetime.DAYS}}
-    assert "results" not in rules
+    for name, prefix in (("results", PLACES.results), ("files", PLACES.files)):
+        tagged = {}
+        for kind, rule in rules.items():
+            if kind.startswith(f"{name}-"):
+                where = rule["Filter"]["And"]
+                assert where["Prefix"] == prefix
+                (tag,) = where["Tags"]
+                assert tag["Key"] == lifetime.TAG
+                tagged[tag["Value"]] = rule["Expiration"]["Days"]
+        assert tagged == {"default": 3, **{str(days): days for days in lifetime.DAYS}}
+        assert name not in rules
     assert len({rule["ID"] for rule in rules.values()}) == len(rules)
 
 
 def test_others_uploads():
     """With an empty base_path, no rule is for the whole bucket, nor for a folder in which nothing of ours expires."""
     for rule in wanted(BARE, Terms(None, None, None, 15 * DAY, None)):
-        assert rule["Filter"]["Prefix"] in (BARE.results, BARE.groups)
+        assert rule["Filter"]["Prefix"] in (BARE.results, BARE.files, BARE.groups)
     assert all(rule["Filter"]["Prefix"] for rule in wanted(BARE, terms(messages=DAY)))
 
 
@@ -240,10 +256,11 @@ def test_hazards():
         *wanted(PLACES, terms()),
     ]
     found = hazards(rules, PLACES, terms(results=2 * DAY, failures=2 * DAY))
+    kinds = "results, files, saved groups, chords"
     assert found == [
-        "The lifecycle rule 'logs ' deletes results, saved groups, chords after 1 day, before they expire.",
-        "The lifecycle rule 'logs results/' moves results, saved groups, chords to GLACIER, where they cannot be read.",
-        "The lifecycle rule 'date' deletes results, saved groups, chords from 2030-01-01 on, whatever their age.",
+        f"The lifecycle rule 'logs ' deletes {kinds} after 1 day, before they expire.",
+        f"The lifecycle rule 'logs results/' moves {kinds} to GLACIER, where they cannot be read.",
+        f"The lifecycle rule 'date' deletes {kinds} from 2030-01-01 on, whatever their age.",
     ]
 
 
@@ -273,15 +290,16 @@ def test_rules_of_an_earlier_init(by_tag, results, should):
     """A rule of ours that is shorter than the settings say by now, or that they do not ask for, is named with both."""
     standing = [foreign(), *wanted(OTHERS, terms()), *wanted(PLACES, terms(), by_tag=by_tag)]
     found = outdated(standing, wanted(PLACES, terms(results, results), by_tag=by_tag))
-    assert len(found) == 2
+    assert len(found) == 3
     assert all("after 1 day; by the settings it should be" in one and one.endswith(f"{should}.") for one in found)
     assert outdated([{**rule, "Status": "Disabled"} for rule in standing], wanted(PLACES, terms(results))) == []
 
 
 def test_tags_are_switched_on():
     """The rule without tags still deletes what lives longer by its own term; a rule that is too long harms nothing."""
-    (found,) = outdated(wanted(PLACES, terms()), wanted(PLACES, terms(), by_tag=True))
-    assert "-results: delete results/celery-task-meta-* after 1 day" in found
+    results, files = outdated(wanted(PLACES, terms()), wanted(PLACES, terms(), by_tag=True))
+    assert "-results: delete results/celery-task-meta-* after 1 day" in results
+    assert "-files: delete results/celery-files/* after 1 day" in files
     assert outdated(wanted(PLACES, terms(results=9 * DAY)), wanted(PLACES, terms())) == []
 
 

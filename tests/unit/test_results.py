@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 
 import greenlet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_s3 import raw
+from celery_s3.chunks import Chunks, one_body
 from celery_s3.errors import Conflict, Interrupted, ObjectMissing, PreconditionFailed, StoreError, Throttled
-from celery_s3.results import HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results
+from celery_s3.results import AT_ONCE, HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results, Whole
 from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.parallel import Pool
 from celery_s3.store.retrying import Retrying
+from celery_s3.store.uploads import Uploads
 
 KEY = "celery-task-meta-job"
 WRITTEN, KEPT = Outcome.WRITTEN, Outcome.KEPT
@@ -29,19 +34,13 @@ class Server:
         return self._supported
 
 
-class OneByOne:
-    """A pool without threads."""
-
-    def map(self, fn, items):
-        return [fn(item) for item in items]
-
-
-def state_in(stored):
-    return stored.metadata.get("state")
+def state_in(whole):
+    return whole.about.metadata.get("state")
 
 
 def results_over(store, supported=True, **kwargs):
-    return Results(store, Server(supported), OneByOne(), state_in=state_in, **kwargs)
+    pool = Pool(1)
+    return Results(store, Uploads(store, pool), Server(supported), pool, state_in=state_in, **kwargs)
 
 
 def write(results, state, body=b"", key=KEY):
@@ -237,6 +236,123 @@ def test_versions_are_bounded():
     assert verbs(store)[3:] == ["PUT"]
 
 
+# -- large ones
+
+TEXT = "0123456789abcdef" * 2**20 + "!"
+
+
+def write_large(results, state, body=TEXT):
+    return results.write(KEY, one_body(body), state, {"state": state}, "text/plain")
+
+
+def test_large_body():
+    """A large body goes up in parts, after a look; a small one is bytes."""
+    store = MemoryStore()
+    assert write_large(results_over(store), "SUCCESS") is WRITTEN
+    assert verbs(store) == ["GET", "CREATE", "PART", "PART", "PART", "COMPLETE"]
+    found = store.get(KEY)
+    assert (found.body, found.metadata["state"]) == (TEXT.encode(), "SUCCESS")
+    assert one_body(TEXT[:-1]) == one_body(TEXT[:9], TEXT[9:-1].encode()) == TEXT[:-1].encode()
+
+
+@pytest.mark.parametrize("pieces", [(TEXT,), (b"frame", TEXT.encode()), ("é" * 2**23, "x")])
+def test_chunks(pieces):
+    """The chunks of a body are its bytes, in this number, as often as somebody asks."""
+    body, whole = one_body(*pieces), b"".join(p.encode() if isinstance(p, str) else p for p in pieces)
+    assert isinstance(body, Chunks)
+    assert b"".join(body) == b"".join(body) == whole
+    assert body.size == len(whole)
+
+
+def test_half_a_character():
+    """A text that UTF-8 cannot hold is no body, however large."""
+    with pytest.raises(UnicodeEncodeError):
+        one_body("\ud800" + TEXT)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_large_body_is_not_sent_in_vain(supported):
+    """Where a SUCCESS stands, nothing of a large one is sent, in the same process or in another one."""
+    store = MemoryStore(conditional=supported)
+    results = results_over(store, supported)
+    write(results, "SUCCESS", b"first")
+    store.requests.clear()
+    for writer in (results, results_over(store, supported)):
+        for state in ("SUCCESS", "FAILURE", "RETRY"):
+            assert write_large(writer, state) is KEPT
+    assert set(verbs(store)) == {"GET"}
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_large_body_over_a_state(supported):
+    """A large result replaces its task's state, its own or another process', after a look."""
+    for own in (True, False):
+        store = MemoryStore(conditional=supported)
+        results = results_over(store, supported)
+        write(results if own else results_over(store, supported), "STARTED")
+        store.requests.clear()
+        assert write_large(results, "SUCCESS") is WRITTEN
+        assert verbs(store) == ["GET", "CREATE", "PART", "PART", "PART", "COMPLETE"]
+        assert write(results, "FAILURE") is KEPT
+
+
+def overtaken(state, times=1):
+    """A store where somebody else stores a state while an upload is under way."""
+    left = itertools.repeat(state, times)
+
+    def overtake(verb, key):
+        if verb == "COMPLETE" and (other := next(left, None)):
+            rival.put(KEY, f"{other} {len(rival.requests)}".encode(), metadata={"state": other})
+
+    rival, store = MemoryStore(), MemoryStore(before=overtake)
+    store._objects = rival._objects
+    return store
+
+
+def test_large_body_that_comes_second():
+    """A SUCCESS that is stored while a large one goes up stays, and nothing of the other is left."""
+    store = overtaken("SUCCESS")
+    assert write_large(results_over(store), "SUCCESS") is KEPT
+    assert store.get(KEY).body.startswith(b"SUCCESS ")
+    assert store.uploads == {}
+
+
+def test_large_body_against_a_state():
+    """Where it was no SUCCESS that came first, the large one goes up again, and replaces it."""
+    store = overtaken("STARTED")
+    assert write_large(results_over(store), "SUCCESS") is WRITTEN
+    assert verbs(store).count("COMPLETE") == 2
+    assert store.get(KEY).size == len(TEXT)
+    assert store.uploads == {}
+
+
+def test_large_body_that_always_loses():
+    """It gives up with an error, after a bounded number of tries, and nothing is left."""
+    store = overtaken("RETRY", 100)
+    with pytest.raises(Conflict, match=f"{LOST_RACES} other writers"):
+        write_large(results_over(store), "SUCCESS")
+    assert verbs(store).count("COMPLETE") == LOST_RACES + 1
+    assert store.uploads == {}
+
+
+def test_conflict_at_the_completion():
+    """A completion that met another one at the same moment (409) is made anew."""
+    store = MemoryStore()
+    store.faults.append(Fault(Conflict("at the same time"), "COMPLETE"))
+    assert write_large(results_over(store), "SUCCESS") is WRITTEN
+    assert verbs(store).count("CREATE") == 2
+
+
+def test_answer_lost_at_the_completion():
+    """A completion whose answer is lost has landed, and is final as any other."""
+    store = MemoryStore()
+    results = results_over(Retrying(store, sleep=lambda seconds: None))
+    store.faults.append(Fault(Interrupted("reset"), "COMPLETE", landed=True))
+    assert write_large(results, "SUCCESS") is WRITTEN
+    assert write(results, "FAILURE") is KEPT
+    assert verbs(store).count("CREATE") == 1
+
+
 # -- several writers, in every order
 
 
@@ -347,7 +463,7 @@ def test_read_is_one_get():
     assert results.read(KEY) is None
     store.put(KEY, b"body")
     found = results.read(KEY)
-    assert results.whole(found) is found
+    assert results.whole(found) == Whole(found, b"body")
     assert verbs(store) == ["GET", "PUT", "GET"]
 
 
@@ -359,6 +475,41 @@ def test_sizes(size):
     results = results_over(store)
     assert results.whole(results.read(KEY)).body == body[:size]
     assert verbs(store).count("GET") == 1 + -(-max(0, size - HEAD_BYTES) // PART_BYTES)
+
+
+def test_a_frame_is_kept_apart():
+    """What stands before raw bytes is not mixed with them, so that they need not be copied; whatever its size."""
+    store = MemoryStore()
+    results = results_over(store)
+    for notes in (b"{}", b"{" + b" " * HEAD_BYTES + b"}"):
+        frame, value = raw.frame(notes, "application/json"), bytes(range(256)) * 40_000
+        store.put(KEY, frame + value)
+        whole = results.whole(results.read(KEY))
+        assert (whole.frame + whole.body, whole.about.size) == (frame + value, len(frame + value))
+        assert whole.frame == (frame if notes == b"{}" else b"")
+
+
+def test_a_body_is_taken_once():
+    """Whoever takes a body is the only one who has it."""
+    store = MemoryStore()
+    store.put(KEY, b"x" * 100_000)
+    whole = results_over(store).whole(results_over(store).read(KEY))
+    assert (len(whole.take()), whole.body) == (100_000, b"")
+
+
+def test_parts_that_come_in_any_order():
+    """The parts of a large object find their places in whatever order they come."""
+    store, body = MemoryStore(), random.Random(1).randbytes(5 * PART_BYTES)
+    store.put(KEY, body)
+
+    class Backwards:
+        def stream(self, fn, items, *, at_once):
+            assert at_once == AT_ONCE
+            return ((item, fn(item)) for item in reversed(items))
+
+    results = results_over(store)
+    results.pool = Backwards()
+    assert results.whole(results.read(KEY)).body == body
 
 
 def test_replaced_while_it_is_read():

@@ -104,6 +104,25 @@ def test_big_bodies_are_boto3s(routing):
     assert list(used(store)) == ["obstore"]
 
 
+def test_uploads_are_boto3s(routing, monkeypatch, ancestry):
+    """Uploads in parts use boto3 whatever is set, with short time-outs in a prefork parent."""
+    for client in ("auto", "obstore", "boto3"):
+        store = routing(client=client)
+        upload(store)
+        assert list(used(store)) == ["boto3"]
+    monkeypatch.setattr(situation, "prefork_parent", lambda: True)
+    store = routing()
+    upload(store)
+    assert list(used(store)) == ["brief"]
+    assert ancestry.used_by is None
+
+
+def upload(store: Routing) -> None:
+    upload_id = store.create_upload("k")
+    store.complete_upload("k", upload_id, [store.put_part("k", upload_id, 1, b"")])
+    store.abort_upload("k", upload_id)
+
+
 @pytest.mark.parametrize("values", [{"client": "boto3"}, {"session": object()}, {"base": "/odd"}, {"base": "a//b"}])
 def test_settings_that_need_boto3(routing, values):
     """The setting, an injected session and a base with empty segments send everything to boto3."""

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3.errors import BadSeal, Interrupted, NotSealed, PreconditionFailed, StoreError, Tampered, UnknownKey
+from celery_s3.errors import Interrupted, NotSealed, PreconditionFailed, StoreError, Tampered, UnknownKey, Untrusted
 from celery_s3.sealing.ciphers import TAG_BYTES, Broken
 from celery_s3.sealing.format import FRAME, HEADER, STORED_FRAME, Header, plain_size
 from celery_s3.sealing.keyring import KeyRing, StaticKey
@@ -175,7 +175,7 @@ def test_a_retried_write_has_the_same_bytes(memory):
 # -- nothing else does
 
 
-def refused(store, key="k", error=BadSeal, **asked):
+def refused(store, key="k", error=Untrusted, **asked):
     with pytest.raises(error) as caught:
         store.get(key, **asked)
     assert caught.value.key == key

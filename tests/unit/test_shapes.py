@@ -39,10 +39,16 @@ def test_nothing_fetched():
     assert verbs(celery_s3(Deployment(tasks=100, fetch=0))) == {"PUT": 100}
 
 
-@pytest.mark.parametrize(("size", "gets"), [(0, 1), (65_536, 1), (65_537, 2), (65_536 + 8 * 2**20 + 1, 3)])
+@pytest.mark.parametrize(("size", "gets"), [(0, 1), (65_536, 1), (65_537, 2), (65_536 + 4 * 2**20 + 1, 3)])
 def test_large_results(size, gets):
-    """Beyond 64 KiB a result takes a GET for each 8 MiB more."""
+    """Beyond 64 KiB a result takes a GET for each 4 MiB more."""
     assert verbs(celery_s3(Deployment(tasks=1, size=size)))["GET"] == gets
+
+
+def test_results_that_go_up_in_parts():
+    """Beyond 16 MiB a result takes a look, and a PUT for each 8 MiB and two more."""
+    assert verbs(celery_s3(Deployment(tasks=1, size=16 * 2**20, fetch=0))) == {"PUT": 1}
+    assert verbs(celery_s3(Deployment(tasks=1, size=16 * 2**20 + 1, fetch=0))) == {"GET": 1, "PUT": 5}
 
 
 @pytest.mark.parametrize(("wait", "looks"), [(0.05, 2.3), (1.3, 13.5), (7.7, 41), (60, 130)])

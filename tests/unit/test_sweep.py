@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,17 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_s3 import codec, lifetime
-from celery_s3.errors import Interrupted, ServerFault
+from celery_s3.control import Upload
+from celery_s3.errors import AccessDenied, BadRequest, Interrupted, ServerFault
 from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.sweep import Sweep, areas
 from celery_s3.expiry.terms import DAY, Prefixes, Terms
+from celery_s3.expiry.uploads import StaleUploads
 from celery_s3.store.api import Object
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
-PLACES = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/")
+PLACES = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/", "celery-files/")
 #: A time at which a second begins.
 NOW = 1_700_000_000.0
+
+
+class Uploads:
+    """Uploads that were given up: ``standing``, unless asking for them is refused with ``error``."""
+
+    def __init__(self):
+        self.standing = []
+        self.error = self.asked = None
+
+    def found(self, now):
+        self.asked = now
+        if self.error is not None:
+            raise self.error
+        return list(self.standing)
+
+    def abort(self, upload):
+        self.standing.remove(upload)
 
 
 class Bucket:
@@ -31,6 +51,7 @@ class Bucket:
         self.time = NOW
         self.store = MemoryStore(clock=lambda: self.time, **options)
         self.pool = Pool(1)
+        self.uploads = Uploads()
 
     def put(self, id, age=0.0, state="SUCCESS", own=None, body=b"a result"):
         """Store a result that long before now."""
@@ -47,7 +68,7 @@ class Bucket:
         chosen = {name: options.pop(name) for name in ("batch", "thorough") if name in options}
         now = options.pop("now", lambda: self.time)
         listing = areas(PLACES, terms, **chosen)
-        return Sweep(self.store, self.pool, listing, lambda: iter(remains), now=now, **options)
+        return Sweep(self.store, self.pool, listing, lambda: iter(remains), self.uploads, now=now, **options)
 
     @property
     def keys(self):
@@ -244,8 +265,8 @@ def test_forecast(bucket):
     bucket.store.requests.clear()
     sweep.run()
     made = bucket.verbs()
-    assert {verb: made.count(verb) for verb in set(made)} == {"LIST": 4, "GET": 750, "DELETE_OBJECTS": 8}
-    assert requests == {"LIST": 4, "GET": 750, "DELETE_OBJECTS": 8}
+    assert {verb: made.count(verb) for verb in set(made)} == {"LIST": 5, "GET": 750, "DELETE_OBJECTS": 8}
+    assert requests == {"LIST": 5, "GET": 750, "DELETE_OBJECTS": 8}
 
 
 def test_chords(bucket):
@@ -394,3 +415,51 @@ def test_an_offset_is_no_other_time():
     moment = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
     other = moment.astimezone(timezone(timedelta(hours=-9, minutes=-30)))
     assert lifetime.ends(Object("k", b"", 0, "", moment), 60) == lifetime.ends(Object("k", b"", 0, "", other), 60)
+
+
+# -- uploads
+
+
+def test_uploads_are_aborted(bucket):
+    """What was given up is aborted and counted, also where there is nothing to delete; a dry run only counts."""
+    bucket.uploads.standing = ["one", "two"]
+    dry = bucket.sweep(dry_run=True).run()
+    assert (dry.aborted, bucket.uploads.standing) == (2, ["one", "two"])
+    done = bucket.sweep().run()
+    assert (done.aborted, done.unseen, done.count, bucket.uploads.standing) == (2, "", 0, [])
+    assert bucket.uploads.asked == NOW
+
+
+@pytest.mark.parametrize("error", [AccessDenied("not you"), BadRequest("what is that?", status=501)])
+def test_uploads_that_may_not_be_listed(bucket, error):
+    """Where uploads are refused to be looked at, the rest is swept, and that is told."""
+    bucket.uploads.error = error
+    bucket.put("old", DAY + 1)
+    done = bucket.sweep().run()
+    assert (done.count, done.aborted, done.unseen) == (1, 0, error.reason)
+
+
+def test_uploads_of_a_server_that_is_down(bucket):
+    """A fault that passes is raised as everywhere; what was deleted before is deleted."""
+    bucket.uploads.error = ServerFault("down")
+    old = bucket.put("old", DAY + 1)
+    with pytest.raises(ServerFault):
+        bucket.sweep().run()
+    assert old not in bucket.keys
+
+
+def test_which_uploads_are_ours():
+    """Those of results and of files, a day old by the server's clock; nobody else's, and none that may be under way."""
+    places = Prefixes("b/", "b/celery-task-meta-", "b/g-", "b/chords/", "b/messages/", "b/celery-files/")
+    names = {
+        "b/celery-task-meta-old": DAY + 1,
+        "b/celery-task-meta-young": DAY - 1,
+        f"b/celery-files/whose/{'0' * 32}": DAY + 1,
+        "b/celery-files/holiday.mov": 9 * DAY,
+        "b/chords/film/1.mov": 9 * DAY,
+        "b/other": 9 * DAY,
+    }
+    standing = [Upload(key, "id", datetime.fromtimestamp(NOW - age, UTC)) for key, age in names.items()]
+    control = SimpleNamespace(uploads=lambda prefix: (one for one in standing if one.key.startswith(prefix)))
+    found = [one.key for one in StaleUploads(control, places).found(NOW)]
+    assert found == ["b/celery-task-meta-old", f"b/celery-files/whose/{'0' * 32}"]

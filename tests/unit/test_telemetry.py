@@ -267,8 +267,12 @@ def test_a_span_for_each_request(otel, spans, memory):
     assert [entry.key for entry in store.list("k")] == ["k"]
     store.delete("k")
     store.delete_many(["k"])
+    upload_id = store.create_upload("k")
+    store.complete_upload("k", upload_id, [store.put_part("k", upload_id, 1, b"1")])
+    store.abort_upload("k", upload_id)
     made = spans.get_finished_spans()
     operations = ["PutObject", "GetObject", "ListObjectsV2", "DeleteObject", "DeleteObjects"]
+    operations += ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "AbortMultipartUpload"]
     assert [span.name for span in made] == [f"S3.{operation}" for operation in operations]
     assert dict(made[0].attributes) == {
         "rpc.system": "aws-api",

@@ -23,7 +23,7 @@ from kombu.serialization import dumps, loads, prepare_accept_content
 from ..chords import Agenda, Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
 from ..chords.service import ATTEMPTS
 from ..chords.tree import UNREADABLE
-from ..errors import BadSeal, CeleryS3Error, ResultNotStored, StoreError
+from ..errors import CeleryS3Error, ResultNotStored, StoreError, Untrusted
 from ..settings import Settings
 from ..store.parallel import Pool
 from ..store.situation import prefork_parent
@@ -139,14 +139,14 @@ class ChordHooks(RepairHooks):
         Celery 5.7 acknowledges such a task without calling `on_chord_part_return`. It asks the backend before, in the
         worker's main process, and gives it no more than the id: the request is read off the call stack.
         """
-        request = _asking_request()
-        ticket = _ticket(request) if request is not None else None
+        asking = _asking_request()
+        ticket = _ticket(asking._context) if asking is not None else None
         if ticket is not None:
-            self.chords.later(0, partial(self._go_on, ticket, request))
+            self.chords.later(0, partial(self._go_on, ticket, asking._context, asking.worker_pid))
 
-    def _go_on(self, ticket: Ticket, request: Any) -> None:
+    def _go_on(self, ticket: Ticket, request: Any, lost: int | None) -> None:
         with _logged(ticket):
-            delivery = self.chords.delivered(ticket, request.id, getattr(request, "group_index", None))
+            delivery = self.chords.delivered(ticket, request.id, getattr(request, "group_index", None), lost)
             if delivery is not None:
                 self._go_up(delivery, request.chord)
 
@@ -161,7 +161,7 @@ class ChordHooks(RepairHooks):
             index = getattr(request, "group_index", None)
             # The event loop of a prefork worker's main process does not look at others' parts.
             return self.chords.deliver(ticket, request.id, index, payload, foresee=not prefork_parent())
-        except BadSeal as exc:
+        except Untrusted as exc:
             # of the manifest: nobody can tell this member's slot
             self._give_up(request.chord, exc)
             return None
@@ -176,8 +176,9 @@ class ChordHooks(RepairHooks):
                 tree, leaves = complete
                 act = partial(self._decide, body)
                 give_up = partial(self._give_up, body)
-                self.chords.decide(delivery.ticket, tree, leaves, act, since=delivery.since, give_up=give_up)
-        except BadSeal as exc:
+                ticket, since, lost = delivery.ticket, delivery.since, delivery.lost
+                self.chords.decide(ticket, tree, leaves, act, since=since, lost=lost, give_up=give_up)
+        except Untrusted as exc:
             # of the manifest or the claim: nobody can decide any more, and trying again would not help
             self._give_up(body, exc)
         except CeleryS3Error:
@@ -187,7 +188,7 @@ class ChordHooks(RepairHooks):
             if attempts > 1:
                 self.chords.later(self.chords.lease, lambda: self._go_up(delivery, body, attempts - 1))
 
-    def _give_up(self, body: Any, exc: BadSeal) -> None:
+    def _give_up(self, body: Any, exc: Untrusted) -> None:
         """Fail the body without a claim, unless something has become of it already."""
         callback = maybe_signature(body, app=self.app).clone()
         callback.options.pop(TICKET, None)
@@ -287,13 +288,13 @@ def _logged(ticket: Ticket) -> Iterator[None]:
 
 
 def _asking_request() -> Any:
-    """The request of the lost task, when called on behalf of Celery's check whether it has succeeded."""
+    """The worker's request of the lost task, when called for Celery's check whether it has succeeded."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(6):
         if frame is None:
             return None
         if frame.f_code.co_name == "_success_was_stored" and frame.f_globals["__name__"] == "celery.worker.request":
-            return frame.f_locals["self"]._context
+            return frame.f_locals["self"]
         frame = frame.f_back
     return None
 

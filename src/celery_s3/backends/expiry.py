@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery.backends.base import KeyValueStoreBackend
 
 from .. import lifetime
 from ..chords import Chords
 from ..chords.repair import Repair
 from ..errors import StoreError
 from ..expiry.terms import Prefixes, Terms
-from ..keys import MESSAGES
+from ..keys import FILES, MESSAGES
 from ..settings import Settings
 from ..store.api import Store
 from ..store.counting import PAGE
@@ -63,6 +64,7 @@ class ExpiryHooks:
             groups=self._full(self.group_keyprefix),
             chords=self.chords.prefix,
             messages=self._full(MESSAGES),
+            files=self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix) + FILES),
         )
 
     def _term_of(self, state: str, request: Any) -> float | None:
@@ -86,16 +88,16 @@ class ExpiryHooks:
 
     @cached_property
     def supports_autoexpire(self) -> bool:
-        """Whether the bucket's lifecycle rules delete all results: then `celery beat` schedules no cleanup.
+        """Whether the bucket's lifecycle rules delete all results and files: then `celery beat` schedules no cleanup.
 
         Asked once in a process, in one request that only beat makes; ``False`` where that fails.
         """
         from ..control import Control
         from ..expiry.rules import covers
 
-        results = (self.prefixes.results, self.prefixes.groups)
+        results = (self.prefixes.results, self.prefixes.files, self.prefixes.groups)
         rules = [rule for rule in self.lifecycle_rules() if "Expiration" in rule and _prefix(rule) in results]
-        if len({_prefix(rule) for rule in rules}) < 2:
+        if len({_prefix(rule) for rule in rules}) < len(results):
             return False  # some live for ever, and no tag tells them from others
         try:
             return covers(Control(self.settings).lifecycle(), rules)
@@ -110,7 +112,7 @@ class ExpiryHooks:
         """A sweep, ready to run; asks the server for its time, in one request.
 
         Arguments:
-            dry_run: everything but deleting.
+            dry_run: everything but deleting and aborting.
             thorough: look at every result, however young: it may have a shorter term of its own.
             mend: mend stuck chords on the way.
 
@@ -120,8 +122,10 @@ class ExpiryHooks:
         from ..control import Control
         from ..expiry.clock import server_clock
         from ..expiry.sweep import CAREFUL, Sweep, areas
+        from ..expiry.uploads import StaleUploads
 
-        now = server_clock(Control(self.settings))
+        control = Control(self.settings)
+        now = server_clock(control)
         repairs = self._repairs(lambda: datetime.fromtimestamp(now(), UTC))
         # On AWS what was written after the look is certain to stay, however long it has been.
         batch = PAGE if self.settings.on_aws else CAREFUL
@@ -130,12 +134,13 @@ class ExpiryHooks:
             self.pool,
             areas(self.prefixes, self.terms, batch=batch, thorough=thorough),
             lambda: repairs.remains(mend=mend),
+            StaleUploads(control, self.prefixes),
             now=now,
             dry_run=dry_run,
         )
 
     def cleanup(self) -> None:
-        """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired.
+        """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired, abort uploads.
 
         Results are swept for ten minutes at most; a day's rest is the next day's.
         """
@@ -150,5 +155,7 @@ def _prefix(rule: Rule) -> str:
 
 def _told(swept: Swept) -> str:
     kinds = ", ".join(f"{kind} {extent.count}" for kind, extent in swept.deleted.items()) or "nothing"
+    aborted = f", aborted unfinished uploads {swept.aborted}" if swept.aborted else ""
+    unseen = f"; unfinished uploads were not looked at: {swept.unseen}" if swept.unseen else ""
     rest = "" if swept.complete else "; there is more, and time was up: `celery s3 sweep` goes through all of it"
-    return f"deleted {kinds} ({swept.size} bytes){rest}"
+    return f"deleted {kinds} ({swept.size} bytes){aborted}{unseen}{rest}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,13 +19,13 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, GroupResult
 from celery.signals import worker_process_init, worker_ready
 
-from .. import codec
 from ..chords import Chords, Manifest
 from ..chords.repair import Repair
 from ..chords.service import Act, Outcome
 from ..chords.survey import Survey
-from ..errors import BadSeal, CeleryS3Error, NotRepaired, ObjectMissing, PreconditionFailed
+from ..errors import CeleryS3Error, NotRepaired, ObjectMissing, PreconditionFailed, Untrusted
 from ..expiry.terms import DAY, Terms
+from ..reading import Decoder
 from ..results import Results
 from ..store.api import CREATE, Match, Precondition, Store
 from ..store.situation import prefork_parent
@@ -49,8 +49,7 @@ class RepairHooks:
     results: Results
     chords: Chords
     terms: Terms
-    content_type: str
-    accept: Collection[str] | None
+    _decoder: Decoder
     encode: Callable[[Any], bytes | str]
     get_key_for_task: Callable[[str], str]
     body_of: Callable[[Manifest], Signature]
@@ -121,7 +120,7 @@ class RepairHooks:
             found = self.store.get(key)
         except ObjectMissing:
             pass
-        except BadSeal:  # its key was taken out of the ring since; only its age matters
+        except Untrusted:  # its key was taken out of the ring since; only its age matters
             precondition = None
         else:
             if datetime.now(UTC) - found.modified < ONCE_IN:
@@ -145,14 +144,14 @@ class RepairHooks:
         if whole is None:
             return None
         try:
-            meta = codec.loads(whole.body, whole.content_type, self.content_type, self.accept)
+            meta = self._decoder.take(whole)
             state, value = meta["status"], meta["result"]
         except Exception:
             logger.warning(
                 "%s is no result that can be delivered to its chord",
-                whole.key,
+                whole.about.key,
                 exc_info=True,
-                extra={"s3_key": whole.key, "s3_task": task_id},
+                extra={"s3_key": whole.about.key, "s3_task": task_id},
             )
             return None
         if state not in FINAL:

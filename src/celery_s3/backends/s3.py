@@ -11,7 +11,9 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.result import ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 
-from .. import codec, keys, waiting
+from .. import codec, keys, raw, waiting
+from ..chunks import Chunks, one_body
+from ..compression import compress_payload, compression_method
 from ..errors import ResultNotStored, StoreError, Transient
 from ..expiry.terms import Terms
 from ..groups import gather
@@ -25,11 +27,12 @@ from ..store.situation import prefork_parent
 from ..telemetry import Reporter
 from .chords import ChordHooks
 from .expiry import ExpiryHooks
+from .files import FileHooks
 
 __all__ = ["S3Backend"]
 
 
-class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
+class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
     """Stores results in S3: one PUT to store, one GET to fetch, a SUCCESS never overwritten.
 
     Settings: ``result_backend = "celery_s3.backends.S3Backend"`` with the dict ``s3_backend_settings``, or
@@ -50,18 +53,26 @@ class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         # The base constructor reads this from a setting of its own.
         self.thread_safe = True
         # Celery before 5.7 knows no `result_compression`.
-        self.compression = codec.compression_method(self.app.conf.get("result_compression"))
+        self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
         self.terms = Terms.of(self.app.conf, self.expires)
         opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
-        self._plain_store = opened.plain
+        self._plain_store, self.uploads = opened.plain, opened.uploads
         self._reporter = Reporter(self.tally, self.settings)
         self._decoder = Decoder(self.content_type, self.accept)
         self.results = Results(
-            self.store, opened.conditional, self.pool, state_in=self._decoder.state_in, expires=self.terms.results
+            self.store,
+            self.uploads,
+            opened.conditional,
+            self.pool,
+            state_in=self._decoder.state_in,
+            expires=self.terms.results,
         )
-        self.reader = Reader(self.results, self._decoder, self.settings.bucket, self.meta_from_decoded, self._changed)
+        self.reader = Reader(
+            self.results, self._decoder, self.settings.bucket, self.meta_from_decoded, self._changed, self._noticed
+        )
+        self._open_files()
         self._parents = Parents(self._fetch, self.settings.concurrency)
         self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
 
@@ -91,8 +102,8 @@ class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
 
     def get(self, key: str | bytes) -> bytes | None:
         found = self.results.read(self._full(key))
-        found = found and self.results.whole(found)
-        return None if found is None else found.body
+        whole = found and self.results.whole(found)
+        return whole.frame + whole.body if whole else None
 
     def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
         return self.pool.map(self.get, keys)
@@ -110,21 +121,42 @@ class S3Backend(ExpiryHooks, ChordHooks, KeyValueStoreBackend):
     ) -> Any:
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)
-        body = _bytes(self.encode(meta))
+        body, content_type = self._body(meta)
         beside = codec.metadata(
-            state, getattr(request, "task", None), meta.get("children"), self._term_of(state, request)
+            state,
+            getattr(request, "task", None),
+            meta.get("children"),
+            self._term_of(state, request),
+            self._uploaded.get(meta["task_id"], 0),
         )
         try:
             key = self._full(self.get_key_for_task(task_id))
-            self.results.write(key, body, state, beside, self.content_type, rerun=_is_rerun(request))
+            self.results.write(key, body, state, beside, content_type, rerun=_is_rerun(request))
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {task_id} was not stored: {exc}", str(task_id), state) from exc
         return result
 
+    def _body(self, meta: Meta) -> tuple[bytes | Chunks, str]:
+        """A meta as it is stored, and its content type; bytes stay what they are where text would be made of them."""
+        value = meta["result"]
+        if type(value) is not bytes or meta["status"] != states.SUCCESS or self.content_encoding == "binary":
+            return one_body(*self._packed(self._encode(meta)[2])), self.content_type
+        meta["result"] = len(value)
+        frame = raw.frame(self._encode(meta)[2], self.content_type)
+        pieces = self._packed(frame + value) if self.compression else (frame, value)
+        return one_body(*pieces), raw.CONTENT_TYPE
+
     def encode(self, data: Any) -> bytes | str:
-        _, _, payload = self._encode(data)
-        encoded: bytes | str = codec.compress_payload(payload, self.compression) if self.compression else payload
-        return encoded
+        first, *more = self._packed(self._encode(data)[2])
+        return b"".join(map(_bytes, (first, *more))) if more else first
+
+    def _packed(self, payload: bytes | str) -> tuple[bytes | str, ...]:
+        if not self.compression:
+            return (payload,)
+        return compress_payload(payload, self.compression, self.settings.compression_threshold)
+
+    def prepare_compression(self, compression: str | None) -> str | None:
+        return compression_method(compression)
 
     # -- fetching
 

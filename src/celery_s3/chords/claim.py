@@ -12,6 +12,7 @@ lease may be taken over. A decided claim stays as a tombstone, so that a late du
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +24,16 @@ from ..errors import Garbled, ObjectMissing, PreconditionFailed
 from ..store.api import CREATE, Match, Object, Precondition, Store
 from .lines import parse
 
-__all__ = ["Claim", "Held", "State"]
+__all__ = ["Claim", "Held", "State", "is_of_process"]
 
 State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
+#: Shared with the processes that are forked from this one, and with no others.
+_FAMILY = uuid4().hex[:12]
+
+
+def _name_of_process(pid: int) -> str:
+    return f"{_FAMILY}.{pid}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +52,18 @@ class Held:
         return self.state in DECIDED
 
 
+def is_of_process(held: Held, pid: int) -> bool:
+    """Whether a child of this process with that pid, or this process itself, wrote it."""
+    return held.owner.startswith(_name_of_process(pid))
+
+
 class Claim:
     """The claim of one run of a chord, as one party sees it.
 
     Arguments:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
-        owner: who asks; a fresh name by default.
+        owner: who asks; a fresh name by default, which tells the process to its parent.
         clock: seconds that pass here.
     """
 
@@ -69,7 +81,7 @@ class Claim:
         self.lease = lease
         self._nonce = nonce or (lambda: uuid4().hex)
         self._clock = clock
-        self.owner = owner or self._nonce()
+        self.owner = owner or _name_of_process(os.getpid()) + self._nonce()
         self._etag = ""
         self._asked = 0.0
 

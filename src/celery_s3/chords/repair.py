@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from ..errors import BadSeal, CeleryS3Error, ObjectMissing
+from ..errors import CeleryS3Error, ObjectMissing, Untrusted
 from ..store.api import Entry
 from .manifest import Manifest
 from .service import Act
@@ -164,7 +164,7 @@ class Repair:
             return True
         try:
             current = Manifest.loads(self.service.store.get(folder.manifest.key).body).run
-        except (BadSeal, ObjectMissing, ValueError, LookupError):
+        except (Untrusted, ObjectMissing, ValueError, LookupError):
             return True
         if current in folder.runs and folder.runs[current].claim is not None:
             return True

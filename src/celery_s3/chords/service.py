@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from ..errors import BadSeal, CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed
+from ..errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
 from ..keys import encode_id
 from ..store.api import CREATE, Match, Object, Store
 from ..store.parallel import Pool
-from .claim import Claim, Held
+from .claim import Claim, Held, is_of_process
 from .manifest import Manifest
 from .tree import Leaves, Memory, Parts, Shape, Tree, frame
 
@@ -86,7 +86,7 @@ class Ticket:
 
 
 #: Told why nobody can decide a chord any more.
-GiveUp = Callable[[BadSeal], None]
+GiveUp = Callable[[Untrusted], None]
 
 
 class Timer(Protocol):
@@ -206,10 +206,14 @@ class Chords:
             return Delivery(ticket, tree, slot, None, foreseen)
         return Delivery(ticket, tree, slot, part, foreseen, since=began)
 
-    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
-        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
+    def delivered(self, ticket: Ticket, task_id: str, index: int | None, lost: int | None = None) -> Delivery | None:
+        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot.
+
+        Arguments:
+            lost: the pid of that process, where it was a child of this one.
+        """
         slot = self.slot(ticket, task_id, index)
-        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
+        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None, lost=lost)
 
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under."""
@@ -256,18 +260,20 @@ class Chords:
         act: Act,
         *,
         since: float | None = None,
+        lost: int | None = None,
         give_up: GiveUp | None = None,
     ) -> None:
         """Claim, then send or fail once, then clean up.
 
         Arguments:
             since: a time on ``clock`` at which the chord was not complete; ``None``: not known.
+            lost: the pid of a child that has died: its claim need not expire to be taken over.
             give_up: what is done where a later look finds that nobody can decide any more.
         """
         claim = self.claim(ticket.group, ticket.run)
         held, manifest = self.pool.together(claim.take, lambda: self.manifest(ticket.group, ticket.run))
         if held is not None and not self._take_over(
-            ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since
+            ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since, lost
         ):
             return
         # Values that are too large to be carried along are read by the owner alone.
@@ -294,10 +300,19 @@ class Chords:
         self.store.delete_many(list(tree.keys(leaves)))
 
     def _take_over(
-        self, ticket: Ticket, claim: Claim, held: Held, again: Callable[[], None], since: float | None
+        self,
+        ticket: Ticket,
+        claim: Claim,
+        held: Held,
+        again: Callable[[], None],
+        since: float | None,
+        lost: int | None,
     ) -> bool:
         if held.decided:
             return False
+        if lost is not None and is_of_process(held, lost):
+            # To wait for the lease would be to hope that this process lives as long.
+            return claim.take_over(held)
         # A claim is younger than the last part: mostly, that spares asking the server for the time.
         young = since is not None and self.clock() - since < held.lease
         remaining = held.lease if young else claim.remaining(held, self._now(ticket))
@@ -311,7 +326,7 @@ class Chords:
         """Runs in a thread of its own, where nobody sees what is raised."""
         try:
             self.follow(ticket, act, give_up)
-        except BadSeal as exc:
+        except Untrusted as exc:
             # of the manifest or the claim: trying again would not help
             logger.exception("Chord %s cannot be decided", ticket.group, extra={"s3_group": ticket.group})
             if give_up is not None:
@@ -343,6 +358,7 @@ class Delivery:
     Attributes:
         ticket: of its chord.
         since: when the part was not there yet, on the clock of its :class:`Chords`; ``None`` where it was before.
+        lost: the pid of the child that has delivered it and died.
     """
 
     def __init__(
@@ -353,9 +369,11 @@ class Delivery:
         own: bytes | None,
         foreseen: Parts | None = None,
         since: float | None = None,
+        lost: int | None = None,
     ) -> None:
         self.ticket = ticket
         self.since = since
+        self.lost = lost
         self._tree = tree
         self._slot = slot
         self._own = own

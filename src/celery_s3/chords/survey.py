@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Literal, Protocol
 
-from ..errors import BadSeal, ObjectMissing
+from ..errors import ObjectMissing, Untrusted
 from ..keys import decode_id
 from ..store.api import Entry
 from .claim import Held
@@ -176,7 +176,7 @@ class Survey:
             manifest = Manifest.loads(self.service.store.get(folder.manifest.key).body)
         except ObjectMissing:
             return None
-        except (BadSeal, ValueError, LookupError) as exc:
+        except (Untrusted, ValueError, LookupError) as exc:
             key = folder.manifest.key
             logger.warning("%s is no manifest of a chord: %r", key, exc, extra={"s3_key": key})
             return None
@@ -198,7 +198,7 @@ class Survey:
         # A running chord has no claim; where all parts are there, one may have come since the listing.
         try:
             held = self.service.claim(folder.group, manifest.run).read() if run.claim or done == size else None
-        except BadSeal as exc:
+        except Untrusted as exc:
             return replace(chord, state="stuck", reason=f"its claim cannot be trusted: {exc}")
         return chord if held is None else self._claimed(chord, held)
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from ..errors import BadSeal, Garbled, ObjectMissing, PreconditionFailed
+from ..errors import Garbled, ObjectMissing, PreconditionFailed, Untrusted
 from ..keys import encode_id
 from ..store.api import CREATE, Store
 from ..store.parallel import Pool
@@ -93,7 +93,7 @@ def unframe(part: bytes) -> tuple[list[str], bytes]:
     return ids, payload
 
 
-def _unreadable(error: BadSeal) -> bytes:
+def _unreadable(error: Untrusted) -> bytes:
     return frame((), UNREADABLE + str(error).encode())
 
 
@@ -251,7 +251,7 @@ class Tree:
                 check(body)
         except ObjectMissing:
             return None
-        except BadSeal as exc:
+        except Untrusted as exc:
             return _unreadable(exc)
         except ValueError as exc:
             return _unreadable(Garbled(str(exc), "get", key=key))

@@ -13,6 +13,7 @@ What is in which module::
     envelope        a message's body with the arguments in it, or with a pointer in their place
     lazy            the arguments of a message with a pointer: fetched where they are used
     messages        storing, fetching and removing what messages point to
+    names           its names
     amqp            tells the serializers which app a message is of
 
 kombu imports this package while Celery is being imported: nothing here may import either at the top.

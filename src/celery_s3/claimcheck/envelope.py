@@ -11,7 +11,7 @@ where they make the message too large by themselves do the arguments of callback
 signature's by itself, with a pointer in the signature; errbacks the main process may have to call itself.
 
 A pointer is ``{"object": name, "size": bytes, "at": where, "args": bool, "kwargs": bool}``: the object holds
-``[args, kwargs]``, encoded by the inner serializer, and its name begins with the SHA-256 of its bytes.
+``[args, kwargs]``, encoded by the inner serializer, and is named after its bytes (see :mod:`.names`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What messages point to: objects under ``<base>messages/``, each named by the SHA-256 of its bytes.
+"""What messages point to: objects under ``<base>messages/``, each named after its bytes (see :mod:`.names`).
 
 ``message_cleanup``::
 
-    lifecycle   <sha256>             stored once, whoever sends the same; a lifecycle rule removes it
-    success     <sha256>.<random>    one message's own: removed when its task's SUCCESS is stored
+    lifecycle   <digest>             stored once, whoever sends the same; a lifecycle rule removes it
+    success     <digest>.<random>    one message's own: removed when its task's SUCCESS is stored
 
 A put is no create: writing the same bytes again starts their lifetime anew, so that a message sent today never
 points to what was stored two weeks ago.
@@ -11,7 +11,6 @@ points to what was stored two weeks ago.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -25,7 +24,8 @@ from weakref import WeakKeyDictionary
 from celery.signals import task_success
 from kombu.exceptions import DecodeError
 
-from celery_s3 import codec, keys
+from celery_s3 import keys
+from celery_s3.compression import compress_payload, compression_method, decompress_payload
 from celery_s3.errors import (
     ConfigurationError,
     MessageNotRead,
@@ -38,6 +38,8 @@ from celery_s3.settings import Settings, resolve
 from celery_s3.store import open_store
 from celery_s3.store.api import Object, Store
 from celery_s3.store.parallel import Pool
+
+from .names import Names
 
 __all__ = ["Messages", "is_removable", "messages_of", "messages_of_sender", "sending_app"]
 
@@ -75,7 +77,8 @@ class Messages:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._pool, self._clock = store, pool, clock
-        self._compression = compression
+        self._compression, self._compression_threshold = compression, settings.compression_threshold
+        self._names = Names(settings)
         self._prefix = settings.base + keys.MESSAGES
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
@@ -92,8 +95,8 @@ class Messages:
         Raises:
             MessageNotStored: it could not be stored.
         """
-        body = codec.compress_payload(content, self._compression) if self._compression else content
-        name = hashlib.sha256(body).hexdigest()
+        body = self._compressed(content)
+        name = self._names.of(body)
         if removable and self._remove:
             name += f".{uuid4().hex}"
             self._write(name, body, content_type)
@@ -121,10 +124,13 @@ class Messages:
             raise MessageNotRead(self._gone(name, at)) from exc
         except StoreError as exc:
             raise MessageNotRead(f"a message's arguments could not be fetched: {exc}") from exc
-        if hashlib.sha256(body).hexdigest() != found[1]:
-            raise MessageNotRead(f"{self._where}{name} is not what was stored there: its SHA-256 is another")
+        if not self._names.fits(found[1], body):
+            raise MessageNotRead(
+                f"{self._where}{name} is not what was stored there: its SHA-256 is another. If it is encrypted, this"
+                " process needs the `seal_keys` of whoever sent it; else find out who writes there"
+            )
         try:
-            return codec.decompress_payload(body)
+            return decompress_payload(body)
         except DecodeError as exc:
             raise MessageNotRead(f"{self._where}{name} cannot be decompressed: {exc}") from exc
 
@@ -134,6 +140,11 @@ class Messages:
             self._store.delete(self._prefix + name)
         except StoreError as exc:
             logger.warning("%s%s was not removed: %s", self._where, name, exc)
+
+    def _compressed(self, content: bytes) -> bytes:
+        if not self._compression:
+            return content
+        return b"".join(compress_payload(content, self._compression, self._compression_threshold))
 
     def _write(self, name: str, body: bytes, content_type: str) -> None:
         try:
@@ -194,7 +205,7 @@ def messages_of(app: Any) -> Messages:
 
 
 def _open(app: Any) -> Messages:
-    compression = codec.compression_method(app.conf.task_compression)
+    compression = compression_method(app.conf.task_compression, "task_compression")
     backend = app.backend
     settings = getattr(backend, "settings", None)
     if isinstance(settings, Settings):

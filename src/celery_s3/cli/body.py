@@ -1,22 +1,27 @@
-"""The bytes of a stored body: to standard output, or into a file that is complete or not there."""
+"""Bytes of a stored body, or of a result that is bytes: to standard output, or into a file, complete or not at all."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import click
+from kombu.exceptions import DecodeError
 
+from .. import raw
+from ..compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
 from ..errors import ObjectMissing, PreconditionFailed
-from ..results import PART_BYTES
+from ..results import PART_BYTES, Results
 from ..store.api import Object, Store
 from .output import printable, progress
 
-__all__ = ["print_raw", "write_file"]
+__all__ = ["print_bytes", "print_raw", "size_of_bytes", "write_file"]
+
+_GONE = "The result was replaced or forgotten while it was read: try again."
 
 
 def print_raw(store: Store, found: Object) -> None:
@@ -25,11 +30,20 @@ def print_raw(store: Store, found: Object) -> None:
     Raises:
         click.ClickException: it would send control characters to a terminal, or was replaced while it was read.
     """
+    print_bytes(_parts(store, found))
+
+
+def print_bytes(parts: Iterable[bytes]) -> None:
+    """Write bytes to standard output.
+
+    Raises:
+        click.ClickException: it would send control characters to a terminal.
+    """
     stdout = sys.stdout.buffer
     looked_at = sys.stdout.isatty()
-    for part in _parts(store, found):
+    for part in parts:
         if looked_at and not _harmless(part):
-            raise click.ClickException("This is not plain text: send it into a pipe, or into a file with --output.")
+            raise click.ClickException("This is not plain text: send it into a pipe or a file.")
         stdout.write(part)
     stdout.flush()
 
@@ -40,17 +54,20 @@ def _harmless(part: bytes) -> bool:
     return printable(text, keep="\n\t") == text
 
 
-def write_file(store: Store, found: Object, path: Path) -> None:
-    """Write a body to a file, which is put in its place when it is complete; others cannot read it.
+def write_file(results: Results, found: Object, path: Path) -> int:
+    """Write a result that is bytes, of any other the body, to a file; how many bytes.
+
+    It is put in its place when it is complete; others cannot read it.
 
     Raises:
         click.ClickException: the file cannot be written, or the object was replaced while it was read.
     """
+    parts, size = _of_value(results, found)
     try:
         descriptor, name = tempfile.mkstemp(prefix=".celery-s3-", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file, progress("Fetching", found.size) as advance:
-                for part in _parts(store, found):
+            with os.fdopen(descriptor, "wb") as file, progress("Fetching", size) as advance:
+                for part in parts:
                     advance(file.write(part))
                 file.flush()
                 os.fsync(file.fileno())
@@ -61,13 +78,41 @@ def write_file(store: Store, found: Object, path: Path) -> None:
             raise
     except OSError as exc:
         raise click.ClickException(f"{path} was not written: {exc.strerror}.") from exc
+    return size
 
 
-def _parts(store: Store, found: Object) -> Iterator[bytes]:
-    """The body of one version, part by part: whatever its size, it need not fit the memory."""
-    yield found.body
+def _of_value(results: Results, found: Object) -> tuple[Iterable[bytes], int]:
+    """The bytes that a result is, and how many; of any other those of its body."""
+    if found.content_type == raw.CONTENT_TYPE and found.body.startswith(COMPRESSED_PAYLOAD_MAGIC):
+        value = _decompressed(results, found)
+        return [value], len(value)
+    size = size_of_bytes(found)
+    start = 0 if size is None else found.size - size
+    return _parts(results.store, found, start), found.size - start
+
+
+def size_of_bytes(found: Object) -> int | None:
+    """How many bytes a result is that is stored as bytes, ``None`` for any other, and where they are compressed."""
+    start = raw.value_start(found.body)
+    return found.size - start if 0 < start <= found.size else None
+
+
+def _decompressed(results: Results, found: Object) -> bytes:
+    whole = results.whole(found)
+    if whole is None:
+        raise click.ClickException(_GONE)
     try:
-        for start in range(len(found.body), found.size, PART_BYTES):
-            yield store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
+        body = decompress_payload(whole.take())
+    except DecodeError as exc:
+        raise click.ClickException(f"The result cannot be read: {exc}. --raw gives you its body.") from exc
+    return body[len(raw.frame_of(body)) :]
+
+
+def _parts(store: Store, found: Object, start: int = 0) -> Iterator[bytes]:
+    """The body of one version from a byte on, part by part: whatever its size, it need not fit the memory."""
+    yield found.body[start:]
+    try:
+        for at in range(max(start, len(found.body)), found.size, PART_BYTES):
+            yield store.get(found.key, start=at, length=PART_BYTES, if_match=found.etag).body
     except (PreconditionFailed, ObjectMissing) as exc:
-        raise click.ClickException("The result was replaced or forgotten while it was read: try again.") from exc
+        raise click.ClickException(_GONE) from exc

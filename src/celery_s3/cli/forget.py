@@ -31,8 +31,9 @@ __all__ = ["command"]
 def command(backend: S3Backend, ids: Sequence[str], yes: bool, dry_run: bool, as_json: bool, **wanted: Any) -> None:
     """Delete results.
 
-    Those with these IDs (- reads them from standard input, one a line), or all that fit every option given. With an
-    ID goes the saved group of that id; its members' results stay. What is not there counts as forgotten.
+    Those with these IDs (- reads them from standard input, one a line), or all that fit every option given; with the
+    files that their tasks have uploaded. With an ID goes the saved group of that id; its members' results stay. What is
+    not there counts as forgotten.
 
     It asks first, and tells how many there are. With options, what is written while it runs stays. Interrupted, it may
     simply be run again.
@@ -40,7 +41,7 @@ def command(backend: S3Backend, ids: Sequence[str], yes: bool, dry_run: bool, as
     What a chord keeps under its own keys is not touched. Do not forget the members of one in flight: it is mended from
     their results if it gets stuck. In a versioned bucket the older versions stay, and stay billed.
 
-    Needs s3:DeleteObject; with options also s3:ListBucket, and s3:GetObject for --state and --task.
+    Needs s3:DeleteObject and s3:GetObject; with options, and where there are files, also s3:ListBucket.
     """
     filters = filter_of(**wanted)
     if bool(ids) == (filters != Filter()):
@@ -65,15 +66,21 @@ def _each(ids: Iterable[str]) -> Iterable[str]:
 def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: bool) -> dict[str, Any]:
     # a saved group of that id goes along: it costs no more
     doomed = [key for id in ids for key in keys_of(backend, id)]
-    requests = Counter(DELETE_OBJECTS=-(-len(doomed) // PAGE))
+    inventory = inventory_of(backend, yes=True)
+    spent = inventory.toll.spent
     if ids and not dry_run:
         if not yes:
+            requests = Counter(GET=len(ids), DELETE_OBJECTS=-(-len(doomed) // PAGE))
             confirm(f"Forget {_results(len(ids))}?{_price(requests, backend)}")
+        inventory.toll.agreed()
+        # the files before the results that tell of them: interrupted, it may simply be run again
+        doomed = inventory.files_of(ids) + doomed
         with progress("Forgetting", len(doomed)) as advance:
             for batch in batches(doomed, PAGE):
                 backend.store.delete_many(batch)
+                spent["DELETE_OBJECTS"] += 1
                 advance(len(batch))
-    return {"results": len(ids), "bytes": None, "requests": {} if dry_run else requests}
+    return {"results": len(ids), "bytes": None, "requests": spent}
 
 
 # -- by what they are

@@ -12,12 +12,12 @@ import click
 from celery import states
 from celery.result import AsyncResult, GroupResult, ResultBase, result_from_tuple
 
-from .. import codec
+from .. import codec, raw
 from ..backends.s3 import S3Backend
 from ..errors import ResultNotRead, StoreError, UnreadableResult
 from ..inventory import time_of
 from ..store.api import Object
-from .body import print_raw, write_file
+from .body import print_raw, size_of_bytes, write_file
 from .context import json_option, with_backend
 from .lookup import stored
 from .ls import COLORS
@@ -39,7 +39,9 @@ EXTENDED = ("worker", "queue", "retries", "args", "kwargs")
 @click.argument("id")
 @click.option("--raw", is_flag=True, help="Print the bytes of the stored body, and nothing else.")
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the bytes of the stored body to this file."
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the bytes of the stored body to this file; of a result that is bytes, those alone.",
 )
 @json_option
 @with_backend
@@ -62,8 +64,8 @@ def command(backend: S3Backend, id: str, raw: bool, output: Path | None, as_json
     if raw:
         print_raw(backend.store, found)
     elif output is not None:
-        write_file(backend.store, found, output)
-        click.echo(f"Wrote {data_size(found.size)} to {output}.", err=True)
+        size = write_file(backend.results, found, output)
+        click.echo(f"Wrote {data_size(size)} to {output}.", err=True)
     elif is_group:
         _Shown(backend, id, found).group(as_json)
     else:
@@ -101,7 +103,7 @@ class _Shown:
     def result(self, as_json: bool) -> None:
         if self.found.size > SHOWN and not as_json:
             self._print(self.about)
-            click.echo("\nThe result is not shown, it is large: --json prints it, --output FILE fetches its bytes.")
+            click.echo(f"\n{self._large()}")
             return
         try:
             meta = self.backend.reader.meta_in(self.id, self.found)
@@ -118,8 +120,16 @@ class _Shown:
         click.echo()
         if meta.get("traceback"):
             print_traceback(str(meta["traceback"]))
+        elif isinstance(meta["result"], bytes) and self.found.content_type == raw.CONTENT_TYPE:
+            click.echo(_told_bytes(len(meta["result"])))
         else:
             print_value(meta["result"])
+
+    def _large(self) -> str:
+        size = size_of_bytes(self.found)
+        if size is not None:
+            return _told_bytes(size)
+        return "The result is not shown, it is large: --json prints it, --output FILE fetches its bytes."
 
     def _without_body(self, exc: UnreadableResult, as_json: bool) -> None:
         if as_json:
@@ -189,6 +199,10 @@ class _Shown:
         shown["size"] = data_size(self.found.size)
         shown["key"] = f"s3://{self.backend.settings.bucket}/{self.found.key}"
         print_fields(shown, COLORS)
+
+
+def _told_bytes(size: int) -> str:
+    return f"The result is bytes, {size:,} of them: --output FILE writes them to a file."
 
 
 def _plain(value: Any) -> str:

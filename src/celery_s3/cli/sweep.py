@@ -39,14 +39,15 @@ def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool
     """Delete what has expired, and nothing else.
 
     Results and saved groups after `result_expires`, failures after `result_failure_expires`, results with a term of
-    their own after that, what chords have left, and messages of the claim check. The server's clock decides. What the
-    bucket's lifecycle rules delete (`celery s3 init`) needs no sweep, and costs nothing.
+    their own after that, what chords have left, messages of the claim check, and the parts of uploads that nobody has
+    completed for a day. The server's clock decides. What the bucket's lifecycle rules delete (`celery s3 init`) needs
+    no sweep, and costs nothing.
 
     It may run beside workers and beside another sweep: each object is looked at right before it is deleted, and what
     is written meanwhile stays. Interrupted, it is simply run again.
 
     Costs a LIST for each 1,000 objects and a GET for each one that may have expired. Needs s3:ListBucket,
-    s3:GetObject and s3:DeleteObject.
+    s3:GetObject and s3:DeleteObject; for uploads s3:ListBucketMultipartUploads and s3:AbortMultipartUpload.
     """
     before = backend.tally.snapshot()
     sweep = backend.sweep(dry_run=dry_run, thorough=thorough)
@@ -85,7 +86,10 @@ def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], a
 
 def _told(done: Swept, dry_run: bool) -> str:
     objects = "1 object" if done.count == 1 else f"{done.count:,} objects"
-    return f"{'Would delete' if dry_run else 'Deleted'} {objects}, {data_size(done.size)}."
+    uploads = "1 unfinished upload" if done.aborted == 1 else f"{done.aborted:,} unfinished uploads"
+    aborted = f" {'Would abort' if dry_run else 'Aborted'} {uploads}." if done.aborted else ""
+    unseen = f" Unfinished uploads could not be looked at: {done.unseen}." if done.unseen else ""
+    return f"{'Would delete' if dry_run else 'Deleted'} {objects}, {data_size(done.size)}.{aborted}{unseen}"
 
 
 def _record(backend: S3Backend, sweep: Sweep, done: Swept) -> dict[str, Any]:
@@ -94,6 +98,7 @@ def _record(backend: S3Backend, sweep: Sweep, done: Swept) -> dict[str, Any]:
         "count": done.count,
         "bytes": done.size,
         "looked": done.looked,
+        "uploads": None if done.unseen else done.aborted,
         "complete": done.complete,
         "dry_run": sweep.dry_run,
         "saved_per_month": _saved(backend, done),

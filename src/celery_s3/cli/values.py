@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pprint import pformat
@@ -21,9 +22,11 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON can hold it; an exception as its type and message."""
+    """A value as JSON can hold it; an exception as its type and message, bytes in base64."""
     if isinstance(value, BaseException):
         return {"type": type(value).__name__, "message": str(value)}
+    if isinstance(value, bytes):
+        return {"type": "bytes", "base64": b64encode(value).decode()}
     try:
         json.dumps(value, default=str)
     except _NOT_JSON:

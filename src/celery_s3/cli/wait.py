@@ -11,6 +11,7 @@ from celery import states
 from celery.exceptions import TimeoutError
 
 from ..backends.s3 import S3Backend
+from .body import print_bytes
 from .context import json_option, with_backend
 from .lookup import keys_of
 from .output import print_json, printable
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 @json_option
 @with_backend
 def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -> None:
-    """Wait for a result and print it.
+    """Wait for a result and print it; one that is bytes as it is.
 
     It looks as `AsyncResult.get()` does: often at first, then ever less, at most every 2 seconds; each look is one
     request. Celery cannot tell a task that has not finished from one that never was: name a --timeout.
@@ -59,6 +60,8 @@ def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -
         _print_record(id, {"status": state, "result": value, "traceback": traceback})
     elif traceback:
         print_traceback(str(traceback))
+    elif type(value) is bytes:
+        print_bytes([value])
     else:
         print_value(value)
     if state != states.SUCCESS:

@@ -50,27 +50,29 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
     """The rules for one deployment.
 
     Arguments:
-        by_tag: results carry the tag that tells how long they live (the setting `expiry_tags`); without it, all
-            results stay as long as successes or failures do, whichever is longer.
+        by_tag: results and files carry the tag that tells how long they live (the setting `expiry_tags`); without it,
+            all results stay as long as successes or failures do, whichever is longer.
         versioned: the bucket keeps versions; what was deleted is to be removed a day later.
     """
     found: list[Rule] = []
     if by_tag:
         days = {lifetime.PLAIN: terms.results, **{str(days): days * DAY for days in lifetime.DAYS}}
         found += [
-            _expiring(prefixes, f"results-{value}", prefixes.results, term, versioned, value)
+            _expiring(prefixes, f"{kind}-{value}", prefix, term, versioned, value)
+            for kind, prefix in (("results", prefixes.results), ("files", prefixes.files))
             for value, term in days.items()
             if term is not None
         ]
     areas = (
         ("results", prefixes.results, None if by_tag else terms.longest),
+        ("files", prefixes.files, None if by_tag else terms.results),
         ("groups", prefixes.groups, terms.results),
         ("chords", prefixes.chords, terms.chords),
         ("messages", prefixes.messages, terms.messages),
     )
     found += [_expiring(prefixes, kind, prefix, term, versioned) for kind, prefix, term in areas if term is not None]
     # `chords/` and `messages/` may be others' where nothing of ours expires there
-    certain = (prefixes.results, prefixes.groups)
+    certain = (prefixes.results, prefixes.files, prefixes.groups)
     return found + [_aborting(prefixes, kind, prefix) for kind, prefix, term in areas if term or prefix in certain]
 
 
@@ -219,6 +221,7 @@ def shared(rules: Iterable[Mapping[str, Any]], prefixes: Prefixes) -> list[str]:
 def _harm(rule: Mapping[str, Any], prefixes: Prefixes, terms: Terms) -> Iterator[str]:
     areas = (
         ("results", prefixes.results, terms.longest),
+        ("files", prefixes.files, terms.results),
         ("saved groups", prefixes.groups, terms.results),
         ("chords", prefixes.chords, terms.chords),
         # without a term of theirs, there are none

@@ -1,4 +1,4 @@
-"""The sweep: deletes what has expired, and nothing else.
+"""The sweep: deletes what has expired, aborts uploads that nobody completes, and nothing else.
 
 The listing tells which objects are old enough to have expired. Right before one is deleted it is looked at: that tells
 the term it may have of its own and the version that stands there now, and only this version is deleted. So a sweep may
@@ -16,12 +16,15 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import uuid4
 
 from .. import lifetime
-from ..errors import ObjectMissing
+from ..control import Upload
+from ..errors import ObjectMissing, Refused
+from ..files.pointer import OBJECT
 from ..inventory import Extent
 from ..store.api import Entry, Store, batches
 from ..store.counting import PAGE
@@ -32,7 +35,7 @@ __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
 #: Objects that are looked at at a time where another write may go unnoticed.
 CAREFUL = 20
-#: The names under which messages are stored; whatever else stands there is not ours.
+#: The names under which messages and files are stored; whatever else stands there is not ours.
 _MESSAGE = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{32})?")
 
 
@@ -69,6 +72,7 @@ def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: b
     suspect = 0.0 if thorough else terms.shortest
     return [
         Area("results", prefixes.results, terms.results, suspect, batch),
+        Area("files", prefixes.files, terms.results, suspect, batch, OBJECT),
         Area("groups", prefixes.groups, terms.results, terms.results),
         Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
     ]
@@ -81,11 +85,15 @@ class Swept:
     Attributes:
         deleted: by kind.
         looked: how many objects it has looked at.
+        aborted: how many uploads in parts.
+        unseen: why uploads could not be looked at, empty where they were.
         complete: whether it came to its end, rather than to the limit it was given.
     """
 
     deleted: dict[str, Extent] = field(default_factory=dict)
     looked: int = 0
+    aborted: int = 0
+    unseen: str = ""
     complete: bool = True
 
     @property
@@ -100,6 +108,14 @@ class Swept:
         self.deleted.setdefault(kind, Extent()).add(entry)
 
 
+class Uploads(Protocol):
+    """Uploads in parts that nobody completes."""
+
+    def found(self, now: float) -> Iterable[Upload]: ...
+
+    def abort(self, upload: Upload) -> None: ...
+
+
 class Sweep:
     """Deletes what has expired.
 
@@ -107,8 +123,9 @@ class Sweep:
         store: need not open seals: what is looked at is readable without.
         areas: what to go through.
         remains: what chords have left, in lists to be deleted one after the other.
+        uploads: what is to be aborted.
         now: the server's time in seconds since the epoch; rather too early than too late.
-        dry_run: everything but deleting.
+        dry_run: everything but deleting and aborting.
         clock: seconds that pass here.
 
     All methods raise :class:`~celery_s3.errors.StoreError` where the store fails; what was done until then stays done.
@@ -120,6 +137,7 @@ class Sweep:
         pool: Pool,
         areas: list[Area],
         remains: Callable[[], Iterator[list[Entry]]],
+        uploads: Uploads,
         *,
         now: Callable[[], float],
         dry_run: bool = False,
@@ -129,6 +147,7 @@ class Sweep:
         self.pool = pool
         self.areas = areas
         self.remains = remains
+        self.uploads = uploads
         self.now = now
         self.dry_run = dry_run
         self.clock = clock
@@ -169,7 +188,17 @@ class Sweep:
             if limit is not None and self.done.count >= limit:
                 self.done.complete = False
                 break
+        self._abort_uploads()
         return self.done
+
+    def _abort_uploads(self) -> None:
+        try:
+            for upload in self.uploads.found(self.now()):
+                if not self.dry_run:
+                    self.uploads.abort(upload)
+                self.done.aborted += 1
+        except Refused as exc:  # a permission more than the rest needs, and not every server has them
+            self.done.unseen = exc.reason
 
     def _wanted(self) -> list[Area]:
         return [area for area in self.areas if area.suspect is not None]

@@ -27,6 +27,7 @@ class Prefixes:
     groups: str
     chords: str
     messages: str
+    files: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Terms:
     """Seconds that each kind lives; ``None``: for ever.
 
     Attributes:
-        results: those that say nothing else, and saved groups.
+        results: those that say nothing else, their files, and saved groups.
         failures: results in state FAILURE.
         chords: what a chord that came to no end leaves, after its last sign of life.
         decided: the tombstones of chords that are sent or failed; never for ever.

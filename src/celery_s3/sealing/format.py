@@ -20,12 +20,27 @@ import io
 import json
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from celery_s3.store.api import Chunk
+from celery_s3.store.pieces import cut
 
 from .ciphers import TAG_BYTES, Broken, Cipher
 
-__all__ = ["FRAME", "HEADER", "STORED_FRAME", "Header", "Span", "context", "opened", "plain_size", "sealed"]
+__all__ = [
+    "FRAME",
+    "HEADER",
+    "STORED_FRAME",
+    "Header",
+    "Span",
+    "context",
+    "opened",
+    "plain_size",
+    "sealed",
+    "sealed_chunks",
+    "stored_size",
+]
 
 #: The name in the user metadata.
 HEADER = "celery-seal"
@@ -99,6 +114,18 @@ def sealed(cipher: Cipher, context: bytes, body: bytes) -> bytes:
     )
 
 
+def sealed_chunks(cipher: Cipher, context: bytes, chunks: Iterable[Chunk]) -> Iterator[bytes]:
+    """The same of a body that comes in chunks of any length, frame by frame."""
+    frames = cut(chunks, FRAME)
+    frame = next(frames, b"")
+    number = 0
+    for following in frames:
+        yield cipher.seal(_NONCE.pack(number, False), frame, context)
+        frame = following
+        number += 1
+    yield cipher.seal(_NONCE.pack(number, True), frame, context)
+
+
 def opened(cipher: Cipher, context: bytes, stored: bytes, first: int, size: int) -> bytes:
     """The plain bytes of some frames.
 
@@ -125,6 +152,11 @@ def _joined(pieces: Iterable[bytes]) -> bytes:
     whole = io.BytesIO()
     whole.writelines(pieces)
     return whole.getvalue()
+
+
+def stored_size(size: int) -> int:
+    """The bytes in which a body of ``size`` bytes is stored."""
+    return size + TAG_BYTES * max(1, -(-size // FRAME))
 
 
 def plain_size(size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from celery_s3.errors import BadRequest, NotSealed, Tampered, UnknownKey
 from celery_s3.settings import Settings
@@ -19,6 +19,21 @@ __all__ = ["Sealing", "sealing"]
 UNTYPED = "application/octet-stream"
 
 _ALGORITHMS = {"encrypt": ENCRYPTION, "sign": SIGNATURE, "off": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What goes with the frames of one object.
+
+    Attributes:
+        context: what every frame is bound to.
+        metadata: with the header.
+    """
+
+    cipher: Cipher
+    context: bytes
+    metadata: Mapping[str, str]
+    content_type: str
 
 
 class Sealing:
@@ -54,12 +69,20 @@ class Sealing:
         content_type: str = "",
     ) -> str:
         """Write a sealed object; the same body makes other bytes each time, and another etag."""
-        if self._writes is not None:
-            metadata, content_type = dict(metadata or {}), content_type or UNTYPED
-            header, cipher = self._new(self._writes)
-            body = sealed(cipher, context(header, self._bucket, key, content_type, metadata), body)
-            metadata[HEADER] = header
+        envelope = self.envelope(key, metadata or {}, content_type)
+        if envelope is not None:
+            body = sealed(envelope.cipher, envelope.context, body)
+            metadata, content_type = envelope.metadata, envelope.content_type
         return self._inner.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+
+    def envelope(self, key: str, metadata: Mapping[str, str], content_type: str) -> Envelope | None:
+        """What a new object is sealed with, ``None`` where plain objects are written; never to be used twice."""
+        if self._writes is None:
+            return None
+        content_type = content_type or UNTYPED
+        header, cipher = self._new(self._writes)
+        bound = context(header, self._bucket, key, content_type, metadata)
+        return Envelope(cipher, bound, {**metadata, HEADER: header}, content_type)
 
     def _new(self, name: str) -> tuple[str, Cipher]:
         token, ring_key = self._ring.first.sealing()
@@ -70,7 +93,7 @@ class Sealing:
         """Read a range of the body as it was before; the frames that it lies in are read and checked.
 
         Raises:
-            BadSeal: nothing of the object can be trusted, or this process lacks its key.
+            Untrusted: nothing of the object can be trusted, or this process lacks its key.
         """
         span = Span(start, length)
         # Should the object be plain, the range lies where it was asked for.

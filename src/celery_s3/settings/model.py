@@ -91,6 +91,8 @@ class Settings:
     expiry_tags: bool = False
     missing_as_403: bool = False
     chord_resend: bool = True
+    #: bytes below which nothing is compressed
+    compression_threshold: int = 4096
     #: bytes of a message's body above which its arguments go to S3
     message_threshold: int = 128 * 1024
     message_cleanup: Literal["lifecycle", "success"] = "lifecycle"

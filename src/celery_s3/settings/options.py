@@ -134,6 +134,11 @@ _ALL = [
         " its result is there, `False` reports a failure, so that no body ever runs twice.",
     ),
     Option(
+        "compression_threshold",
+        Number(0, 1024 * 1024 * 1024),
+        "Bytes below which nothing is [compressed](compression.md), whatever `result_compression` says.",
+    ),
+    Option(
         "message_threshold",
         Number(4096, 16 * 1024 * 1024),
         "Bytes of a [message](large-messages.md) above which its arguments go to S3, by a serializer `s3+…`.",

@@ -8,12 +8,13 @@ from celery_s3.errors import ConfigurationError
 from celery_s3.settings import Settings
 
 from . import situation
-from .api import Store
+from .api import Bucket, Store, Writer
 from .counting import Counting, Tally
 from .parallel import Pool
 from .probe import ConditionalWrites
 from .retrying import Retrying, policy_for
 from .routing import Routing
+from .uploads import Uploads
 
 __all__ = ["Opened", "open_store"]
 
@@ -25,6 +26,7 @@ class Opened:
     Attributes:
         store: makes the requests, and tries again.
         plain: the same, and leaves seals unopened.
+        uploads: writes objects of any size.
         tally: what this process has asked.
         conditional: whether conditional writes work here.
         pool: for reading in parallel.
@@ -32,6 +34,7 @@ class Opened:
 
     store: Store
     plain: Store
+    uploads: Writer
     tally: Tally
     conditional: ConditionalWrites
     pool: Pool
@@ -49,7 +52,7 @@ def open_store(settings: Settings) -> Opened:
         ConfigurationError: `seal_keys` or `opentelemetry` needs a package that is missing.
     """
     tally = Tally()
-    counting: Store = Counting(Routing(settings), tally)
+    counting: Bucket = Counting(Routing(settings), tally)
     pool = Pool(settings.concurrency)
     if settings.opentelemetry:
         counting, pool = _observed(counting, tally, settings)
@@ -60,11 +63,12 @@ def open_store(settings: Settings) -> Opened:
         missing_as_403=settings.missing_as_403,
         base=settings.base,
     )
+    store, uploads = _sealed(retrying, Uploads(retrying, pool), settings)
     # The probe is no secret, and is shared with processes that have no keys.
-    return Opened(_sealed(retrying, settings), retrying, tally, ConditionalWrites(settings, retrying), pool)
+    return Opened(store, retrying, uploads, tally, ConditionalWrites(settings, retrying), pool)
 
 
-def _observed(store: Store, tally: Tally, settings: Settings) -> tuple[Store, Pool]:
+def _observed(store: Bucket, tally: Tally, settings: Settings) -> tuple[Bucket, Pool]:
     try:
         from . import otel  # imported where it is used
     except ImportError as exc:
@@ -75,9 +79,11 @@ def _observed(store: Store, tally: Tally, settings: Settings) -> tuple[Store, Po
     return otel.Tracing(store, settings), otel.TracedPool(settings.concurrency)
 
 
-def _sealed(store: Store, settings: Settings) -> Store:
+def _sealed(store: Store, uploads: Writer, settings: Settings) -> tuple[Store, Writer]:
     if not settings.seal_keys:
-        return store
+        return store, uploads
     from celery_s3.sealing.store import sealing  # imported where it is used
+    from celery_s3.sealing.writer import SealingWriter
 
-    return sealing(store, settings)
+    sealed = sealing(store, settings)
+    return sealed, SealingWriter(uploads, sealed)

@@ -1,11 +1,15 @@
-"""What a store can do: five verbs, preconditions as values, versions as answers.
+"""What a store can do: six verbs, four more for uploads, preconditions as values, versions as answers.
 
 Every client and every wrapper is a :class:`Store`. The wrappers stand in this order, outermost first::
 
     Sealing (with `seal_keys`) → Retrying → Counting → Routing → ObstoreClient | Boto3Client
 
 so that what is tried again has the same bytes, each attempt is counted and each is routed to the client that is
-right at that moment.
+right at that moment. All of them below ``Sealing`` are a :class:`Bucket`, and beside it stands what writes large
+objects::
+
+    SealingWriter (with `seal_keys`) → Uploads → Retrying
+
 All methods raise :class:`celery_s3.errors.StoreError` and nothing else.
 """
 
@@ -16,7 +20,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-__all__ = ["CREATE", "Create", "Entry", "Match", "Object", "Precondition", "Store"]
+__all__ = [
+    "CREATE",
+    "Bucket",
+    "Chunk",
+    "Create",
+    "Entry",
+    "Match",
+    "Multipart",
+    "Object",
+    "Precondition",
+    "Store",
+    "Writer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,9 @@ class Match:
 
 
 T = TypeVar("T")
+
+#: A piece of a body, which nobody changes any more: neither who gets it, nor who has given it.
+Chunk = bytes | memoryview
 
 #: The one value of :class:`Create`.
 CREATE = Create()
@@ -129,6 +148,70 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections; the store may be used again."""
+        ...
+
+
+class Multipart(Protocol):
+    """Writing an object in parts: a request each to begin, for a part, to complete, to abort."""
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        """Begin an upload and return its id; until it is completed there is no object, and its parts are billed."""
+        ...
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        """Write part ``number`` (1 to 10,000; all but the last one 5 MiB or more) and return its etag.
+
+        Raises:
+            UploadMissing: the upload was completed or aborted.
+        """
+        ...
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        """Make one object of the parts (their etags in order) and return its etag.
+
+        Raises:
+            PreconditionFailed: the precondition does not hold; the parts are still there.
+            Conflict: 409, the upload has to be made anew.
+            UploadMissing: the upload was completed or aborted.
+        """
+        ...
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Delete the parts; an upload that is completed or aborted counts as aborted."""
+        ...
+
+
+class Bucket(Store, Multipart, Protocol):
+    """A bucket whose objects can be written in parts too."""
+
+
+class Writer(Protocol):
+    """Writes objects of any size without holding them."""
+
+    def write(
+        self,
+        key: str,
+        chunks: Iterable[Chunk],
+        *,
+        size: int | None = None,
+        precondition: Precondition = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+    ) -> str:
+        """Write an object from chunks of any length, as they come, and return its etag.
+
+        It takes one request if all fits into one part, else one per part and two more. Nothing of an upload that
+        fails stays. A refusal may be that of an earlier try whose answer was lost: whoever cares looks what stands.
+
+        Arguments:
+            size: bytes in all, where they are known.
+
+        Raises:
+            PreconditionFailed: the precondition does not hold, or another upload came first.
+            Whatever ``chunks`` raises.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from botocore.config import Config
 from botocore.handlers import add_expect_header
 
-from celery_s3.errors import BadRequest, Conflict, Interrupted, ObjectMissing, PreconditionFailed
+from celery_s3.errors import BadRequest, Conflict, Interrupted, ObjectMissing, PreconditionFailed, UploadMissing
 from celery_s3.settings import Settings
 
 from .api import Create, Entry, Match, Object, Precondition, batches
@@ -36,7 +36,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Boto3Client:
-    """A :class:`~celery_s3.store.api.Store`; one botocore client, made at the first request, for all threads.
+    """A :class:`~celery_s3.store.api.Bucket`; one botocore client, made at the first request, for all threads.
 
     Arguments:
         connect_timeout, read_timeout: seconds, in place of those of the settings.
@@ -63,17 +63,51 @@ class Boto3Client:
         content_type: str = "",
     ) -> str:
         request = Request("put", key, isinstance(precondition, Match))
-        if refused := check_headers(metadata or {}, content_type):
+        parameters = {**self._stored_as(request, metadata or {}, content_type), **_condition(precondition)}
+        return self._written(request, methodcaller("put_object", **self._common, Key=key, Body=body, **parameters))
+
+    def _stored_as(self, request: Request, metadata: Mapping[str, str], content_type: str) -> dict[str, Any]:
+        """How an object is stored, as parameters of its PUT or its upload."""
+        if refused := check_headers(metadata, content_type):
             raise request.error(BadRequest, self._settings, refused)
-        parameters = {**self._storage, **_condition(precondition), "Metadata": dict(metadata or {})}
+        parameters = {**self._storage, "Metadata": dict(metadata)}
         if content_type:
             parameters["ContentType"] = content_type
         if self._settings.expiry_tags:
-            parameters["Tagging"] = urlencode(object_tags(self._settings, metadata or {}))
-        answer = self._call(request, lambda s3: s3.put_object(**self._common, Key=key, Body=body, **parameters))
+            parameters["Tagging"] = urlencode(object_tags(self._settings, metadata))
+        return parameters
+
+    def _written(self, request: Request, action: Callable[[Any], Mapping[str, Any]]) -> str:
+        """The etag that a write is answered with."""
+        answer = self._call(request, action)
         if not answer.get("ETag"):
             raise request.error(Interrupted, self._settings, "the answer has no ETag")
         return str(answer["ETag"])
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        request = Request("create_upload", key)
+        parameters = {**self._common, **self._stored_as(request, metadata or {}, content_type)}
+        answer = self._call(request, methodcaller("create_multipart_upload", Key=key, **parameters))
+        if not answer.get("UploadId"):
+            raise request.error(Interrupted, self._settings, "the answer has no UploadId")
+        return str(answer["UploadId"])
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        parameters = {**self._common, "Key": key, "UploadId": upload_id, "PartNumber": number, "Body": body}
+        return self._written(Request("put_part", key), methodcaller("upload_part", **parameters))
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+        parameters = {**self._common, "Key": key, "UploadId": upload_id, **_condition(precondition)}
+        action = methodcaller("complete_multipart_upload", MultipartUpload={"Parts": parts}, **parameters)
+        return self._written(Request("complete_upload", key, isinstance(precondition, Match)), action)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        parameters = {**self._common, "Key": key, "UploadId": upload_id}
+        with suppress(UploadMissing):
+            self._call(Request("abort_upload", key), methodcaller("abort_multipart_upload", **parameters))
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         condition = {"IfMatch": if_match} if if_match else {}

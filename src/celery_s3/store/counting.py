@@ -11,12 +11,13 @@ import mmap
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from billiard import process
 
 from celery_s3.errors import StoreError, Unreachable
 
-from .api import Entry, Object, Precondition, Store
+from .api import Bucket, Entry, Object, Precondition
 from .situation import PerProcess
 
 __all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
@@ -173,7 +174,7 @@ def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
 class Counting:
     """A store that tallies each request of the store inside it."""
 
-    def __init__(self, inner: Store, tally: Tally) -> None:
+    def __init__(self, inner: Bucket, tally: Tally) -> None:
         self._inner = inner
         self._tally = tally
 
@@ -203,32 +204,37 @@ class Counting:
         self._tally.count("GET", down=len(found.body))
         return found
 
+    # S3 bills the beginning of an upload, each part and the completion as a PUT, and an abort, like a DELETE, not.
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        with self._counted("PUT"):
+            return self._inner.create_upload(key, metadata=metadata, content_type=content_type)
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        with self._counted("PUT", up=len(body)):
+            return self._inner.put_part(key, upload_id, number, body)
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        with self._counted("PUT"):
+            return self._inner.complete_upload(key, upload_id, etags, precondition=precondition)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        with self._counted("DELETE"):
+            self._inner.abort_upload(key, upload_id)
+
     def delete(self, key: str) -> None:
-        try:
+        with self._counted("DELETE"):
             self._inner.delete(key)
-        except StoreError as exc:
-            self._failed("DELETE", exc)
-            raise
-        self._tally.count("DELETE")
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        requests = -(-len(keys) // PAGE)
-        try:
+        with self._counted("DELETE_OBJECTS", requests=-(-len(keys) // PAGE)):
             self._inner.delete_many(keys)
-        except StoreError as exc:
-            self._failed("DELETE_OBJECTS", exc, requests=requests)
-            raise
-        self._tally.count("DELETE_OBJECTS", requests=requests)
 
     def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        requests = -(-len(versions) // PAGE)
-        try:
-            kept = self._inner.delete_unchanged(versions)
-        except StoreError as exc:
-            self._failed("DELETE_OBJECTS", exc, requests=requests)
-            raise
-        self._tally.count("DELETE_OBJECTS", requests=requests)
-        return kept
+        with self._counted("DELETE_OBJECTS", requests=-(-len(versions) // PAGE)):
+            return self._inner.delete_unchanged(versions)
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         # A page is one request, made when its first entry is asked for; the last page may be empty.
@@ -247,6 +253,15 @@ class Counting:
 
     def close(self) -> None:
         self._inner.close()
+
+    @contextmanager
+    def _counted(self, verb: str, *, requests: int = 1, up: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as exc:
+            self._failed(verb, exc, requests=requests, up=up)
+            raise
+        self._tally.count(verb, requests=requests, up=up)
 
     def _failed(self, verb: str, error: StoreError, *, requests: int = 1, up: int = 0) -> None:
         # What reached no server was no request.

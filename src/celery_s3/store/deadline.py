@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["remaining", "retried_until"]
+__all__ = ["remaining", "retried_until", "retried_while"]
 
 _thread = threading.local()
 
@@ -23,7 +23,21 @@ def retried_until(moment: float | None) -> Iterator[None]:
         _thread.moment = outer
 
 
+@contextmanager
+def retried_while(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Inside, no request is tried again once nobody wants it any more."""
+    outer = getattr(_thread, "wanted", None)
+    _thread.wanted = wanted
+    try:
+        yield
+    finally:
+        _thread.wanted = outer
+
+
 def remaining() -> float | None:
     """Seconds left, ``None`` where there is no bound."""
+    wanted: Callable[[], bool] | None = getattr(_thread, "wanted", None)
+    if wanted is not None and not wanted():
+        return 0.0
     moment: float | None = getattr(_thread, "moment", None)
     return None if moment is None else moment - time.monotonic()

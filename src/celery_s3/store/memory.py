@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from celery_s3.errors import BadRequest, ObjectMissing, PreconditionFailed, StoreError
+from celery_s3.errors import BadRequest, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
 
 from .api import Create, Entry, Match, Object, Precondition, batches
 
@@ -28,7 +29,7 @@ class Fault:
 
     Attributes:
         error: what is raised.
-        verb: PUT, GET, LIST, DELETE or DELETE_OBJECTS; empty for any.
+        verb: PUT, GET, LIST, DELETE, DELETE_OBJECTS; of an upload CREATE, PART, COMPLETE, ABORT; empty for any.
         key: the key, or the prefix of a LIST; empty for any.
         times: how many requests it hits; -1 for all.
         after: how many matching requests pass before.
@@ -53,8 +54,16 @@ class Fault:
         return True
 
 
+@dataclass
+class _Upload:
+    key: str
+    metadata: Mapping[str, str]
+    content_type: str
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
 class MemoryStore:
-    """A :class:`~celery_s3.store.api.Store` that any number of threads may share.
+    """A :class:`~celery_s3.store.api.Bucket` that any number of threads may share.
 
     Arguments:
         clock: the server's time, in seconds since the epoch.
@@ -64,6 +73,7 @@ class MemoryStore:
     Attributes:
         requests: verb and key of every request made, in order.
         faults: the errors to inject; the first that matches is raised.
+        uploads: those that are neither completed nor aborted, by id.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
+        self.uploads: dict[str, _Upload] = {}
 
     def put(
         self,
@@ -90,17 +101,58 @@ class MemoryStore:
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
     ) -> str:
-        etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+        etag = _etag(body)
 
         def store() -> str:
-            if self._conditional:
-                self._check(key, precondition)
-            names = {name.lower(): value for name, value in (metadata or {}).items()}
-            now = datetime.fromtimestamp(int(self._clock()), UTC)
-            self._objects[key] = Object(key, bytes(body), len(body), etag, now, names, content_type)
-            return etag
+            self._check(key, precondition)
+            return self._keep(key, bytes(body), etag, metadata or {}, content_type)
 
         return self._request("PUT", key, store)
+
+    def _keep(self, key: str, body: bytes, etag: str, metadata: Mapping[str, str], content_type: str) -> str:
+        names = {name.lower(): value for name, value in metadata.items()}
+        now = datetime.fromtimestamp(int(self._clock()), UTC)
+        self._objects[key] = Object(key, body, len(body), etag, now, names, content_type)
+        return etag
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        def begin() -> str:
+            upload_id = uuid.uuid4().hex
+            self.uploads[upload_id] = _Upload(key, dict(metadata or {}), content_type)
+            return upload_id
+
+        return self._request("CREATE", key, begin)
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        def store() -> str:
+            self._upload(key, upload_id).parts[number] = bytes(body)
+            return _etag(body)
+
+        return self._request("PART", key, store)
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        def complete() -> str:
+            upload = self._upload(key, upload_id)
+            parts = [upload.parts.get(number, b"") for number in range(1, len(etags) + 1)]
+            if list(etags) != list(map(_etag, parts)):
+                raise BadRequest("", "complete_upload", _BUCKET, key, 400, "InvalidPart")
+            self._check(key, precondition)
+            del self.uploads[upload_id]
+            etag = f'{_etag("".join(etags).encode())[:-1]}-{len(etags)}"'
+            return self._keep(key, b"".join(parts), etag, upload.metadata, upload.content_type)
+
+        return self._request("COMPLETE", key, complete)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._request("ABORT", key, lambda: self.uploads.pop(upload_id, None))
+
+    def _upload(self, key: str, upload_id: str) -> _Upload:
+        upload = self.uploads.get(upload_id)
+        if upload is None or upload.key != key:
+            raise UploadMissing("", "upload", _BUCKET, key, 404, "NoSuchUpload")
+        return upload
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         def read() -> Object:
@@ -165,6 +217,8 @@ class MemoryStore:
             return answer
 
     def _check(self, key: str, precondition: Precondition) -> None:
+        if not self._conditional:
+            return
         stored = self._objects.get(key)
         if isinstance(precondition, Create):
             holds = stored is None
@@ -183,3 +237,7 @@ class MemoryStore:
         keys = sorted(key for key in self._objects if key.startswith(prefix) and key > start_after)
         found = (self._objects[key] for key in keys[:_PAGE])
         return [Entry(each.key, each.size, each.modified, each.etag) for each in found]
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'

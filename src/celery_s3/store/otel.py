@@ -15,7 +15,7 @@ from opentelemetry import context, metrics, trace
 from celery_s3.errors import ObjectMissing, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
-from .api import Entry, Object, Precondition, Store
+from .api import Bucket, Entry, Object, Precondition
 from .counting import NUMBERS, Tally
 from .parallel import Pool
 
@@ -32,7 +32,7 @@ _EXPECTED = (ObjectMissing, PreconditionFailed)
 class Tracing:
     """A store that makes a span of each request of the store inside it, named and labelled as OpenTelemetry has S3."""
 
-    def __init__(self, inner: Store, settings: Settings) -> None:
+    def __init__(self, inner: Bucket, settings: Settings) -> None:
         self._inner = inner
         self._tracer = trace.get_tracer(_NAME)
         self._common = {"rpc.system": "aws-api", "rpc.service": "S3", "aws.s3.bucket": settings.bucket}
@@ -52,6 +52,24 @@ class Tracing:
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         with self._span("GetObject", key):
             return self._inner.get(key, start=start, length=length, if_match=if_match)
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        with self._span("CreateMultipartUpload", key):
+            return self._inner.create_upload(key, metadata=metadata, content_type=content_type)
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        with self._span("UploadPart", key):
+            return self._inner.put_part(key, upload_id, number, body)
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        with self._span("CompleteMultipartUpload", key):
+            return self._inner.complete_upload(key, upload_id, etags, precondition=precondition)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        with self._span("AbortMultipartUpload", key):
+            self._inner.abort_upload(key, upload_id)
 
     def delete(self, key: str) -> None:
         with self._span("DeleteObject", key):
@@ -105,8 +123,10 @@ def _failed(span: trace.Span, error: StoreError) -> None:
 class TracedPool(Pool):
     """A pool whose threads make their spans under the caller's."""
 
-    def stream(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
-        return super().stream(_under_the_callers(fn), items)
+    def stream(
+        self, fn: Callable[[_T], _R], items: Iterable[_T], *, at_once: int | None = None
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
+        return super().stream(_under_the_callers(fn), items, at_once=at_once)
 
     def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
         inside = _under_the_callers(lambda _: beside())

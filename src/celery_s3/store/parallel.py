@@ -29,17 +29,23 @@ class Pool:
         self._concurrency = concurrency
         self._threads = PerProcess(lambda: _Threads(concurrency))
 
-    def stream(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R | BaseException]]:
+    def stream(
+        self, fn: Callable[[_T], _R], items: Iterable[_T], *, at_once: int | None = None
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
         """Each item with its result or with what ``fn`` raised, in order of completion.
 
         Items are taken as threads get free; closing the iterator takes no more, and leaves those under way to end
         by themselves. ``items`` may pause: an iterator that is exhausted is asked again after each result.
+
+        Arguments:
+            at_once: how many items are under way at most, where that is to be fewer than ``concurrency``.
         """
         waiting = iter(items)
         first = list(islice(waiting, 2))
         if len(first) < 2 or self._concurrency < 2 or self._inside():
             return _one_by_one(fn, first, waiting)
-        return _Stream(self._threads.get(), fn).run(first, waiting, self._concurrency)
+        limit = min(at_once or self._concurrency, self._concurrency)
+        return _Stream(self._threads.get(), fn).run(first, waiting, limit)
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -109,6 +115,7 @@ class _Stream(Generic[_T, _R]):
 
     def run(self, first: Iterable[_T], rest: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
         under_way = self._start(first)
+        del first  # items may be large
         under_way += self._start(islice(rest, limit - under_way))
         while under_way:
             yield self._done.get()

@@ -6,6 +6,8 @@
     ServerFault, Conflict, Interrupted  the same; the request may have been carried out, which only matters to
                                         a conditional put: settled by reading (see Retrying.put)
     everything else                     raised at once
+
+Each request of an upload is tried again by itself, but for a completion that meets a conflict: its parts are lost.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TypeVar
 from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
 from celery_s3.settings import Settings
 
-from .api import Create, Entry, Object, Precondition, Store, batches
+from .api import Bucket, Create, Entry, Object, Precondition, Store, batches
 from .counting import Tally
 from .deadline import remaining
 from .probe import PROBE
@@ -71,7 +73,7 @@ class Retrying:
 
     def __init__(
         self,
-        inner: Store,
+        inner: Bucket,
         *,
         policy: Callable[[], Policy] = Policy,
         tally: Tally | None = None,
@@ -138,6 +140,28 @@ class Retrying:
                 raise ObjectMissing(exc.detail, "get", exc.bucket, key, exc.status, exc.code) from exc
             raise
 
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        """Begin an upload; one whose answer is lost stays without parts until a lifecycle rule or a sweep aborts it."""
+        return self._until_answered(
+            "PUT", lambda: self._inner.create_upload(key, metadata=metadata, content_type=content_type)
+        )
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        return self._until_answered("PUT", lambda: self._inner.put_part(key, upload_id, number, body))
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        """Complete an upload; a refusal may be the answer to an earlier try of our own that landed unseen."""
+        return self._until_answered(
+            "PUT",
+            lambda: self._inner.complete_upload(key, upload_id, etags, precondition=precondition),
+            final=Conflict,
+        )
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._until_answered("DELETE", lambda: self._inner.abort_upload(key, upload_id))
+
     def delete(self, key: str) -> None:
         self._until_answered("DELETE", lambda: self._inner.delete(key))
 
@@ -171,12 +195,14 @@ class Retrying:
     def close(self) -> None:
         self._inner.close()
 
-    def _until_answered(self, verb: str, request: Callable[[], _R]) -> _R:
-        """Make a request until it is answered or the budget is spent."""
+    def _until_answered(self, verb: str, request: Callable[[], _R], *, final: type[Transient] | tuple[()] = ()) -> _R:
+        """Make a request until it is answered, with an error that is ``final`` too, or the budget is spent."""
         budget = self._budget()
         while True:
             try:
                 answer = request()
+            except final:
+                raise
             except Transient as exc:
                 budget.spend(verb, exc)
             else:

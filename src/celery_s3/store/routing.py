@@ -4,7 +4,7 @@
 
     boto3, with short time-outs   the main process of a prefork worker
     boto3                         a process whose ancestor used obstore; gevent and eventlet; what the settings or
-                                  the key need (session, empty segments); bodies over 8 MiB; listings
+                                  the key need (session, empty segments); bodies over 8 MiB; uploads; listings
     obstore                       everything else
 
 obstore is ten times as fast; the module :mod:`.situation` says when it must not be used.
@@ -20,7 +20,7 @@ from celery_s3.errors import ConfigurationError
 from celery_s3.settings import Settings
 
 from . import situation
-from .api import Entry, Object, Precondition, Store
+from .api import Bucket, Entry, Object, Precondition, Store
 from .situation import PerProcess
 
 __all__ = ["Routing"]
@@ -63,6 +63,22 @@ class Routing:
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         return self._client(key).get(key, start=start, length=length, if_match=if_match)
 
+    # Uploads are always boto3's: obstore knows no condition for their completion.
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
+        return self._boto3_client().create_upload(key, metadata=metadata, content_type=content_type)
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
+        return self._boto3_client().put_part(key, upload_id, number, body)
+
+    def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
+    ) -> str:
+        return self._boto3_client().complete_upload(key, upload_id, etags, precondition=precondition)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._boto3_client().abort_upload(key, upload_id)
+
     def delete(self, key: str) -> None:
         self._client(key).delete(key)
 
@@ -97,7 +113,7 @@ class Routing:
         situation.obstore_used()
         return self._obstore.get()
 
-    def _boto3_client(self) -> Store:
+    def _boto3_client(self) -> Bucket:
         return (self._brief if situation.prefork_parent() else self._boto3).get()
 
     def _not_obstore(self, key: str) -> str:
@@ -119,13 +135,13 @@ def _obstore(settings: Settings) -> Store:
     return ObstoreClient(settings)
 
 
-def _boto3(settings: Settings) -> Store:
+def _boto3(settings: Settings) -> Bucket:
     from .boto3_client import Boto3Client
 
     return Boto3Client(settings)
 
 
-def _brief(settings: Settings) -> Store:
+def _brief(settings: Settings) -> Bucket:
     from .boto3_client import Boto3Client
 
     return Boto3Client(

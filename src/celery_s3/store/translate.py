@@ -19,6 +19,7 @@ from celery_s3.errors import (
     ServerFault,
     StoreError,
     Throttled,
+    UploadMissing,
     WrongRegion,
 )
 from celery_s3.settings import Settings
@@ -62,6 +63,7 @@ _BY_CODE: Mapping[str, type[StoreError]] = {
     "InternalError": ServerFault,
     "NoSuchBucket": BucketMissing,
     "NoSuchKey": ObjectMissing,
+    "NoSuchUpload": UploadMissing,
     "NotImplemented": BadRequest,
     "OperationAborted": Conflict,
     "PreconditionFailed": PreconditionFailed,

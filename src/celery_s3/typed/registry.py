@@ -15,8 +15,9 @@ __all__ = ["named", "of", "register"]
 
 T = TypeVar("T")
 
-#: Which module of ours knows the types of an optional package. Their names start with the package's.
-_FAMILIES = {"numpy": "arrays", "pyarrow": "tables", "pandas": "frames"}
+#: Which module of ours knows the types of a package, loaded with the first of them. Their names start with the
+#: package's.
+_FAMILIES = {"numpy": "arrays", "pyarrow": "tables", "pandas": "frames", "celery_s3": "files"}
 _RESERVED = ("py", *_FAMILIES)
 
 

@@ -1,0 +1,55 @@
+"""The names of what messages point to: made of the content, so that the same bytes are one object.
+
+::
+
+    without keys, or with one of AWS KMS   SHA-256 of the bytes
+    encrypted with a key in `seal_keys`    HMAC-SHA-256 of the bytes, with a key derived from the first of `seal_keys`
+
+A plain hash lets whoever may list the bucket find out whether a guess of a message's content is right. The key of AWS
+KMS is in nobody's hand, and what it gives out is another one every five minutes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterator
+
+from celery_s3.settings import Settings
+
+__all__ = ["Names"]
+
+
+class Names:
+    """Names for contents, 64 hexadecimal digits each.
+
+    Arguments:
+        settings: with the keys. All of them are tried when a name is checked, whichever made it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        keys = list(_keys(settings))
+        self._names_with = keys[0] if keys and settings.seal == "encrypt" else None
+        self._known = [*filter(None, keys), None]
+
+    def of(self, content: bytes) -> str:
+        """The name for new content."""
+        return _digest(self._names_with, content)
+
+    def fits(self, name: str, content: bytes) -> bool:
+        """Whether it is the name of that content, made with any of the keys or without one."""
+        return any(hmac.compare_digest(name, _digest(key, content)) for key in self._known)
+
+
+def _digest(key: bytes | None, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if key is None else hmac.digest(key, content, "sha256").hex()
+
+
+def _keys(settings: Settings) -> Iterator[bytes | None]:
+    """A key for names of each of `seal_keys`; ``None`` for those of AWS KMS."""
+    if settings.seal_keys:
+        from celery_s3.sealing.ciphers import derived  # imported where it is used
+    for secret in settings.seal_keys:
+        text = secret.reveal()
+        yield None if text.startswith("kms://") else derived(base64.b64decode(text), b"mail")

@@ -1,0 +1,15 @@
+"""Files as results and as arguments: an :class:`S3File` is uploaded, and a pointer to it travels.
+
+What is in which module::
+
+    file        S3File: local until it is uploaded, then a handle
+    content     where its content is: here, in S3, or nowhere
+    source      what is uploaded: a path, or a file object
+    pointer     what travels in a result or a message
+    store       the files of one backend: where they are, writing, reading, deleting them
+    reading     pieces in order, checked against size and SHA-256; the reader over them
+    home        which backend a file goes to, and comes from
+
+Its public name is ``celery_s3.S3File``. Workers' main processes decode pointers: nothing but the standard library,
+kombu and Celery is imported for that.
+"""

@@ -1,0 +1,143 @@
+"""Where a file's content is: here, in S3, or nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
+
+from celery_s3.errors import FileNotRead
+
+from . import home
+from .pointer import Pointer, check_content_type, check_name, clean_name
+from .source import PathSource, Source, StreamSource
+
+if TYPE_CHECKING:
+    from .store import Files
+
+__all__ = ["Broken", "Content", "Local", "Remote"]
+
+#: What a file is of that says nothing else, and whose name tells nothing.
+UNTYPED = "application/octet-stream"
+
+
+class Content(Protocol):
+    """What :class:`~celery_s3.files.S3File` tells, and gives."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def sha256(self) -> str: ...
+    def pieces(self) -> Iterator[bytes]: ...
+    def url(self, expires: int) -> str: ...
+    def pointer(self) -> Any: ...
+
+
+class Local:
+    """A file that is not uploaded yet."""
+
+    def __init__(
+        self, source: str | os.PathLike[str] | IO[bytes], name: str | None, content_type: str | None, size: int | None
+    ) -> None:
+        self.source: Source
+        if isinstance(source, str | os.PathLike):
+            self.source, own = PathSource(Path(source), size), Path(source).name
+        else:
+            self.source, own = StreamSource(source, size), getattr(source, "name", "")
+        self.name = clean_name(own) if name is None else check_name(name)
+        self.content_type = _guessed(self.name) if content_type is None else check_content_type(content_type)
+
+    @property
+    def size(self) -> int | None:
+        return self.source.size()
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[bytes]:
+        return self.source.pieces()
+
+    def url(self, expires: int) -> NoReturn:  # noqa: ARG002 (as the others')
+        raise FileNotRead(f"there is no link to the file {self!r}: it is uploaded when its task has returned it")
+
+    def pointer(self) -> NoReturn:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return repr(self.source)
+
+
+class Remote:
+    """A file in S3.
+
+    Arguments:
+        home: the backend by which it came here, if any.
+    """
+
+    def __init__(self, pointer: Pointer, home: Any) -> None:
+        self._pointer = pointer
+        self._home = home
+        self.name, self.content_type = pointer.name, pointer.content_type
+        self.size, self.sha256 = pointer.size, pointer.sha256
+
+    @cached_property
+    def _files(self) -> Files:
+        files, nearest = home.files_at(self._pointer.at, self._home)
+        if files is None:
+            here = f"this process has its files in {nearest}" if nearest else "the current app's results are not in S3"
+            raise FileNotRead(
+                f"the file {self!r} is another backend's: {here}. Give both the same bucket and base_path, or call"
+                " `app.set_current()` where there are several apps"
+            )
+        return files
+
+    def pieces(self) -> Iterator[bytes]:
+        return self._files.pieces(self._pointer)
+
+    def url(self, expires: int) -> str:
+        return self._files.url(self._pointer, expires)
+
+    def pointer(self) -> dict[str, Any]:
+        return self._pointer.dumps()
+
+    def __repr__(self) -> str:
+        return f"{self.name!r}, {self.size:,} bytes, {self._pointer.at}{self._pointer.key}"
+
+
+class Broken:
+    """What came in the place of a pointer, and travels on as it came: a worker hands its tasks on to its children."""
+
+    def __init__(self, value: Any, why: str) -> None:
+        self._value = value
+        self._why = why
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise FileNotRead(f"the pointer to a file is damaged: {self._why}. Who else writes results or messages?")
+
+    name = content_type = size = sha256 = property(_raise)
+    pieces = url = _raise
+
+    def pointer(self) -> Any:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "with a damaged pointer"
+
+
+def _guessed(name: str) -> str:
+    kind, encoding = mimetypes.guess_type(name)
+    if encoding == "gzip":
+        return "application/gzip"
+    return kind if kind and not encoding else UNTYPED

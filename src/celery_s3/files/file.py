@@ -1,0 +1,204 @@
+"""A file that a task returns or gets: local until it is uploaded, then a handle to what is in S3."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+from celery._state import get_current_task
+
+from celery_s3 import lifetime
+from celery_s3.errors import ConfigurationError, FileNotStored, StoreError
+from celery_s3.serializers import Pointed
+
+from . import home
+from .content import Broken, Content, Local, Remote
+from .pointer import Pointer
+
+if TYPE_CHECKING:
+    from .reading import Progress
+
+__all__ = ["S3File"]
+
+#: Files that are the arguments of a call in this very process, by a random token.
+_here: WeakValueDictionary[str, S3File] = WeakValueDictionary()
+
+
+class S3File(Pointed):
+    """A file as a task's result, as a part of one, or as an argument.
+
+    It is uploaded when it is first sent or stored, once; what travels is a pointer, and who gets it has a handle::
+
+        @app.task
+        def report() -> S3File:
+            ...
+            return S3File("/tmp/report.pdf")
+
+        file = report.delay().get()
+        file.download_to("report.pdf")
+
+    Arguments:
+        source: a path, or a binary file object, which is read from where it stands.
+        name: for who gets it; that of the path or file object if there is one.
+        content_type: guessed from the name.
+        size: in bytes, where a file object cannot tell it: an upload of a known size needs less memory.
+
+    Raises:
+        OSError: there is no such file, or it is a directory.
+        TypeError: the file object gives text.
+        ValueError: ``name`` or ``content_type`` cannot be one.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | IO[bytes],
+        *,
+        name: str | None = None,
+        content_type: str | None = None,
+        size: int | None = None,
+    ) -> None:
+        self._begin(Local(source, name, content_type, size))
+
+    def _begin(self, content: Content) -> None:
+        self._content = content
+        self._uploading = threading.Lock()
+        #: by which a call in this very process finds it
+        self._token = uuid4().hex
+
+    @classmethod
+    def of(cls, pointer: object) -> S3File:
+        """The file that a pointer stands for; no request.
+
+        Never an error: one in a message would lose its task. What is no pointer makes a file that raises when it is
+        used.
+        """
+        token = pointer.get("here") if isinstance(pointer, dict) else None
+        known = _here.get(token) if isinstance(token, str) else None
+        return known or cls._with(_content_of(pointer))
+
+    @classmethod
+    def _with(cls, content: Content) -> S3File:
+        file = cls.__new__(cls)
+        file._begin(content)  # noqa: SLF001 (its own)
+        return file
+
+    @property
+    def name(self) -> str:
+        """Its name, without a folder; empty where it has none."""
+        return self._content.name
+
+    @property
+    def content_type(self) -> str:
+        return self._content.content_type
+
+    @property
+    def size(self) -> int | None:
+        """Bytes; ``None`` of a stream that tells it only when it is read."""
+        return self._content.size
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its content in hexadecimal digits; a local file is read for it."""
+        return self._content.sha256
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its content in pieces of up to 8 MiB. The last one comes once all of them are verified.
+
+        Raises:
+            FileNotRead: it could not be fetched, or is not what was stored.
+        """
+        return self._content.pieces()
+
+    __iter__ = chunks
+
+    def open(self) -> io.BufferedReader:
+        """A binary stream of its content, from beginning to end; errors as of :meth:`chunks`, while it is read."""
+        from .reading import PieceReader
+
+        return io.BufferedReader(PieceReader(self.chunks()))
+
+    def download_to(self, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+        """Write its content to a file, which is replaced when all is there and verified; else nothing changes.
+
+        Arguments:
+            progress: called with the bytes done and the bytes in all, after each piece.
+
+        Raises:
+            FileNotRead: it could not be fetched, or is not what was stored.
+            OSError: the file could not be written.
+        """
+        from .reading import save
+
+        target = Path(path)
+        save(self.chunks(), target, self.size, progress)
+        return target
+
+    def url(self, expires: int = 3600) -> str:
+        """A link by which anybody can read it for ``expires`` seconds, up to 7 days; it cannot be taken back.
+
+        Raises:
+            FileNotRead: it is sealed, or not uploaded.
+        """
+        return self._content.url(expires)
+
+    def __repr__(self) -> str:
+        return f"<S3File {self._content!r}>"
+
+    # -- travelling
+
+    def pointer(self) -> Any:
+        """What travels in its place; it is uploaded now, unless it is already or the call stays in this process."""
+        if isinstance(self._content, Local) and home.eager():
+            _here[self._token] = self
+            return {"here": self._token}
+        with self._uploading:
+            if isinstance(self._content, Local):
+                self._content = Remote(_upload(self._content), home.current())
+        return self._content.pointer()
+
+    def __reduce__(self) -> Any:
+        return S3File.of, (self.pointer(),)
+
+    def __copy__(self) -> S3File:
+        return self
+
+    def __deepcopy__(self, memo: object) -> S3File:
+        return self
+
+
+def _content_of(pointer: object) -> Content:
+    try:
+        return Remote(Pointer.loads(pointer), home.current())
+    except ValueError as exc:
+        return Broken(pointer, str(exc))
+
+
+def _upload(local: Local) -> Pointer:
+    files = home.files_here()
+    if files is None:
+        raise ConfigurationError(
+            f"{local!r} cannot be uploaded: the current app's results are not in S3 by celery-s3. Set `result_backend`"
+            ' to "celery_s3.backends.S3Backend", and call `app.set_current()` where there are several apps'
+        )
+    task = get_current_task()
+    try:
+        return files.put(
+            local.pieces(),
+            owner=home.owner(),
+            size=local.size,
+            name=local.name,
+            content_type=local.content_type,
+            term=lifetime.asked(task and task.request),
+        )
+    except StoreError as exc:
+        raise FileNotStored(f"the file {local!r} was not stored: {exc}") from exc
+    except OSError as exc:
+        raise FileNotStored(f"the file {local!r} was not stored: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # of the upload, about the size
+        raise FileNotStored(f"the file {local!r} was not stored: {exc}") from exc

@@ -1,0 +1,122 @@
+"""What stands for a file in a result or a message; nothing in one can name an object that is no file of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["OBJECT", "Pointer", "check_content_type", "check_name", "clean_name", "folder"]
+
+#: Behind the prefix of all files: `<whose>/<random>`.
+OBJECT = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._-]{0,127}/[0-9a-f]{32}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTENT_TYPE = re.compile(r"[!-.0-~]+/[ -~]+")
+#: No separator, control character or lone surrogate.
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
+#: Bytes of the largest object that S3 may ever hold, by far.
+_LARGEST = 2**50
+#: Bytes of the longest name: a file system's limit.
+_LONGEST = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointer:
+    """A stored file.
+
+    Attributes:
+        key: behind the prefix of all files.
+        at: bucket and prefix, as ``s3://bucket/prefix``: only to be compared.
+        size: in bytes.
+        sha256: in hexadecimal digits.
+        sealed: the object is not what the file is: `seal_keys` were set.
+    """
+
+    key: str
+    at: str
+    size: int
+    sha256: str
+    name: str
+    content_type: str
+    sealed: bool = False
+
+    def dumps(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def loads(cls, value: object) -> Pointer:
+        """
+        Raises:
+            ValueError: it is no pointer.
+        """
+        if not isinstance(value, Mapping):
+            raise ValueError("it is no mapping")  # noqa: TRY004 (whatever is wrong with it)
+        size, sealed = value.get("size"), value.get("sealed", False)
+        if type(size) is not int or not 0 <= size < _LARGEST:
+            raise ValueError("its size is no size")
+        if type(sealed) is not bool:
+            raise ValueError("it does not say whether it is sealed")
+        return cls(
+            key=_matching(value, "key", OBJECT),
+            at=_text(value, "at"),
+            size=size,
+            sha256=_matching(value, "sha256", _SHA256),
+            name=check_name(_text(value, "name")),
+            content_type=check_content_type(_text(value, "content_type")),
+            sealed=sealed,
+        )
+
+
+def _text(value: Mapping[Any, Any], field: str) -> str:
+    found = value.get(field)
+    if type(found) is not str or len(found) > 2048:
+        raise ValueError(f"its {field} is no short text")
+    return found
+
+
+def _matching(value: Mapping[Any, Any], field: str, pattern: re.Pattern[str]) -> str:
+    found = _text(value, field)
+    if not pattern.fullmatch(found):
+        raise ValueError(f"its {field} is none")
+    return found
+
+
+def check_name(name: str) -> str:
+    """The name, which must be one that a file may have in any folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name in (".", "..") or not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST:
+        raise ValueError(f"name is {name[:80]!r}: give a file's name, without a folder, of {_LONGEST} bytes at most")
+    return name
+
+
+def clean_name(own: object) -> str:
+    """The name of a path or a file object as far as it may be one; empty where it is none."""
+    if not isinstance(own, str) or own.startswith("<"):  # a descriptor's number, or <stdin>
+        return ""
+    name = re.sub(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", "_", own.rpartition("/")[2])
+    try:
+        return check_name(name)
+    except ValueError:
+        return ""
+
+
+def check_content_type(content_type: str) -> str:
+    """
+    Raises:
+        ValueError: it cannot stand in a header.
+    """
+    if not _CONTENT_TYPE.fullmatch(content_type) or len(content_type) > _LONGEST:
+        raise ValueError(f"content_type is {content_type[:80]!r}: give one as 'application/pdf'")
+    return content_type
+
+
+def folder(id: str) -> str:
+    """Where the files of a task are, behind the prefix of all files; two ids never share one."""
+    plain = id if _PLAIN_ID.fullmatch(id) else "~" + hashlib.sha256(id.encode(errors="surrogatepass")).hexdigest()
+    return f"{plain}/"

@@ -1,0 +1,139 @@
+"""Pieces in order, the next ones under way, and checked: nobody gets the end of what is not the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from celery_s3.errors import FileNotRead
+from celery_s3.store.parallel import Pool
+
+__all__ = ["PieceReader", "Progress", "checked", "in_order", "save"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Told the bytes done and the bytes in all, ``None`` where that is not known.
+Progress = Callable[[int, int | None], object]
+
+
+def in_order(pool: Pool, fn: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """The results in the order of the items, at most ``ahead`` of them under way or waiting for their turn."""
+    window = _Window(enumerate(items), ahead)
+    waiting: dict[int, Any] = {}
+    turn = 0
+    for (number, _), outcome in pool.stream(lambda pair: fn(pair[1]), window):
+        waiting[number] = outcome
+        del outcome
+        while turn in waiting:
+            window.room += 1
+            if isinstance(waiting[turn], BaseException):
+                raise waiting[turn]
+            yield waiting.pop(turn)
+            turn += 1
+
+
+class _Window(Iterator[T]):
+    """Items that pause where there is no room for one."""
+
+    def __init__(self, items: Iterable[T], room: int) -> None:
+        self._items = iter(items)
+        self.room = room
+
+    def __next__(self) -> T:
+        if not self.room:
+            raise StopIteration
+        item = next(self._items)
+        self.room -= 1
+        return item
+
+
+def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iterator[bytes]:
+    """The same pieces; the last one only once all of them together are right.
+
+    Raises:
+        FileNotRead: they are not.
+    """
+    digest, done = hashlib.sha256(), 0
+    held: bytes | None = None
+    for piece in pieces:
+        if held is not None:
+            yield held
+        held = piece
+        digest.update(piece)
+        done += len(piece)
+    if done != size or digest.hexdigest() != sha256:
+        what = f"it has {done:,} bytes in place of {size:,}" if done != size else "its SHA-256 is another"
+        raise FileNotRead(f"{where} is not the file that was stored there: {what}. Find out who else writes there")
+    if held:
+        yield held
+
+
+class PieceReader(io.RawIOBase):
+    """A binary stream over pieces, from the first to the last; what went wrong once goes wrong again."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+        self._error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = self._next()
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
+
+    def _next(self) -> bytes | None:
+        if self._error is not None:
+            raise self._error
+        try:
+            return next(self._pieces, None)
+        except Exception as exc:
+            self._error = exc
+            raise
+
+    def close(self) -> None:
+        close = getattr(self._pieces, "close", None)
+        if close is not None and not self.closed:
+            close()
+        self._rest = memoryview(b"")
+        super().close()
+
+
+def save(pieces: Iterable[bytes], path: Path, size: int | None, progress: Progress | None) -> None:
+    """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing stays."""
+    # open(), unlike tempfile, gives it the mode that any new file gets
+    beside = path.with_name(f".{uuid4().hex}.part")
+    try:
+        with open(beside, "xb", buffering=0) as file:
+            done = 0
+            for piece in pieces:
+                _write(file, piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, size)
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def _write(file: io.FileIO, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[file.write(rest) :]

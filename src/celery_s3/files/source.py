@@ -1,0 +1,130 @@
+"""What is uploaded: a path, or a file object, read from its beginning or from where it stands."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from celery_s3.errors import FileNotStored
+
+__all__ = ["PIECE", "PathSource", "Source", "StreamSource"]
+
+#: Bytes that are read at a time: a part of an upload.
+PIECE = 8 * 1024 * 1024
+
+
+class Source(Protocol):
+    """A file that is not uploaded yet."""
+
+    def size(self) -> int | None:
+        """Bytes, ``None`` where that is not known before it is read."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its content.
+
+        Raises:
+            FileNotStored: it cannot be read, or has another size than it should.
+        """
+        ...
+
+
+class PathSource:
+    """A file by its path.
+
+    Arguments:
+        given: the size that it must have, ``None`` for any.
+
+    Raises:
+        OSError: it is not there, or is a directory.
+    """
+
+    def __init__(self, path: Path, given: int | None) -> None:
+        self.path = path
+        self._given = given
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(f"S3File takes a file, and {str(path)!r} is a directory: make an archive of it")
+
+    def __repr__(self) -> str:
+        return repr(str(self.path))
+
+    def size(self) -> int | None:
+        return self._given if self._given is not None else _size_of(os.stat(self.path))
+
+    def pieces(self) -> Iterator[bytes]:
+        try:
+            with open(self.path, "rb", buffering=0) as stream:
+                size = self._given if self._given is not None else _size_of(os.fstat(stream.fileno()))
+                yield from _pieces(stream, size, self)
+        except OSError as exc:
+            raise FileNotStored(f"the file {self} could not be read: {exc.strerror or exc}") from exc
+
+
+class StreamSource:
+    """A file object, read from where it stands; closing it is its owner's affair.
+
+    Raises:
+        TypeError: it gives text.
+    """
+
+    def __init__(self, stream: IO[bytes], given: int | None) -> None:
+        if isinstance(getattr(stream, "read", lambda _: "")(0), str):
+            raise TypeError(f"S3File takes a path or a binary file object, not {stream!r}: open it in mode 'rb'")
+        self._stream = stream
+        self._given = given
+        self._start = stream.tell() if _is_seekable(stream) else None
+        self._spent = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self._stream).__name__}>"
+
+    def size(self) -> int | None:
+        if self._given is not None or self._start is None:
+            return self._given
+        here = self._stream.tell()
+        try:
+            return max(0, self._stream.seek(0, os.SEEK_END) - self._start)
+        finally:
+            self._stream.seek(here)
+
+    def pieces(self) -> Iterator[bytes]:
+        try:
+            size = self.size()
+            if self._start is not None:
+                self._stream.seek(self._start)
+            elif self._spent:
+                raise FileNotStored(f"the stream {self} can be read once, and was")
+            self._spent = True
+            yield from _pieces(self._stream, size, self)
+        except (OSError, ValueError) as exc:  # ValueError: it is closed
+            raise FileNotStored(f"the stream {self} could not be read: {exc}") from exc
+
+
+def _is_seekable(stream: Any) -> bool:
+    return bool(getattr(stream, "seekable", lambda: False)())
+
+
+def _size_of(status: os.stat_result) -> int | None:
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _pieces(stream: IO[bytes], size: int | None, source: Source) -> Iterator[bytes]:
+    done = 0
+    while piece := stream.read(PIECE):
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise FileNotStored(f"reading {source!r} gives {type(piece).__name__} in place of bytes")
+        done += len(piece)
+        if size is not None and done > size:
+            break
+        yield bytes(piece)
+    if piece is None:
+        raise FileNotStored(f"reading {source!r} gives nothing for now: it must wait for its data")
+    if size is not None and done != size:
+        more = "more than" if done > size else f"{done:,} of"
+        raise FileNotStored(
+            f"{source!r} has {more} {size:,} bytes: it was written while it was read, or `size` is wrong."
+            " Return it when it is complete"
+        )

@@ -1,0 +1,191 @@
+"""Objects of any size, in parts that go up in parallel; never more than a few parts are in memory.
+
+::
+
+    all fits into one part   PUT                            1 request
+    else                     create, parts …, complete      1 for each part and 2 more
+
+The precondition holds at the completion: until then nobody sees anything. Whatever ends an upload before that aborts
+it; a process that dies leaves its parts to the bucket's lifecycle rule, or to the sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
+
+from .api import Bucket, Chunk, Precondition
+from .deadline import retried_until, retried_while
+from .parallel import Pool
+from .pieces import cut, measured
+
+__all__ = ["MARK", "PART", "Uploads", "new_mark", "part_bytes"]
+
+logger = logging.getLogger(__name__)
+
+_MIB = 1024 * 1024
+#: The bytes of a part, and of what goes up in one request.
+PART = 8 * _MIB
+#: The bytes of a part where nobody knows how many there will be.
+UNKNOWN_PART = 16 * _MIB
+#: S3's limit on the parts of an object.
+PARTS = 10_000
+#: The parts under way at a time.
+AT_ONCE = 8
+#: The user metadata that tells an upload's object from any other, should the completion's answer be lost.
+MARK = "celery-upload"
+#: Seconds that an abort waits for parts under way, and that it is tried for.
+_PATIENCE, _ABORTING = 20.0, 5.0
+
+
+class Uploads:
+    """A :class:`~celery_s3.store.api.Writer` over the requests of an upload."""
+
+    def __init__(self, bucket: Bucket, pool: Pool) -> None:
+        self._bucket = bucket
+        self._pool = pool
+
+    def write(
+        self,
+        key: str,
+        chunks: Iterable[Chunk],
+        *,
+        size: int | None = None,
+        precondition: Precondition = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+    ) -> str:
+        if size is not None:
+            chunks = measured(key, chunks, size)
+        bodies = map(_as_bytes, cut(chunks, part_bytes(size)))
+        first = deque(islice(bodies, 2))
+        if len(first) < 2:
+            body = first.pop() if first else b""
+            return self._bucket.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+        marked = {MARK: new_mark(), **(metadata or {})}
+        upload_id = self._bucket.create_upload(key, metadata=marked, content_type=content_type)
+        upload = _Upload(self._bucket, key, upload_id)
+        try:
+            etags = upload.send(self._pool, _numbered(key, first, bodies))
+            return upload.complete(etags, precondition, marked[MARK])
+        except BaseException:
+            upload.abort()
+            raise
+
+
+def part_bytes(size: int | None) -> int:
+    """The bytes of each part but the last one, for a body of ``size`` bytes."""
+    if size is None:
+        return UNKNOWN_PART
+    least = -(-size // PARTS)
+    return max(PART, -(-least // _MIB) * _MIB)
+
+
+def new_mark() -> str:
+    """A value of :data:`MARK` that no other upload has."""
+    return os.urandom(8).hex()
+
+
+def _as_bytes(piece: Chunk) -> bytes:
+    """The piece as the clients take it; one that is a whole ``bytes`` is not copied."""
+    if isinstance(piece, bytes):
+        return piece
+    whole = piece.obj
+    return whole if isinstance(whole, bytes) and len(whole) == len(piece) else bytes(piece)
+
+
+@dataclass(slots=True)
+class _Part:
+    number: int
+    body: bytes
+
+
+def _numbered(key: str, first: deque[bytes], rest: Iterator[bytes]) -> Iterator[_Part]:
+    number = 0
+    while first:  # each is let go of as it leaves
+        number += 1
+        yield _Part(number, first.popleft())
+    for body in rest:
+        number += 1
+        if number > PARTS:
+            raise ValueError(
+                f"{key}: more than {PARTS:,} parts of {UNKNOWN_PART // _MIB} MiB: tell the `size`, for larger parts"
+            )
+        yield _Part(number, body)
+        del body
+
+
+class _Upload:
+    """One upload, from its first part to its completion or its abort."""
+
+    def __init__(self, bucket: Bucket, key: str, upload_id: str) -> None:
+        self._bucket = bucket
+        self._key = key
+        self._id = upload_id
+        self._change = threading.Condition()
+        self._under_way: set[int] = set()
+        self._stopped = False
+
+    def send(self, pool: Pool, parts: Iterator[_Part]) -> list[str]:
+        """Write the parts; their etags in order."""
+        etags: dict[int, str] = {}
+        for part, outcome in pool.stream(self._put, parts, at_once=AT_ONCE):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            etags[part.number] = outcome
+        return [etags[number] for number in sorted(etags)]
+
+    def _put(self, part: _Part) -> str:
+        try:
+            with self._change:
+                if self._stopped:  # it waited for a thread
+                    return ""
+                self._under_way.add(part.number)
+            with retried_while(lambda: not self._stopped):
+                etag = self._bucket.put_part(self._key, self._id, part.number, part.body)
+            part.body = b""  # whoever takes the outcome needs it no more
+            return etag
+        finally:
+            with self._change:
+                self._under_way.discard(part.number)
+                self._change.notify_all()
+
+    def complete(self, etags: list[str], precondition: Precondition, mark: str) -> str:
+        try:
+            return self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
+        except (PreconditionFailed, UploadMissing, Conflict):
+            # perhaps an earlier try has landed, and its answer was lost
+            etag = self._landed(mark)
+            if etag is None:
+                raise
+            return etag
+
+    def _landed(self, mark: str) -> str | None:
+        try:
+            stored = self._bucket.get(self._key, length=1)
+        except ObjectMissing:
+            return None
+        return stored.etag if stored.metadata.get(MARK) == mark else None
+
+    def abort(self) -> None:
+        """Delete the parts, once none is under way: one that landed after that would stay."""
+        with self._change:
+            self._stopped = True
+            self._change.wait_for(lambda: not self._under_way, _PATIENCE)
+        try:
+            with retried_until(time.monotonic() + _ABORTING):
+                self._bucket.abort_upload(self._key, self._id)
+        except StoreError as exc:
+            logger.warning(
+                "The parts of an upload that failed stay until a lifecycle rule or `celery s3 sweep` aborts it: %s",
+                exc,
+                extra={"s3_key": self._key},
+            )

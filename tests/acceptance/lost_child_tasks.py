@@ -1,0 +1,64 @@
+"""The tasks of ``test_lost_child.py``: a chord's member whose process dies between its SUCCESS and the chord's end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from celery_s3.backends.chords import ChordHooks
+from celery_s3.chords import Chords
+
+app = Celery("lost_child")
+app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
+
+
+@app.task(name="add")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(name="total")
+def total(values: list[Any]) -> int:
+    return sum(value if isinstance(value, int) else 100 for value in values)
+
+
+@app.task(name="last", acks_late=True, reject_on_worker_lost=True)
+def last(others: list[str], runs: str, where: str) -> dict[str, str]:
+    """Return when the other members have done all that they do; the process dies ``where`` that says."""
+    while not all(app.AsyncResult(id).ready() for id in others):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    with Path(runs).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return {"dies": where}
+
+
+# Celery calls the one as soon as the SUCCESS is stored, and that the other when all parts are found.
+_return, _decide = ChordHooks.on_chord_part_return, Chords.decide
+_doomed = {"where": ""}
+
+
+def _returned(self: Any, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+    _doomed["where"] = result["dies"] if isinstance(result, dict) else ""
+    _die("stored")
+    _return(self, request, state, result, **kwargs)
+
+
+def _decided(self: Any, *args: Any, **kwargs: Any) -> Any:
+    _die("complete")
+    return _decide(self, *args, **kwargs)
+
+
+def _die(where: str) -> None:
+    if _doomed["where"] == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+ChordHooks.on_chord_part_return = _returned  # type: ignore[method-assign]
+Chords.decide = _decided  # type: ignore[assignment, method-assign]
