@@ -76,16 +76,16 @@ UPLOAD = {"GET": 1, "CreateMultipartUpload": 1, "UploadPart": 3, "CompleteMultip
 
 
 @pytest.mark.parametrize(
-    "conf",
+    ("kind", "conf"),
     [
-        {},
-        {"result_serializer": "pickle", "result_accept_content": ["pickle"]},
-        {"s3_backend_settings": {"seal_keys": ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]}},
-        {"s3_backend_settings": {"conditional_writes": "off"}},
+        (str, {}),
+        (bytes, {}),
+        (str, {"result_serializer": "pickle", "result_accept_content": ["pickle"]}),
+        (bytes, {"s3_backend_settings": {"seal_keys": ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]}}),
+        (str, {"s3_backend_settings": {"conditional_writes": "off"}}),
     ],
-    ids=["json", "pickle", "sealed", "unconditional"],
+    ids=["text", "bytes", "pickle", "sealed", "unconditional"],
 )
-@pytest.mark.parametrize("kind", [str, bytes])
 def test_in_parts(counted, stored, proxy, spends, conf, kind):
     """17 MB go up in parts of 8 MiB and come in parallel parts of 4 MiB, all bound to one version."""
     app, value = counted(**conf), VERY_LARGE if kind is str else VERY_LARGE.encode()
