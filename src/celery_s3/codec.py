@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
+from celery import states
 from celery.result import ResultBase
 from kombu.exceptions import DecodeError
 from kombu.serialization import loads as kombu_loads
@@ -39,6 +40,7 @@ __all__ = [
 _STATE = "celery-state"
 _TASK = "celery-task"
 _FILES = "celery-files"
+_UNKNOWN = "?"
 _CHILDREN = "celery-children"
 _CHILDLESS = ("[]", "null")
 #: S3 allows 2 KB of user metadata in all, names included; a seal takes 100 bytes, with AWS KMS 350.
@@ -114,18 +116,18 @@ def _unpickled(payload: bytes, content_type: str, accept: Collection[str] | None
 
 
 def metadata(
-    state: str, task: str | None = None, children: object = None, expires: float | None = None, files: int = 0
+    state: str, task: str | None = None, children: object = None, expires: float | None = None, files: int | None = 0
 ) -> dict[str, str]:
     """The user metadata of a result: ASCII, short; what does not fit is left to the body.
 
     Arguments:
         expires: the seconds that this result lives, 0 for ever; ``None``: like any.
-        files: how many its task has uploaded.
+        files: how many its task has uploaded, ``None`` where nobody knows.
     """
     wanted = {
         _STATE: _ascii(state),
         **lifetime.metadata(expires),
-        _FILES: str(files) if files else "",
+        _FILES: _UNKNOWN if files is None else str(files or ""),
         _TASK: _ascii(task or ""),
         # JSON's own escapes keep it ASCII
         _CHILDREN: json.dumps(children, separators=(",", ":"), default=str)
@@ -153,12 +155,15 @@ def task_of(stored: Mapping[str, str]) -> str | None:
     return unquote(task) if task else None
 
 
-def files_in(stored: Mapping[str, str]) -> int:
-    """How many files its task has uploaded, as the user metadata tells."""
-    try:
-        return int(stored.get(_FILES, "0"))
-    except ValueError:
-        return 0
+def files_in(stored: Mapping[str, str]) -> int | None:
+    """How many files its task has uploaded, as the user metadata tells; ``None`` where it does not know.
+
+    The state that another process writes when a run was lost, or a run has still to come, knows of none.
+    """
+    told = stored.get(_FILES, "")
+    if told.isdecimal():
+        return int(told)
+    return None if told or state_of(stored) not in (None, states.SUCCESS) else 0
 
 
 def children_in(stored: Mapping[str, str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Found:
         seen: when it was looked at, by the inventory's clock.
         state, task: ``None`` where only the listing was looked at, or another writer left none.
         expires: when it reads as missing; ``None`` where only the listing was looked at, or never.
-        files: how many its task has uploaded; ``None`` where only the listing was looked at.
+        files: how many its task has uploaded; ``None`` where that is not known.
     """
 
     id: str
@@ -245,11 +245,11 @@ class Inventory:
         for batch in batches(self.matching(wanted, looked), PAGE):
             doomed = {found.entry.key: found for found in self._still(wanted, batch)}
             if doomed:
+                # the files before the results that tell of them: interrupted, it may simply be run again
+                self._delete(self._files_with(self._having(doomed.values())))
                 self.toll.pay("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
-                gone = [found for key, found in doomed.items() if key not in kept]
-                self._delete(self._files_with(gone))
-                yield from gone
+                yield from (found for key, found in doomed.items() if key not in kept)
 
     def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
         """Those that are still wanted; which a batch that took long to fill up may hold others than."""
@@ -265,18 +265,20 @@ class Inventory:
 
     def files_of(self, ids: Iterable[str]) -> list[str]:
         """The keys of the files that go with these results; a request for each id, and one more where there are any."""
-        return self._files_with(self.known(ids))
+        return self._files_with(found for found in self.known(ids) if found.files != 0)
 
     def _files_with(self, results: Iterable[Found]) -> list[str]:
         """Those that are not newer than the result: a task that runs again may be uploading others."""
         files = self.files
         if files is None:
             return []
-        owners = self._paid((found for found in results if self._has_files(found)), "LIST")
+        owners = self._paid(results, "LIST")
         return list(chain.from_iterable(self.pool.map(lambda one: files.keys_of(one.id, one.entry.modified), owners)))
 
-    def _has_files(self, found: Found) -> bool:
-        return folder(found.id) in self._folders if found.files is None else found.files > 0
+    def _having(self, results: Iterable[Found]) -> Iterator[Found]:
+        for found in results:
+            if folder(found.id) in self._folders if found.files is None else found.files:
+                yield found
 
     @cached_property
     def _folders(self) -> set[str]:

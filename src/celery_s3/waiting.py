@@ -10,10 +10,10 @@ Time, sleep and randomness are passed in.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from random import SystemRandom
 from typing import Protocol, Self, TypeVar
 
 from celery.exceptions import TimeoutError
@@ -21,6 +21,8 @@ from celery.exceptions import TimeoutError
 __all__ = ["Clock", "adaptive", "each", "fixed", "schedule", "until"]
 
 T = TypeVar("T")
+#: Draws nothing from the generator that the application may have seeded.
+_CHANCE = SystemRandom()
 
 #: Seconds to sleep after having waited so many seconds.
 Delay = Callable[[float], float]
@@ -46,7 +48,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float, /) -> None: ...
 
 
-def adaptive(jitter: Callable[[float, float], float] = random.uniform) -> Delay:
+def adaptive(jitter: Callable[[float, float], float] = _CHANCE.uniform) -> Delay:
     """From 20 ms to 2 s with the root of the time waited, jittered so that waiters do not march in step."""
 
     def delay(waited: float) -> float:

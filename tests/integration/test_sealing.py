@@ -125,7 +125,7 @@ def test_large_results_come_in_parts(sealed, stored, proxy):
     result = stored(app, "x" * 20_000_000)
     proxy.reset()
     assert len(result.get(timeout=30)) == 20_000_000
-    assert proxy.counts() == Counter(GET=4)
+    assert proxy.counts() == Counter(GET=6)
 
 
 def test_a_lost_answer(sealed, stored, proxy):

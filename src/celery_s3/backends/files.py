@@ -12,9 +12,9 @@ from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
 from .. import codec
-from ..errors import ObjectMissing
+from ..errors import AccessDenied, ObjectMissing, Transient
 from ..expiry.terms import Prefixes
-from ..files.home import last_used, storing
+from ..files.home import last_used, sending, storing
 from ..serializers import Pointed
 from ..settings import Settings
 from ..store.api import Object, Store, Writer
@@ -24,7 +24,7 @@ from ..store.parallel import Pool
 if TYPE_CHECKING:
     from ..files.store import Files
 
-__all__ = ["FileHooks"]
+__all__ = ["FileHooks", "transient"]
 
 #: The serializers that can hold a pointer to a file.
 ABLE = ("json", "pickle", "typed+json")
@@ -47,8 +47,8 @@ class FileHooks:
     _full: Callable[[str], str]
 
     def _open_files(self) -> None:
-        #: whether results have files, for those that this process has read
-        self._read: dict[str, bool] = {}
+        #: how many files results have, as far as they tell, for those that this process has read
+        self._read: dict[str, int | None] = {}
         #: how many files of a task this process has uploaded
         self._uploaded: dict[str, int] = {}
 
@@ -59,14 +59,20 @@ class FileHooks:
 
         return Files(self.store, self.uploads, self.pool, self.settings, self.prefixes.files, self._uploaded)
 
+    def _files_so_far(self, id: str, *, rerun: bool) -> int | None:
+        """How many files a task has uploaded; an earlier run may have done so in another process."""
+        return None if rerun else self._uploaded.get(id, 0)
+
     # -- which backend a file goes to, and comes from
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         last_used.set(self)
+        sending.set((self, task_id))
         return super().on_task_call(producer, task_id)  # type: ignore[misc]
 
     def apply_chord(self, *args: Any, **kwargs: Any) -> Any:
         last_used.set(self)
+        sending.set((self, ""))
         return super().apply_chord(*args, **kwargs)  # type: ignore[misc]
 
     def _encode(self, data: Any) -> Any:
@@ -85,35 +91,50 @@ class FileHooks:
         """What a result is read for, before it is decoded."""
         last_used.set(self)
         if codec.state_of(found.metadata) in states.READY_STATES:
-            self._remember(id, codec.files_in(found.metadata) > 0)
+            self._remember(id, codec.files_in(found.metadata))
 
     # -- deleting
 
     def _forget(self, task_id: str) -> None:
         """The files first: should this process die in between, the result can be forgotten again."""
         id = bytes_to_str(task_id)
-        if self._has_files(id):
-            self.files.delete(id)
+        if keys := self._files_of(id):
+            self.store.delete_many(keys)
         super()._forget(task_id)  # type: ignore[misc]
 
-    def _has_files(self, id: str) -> bool:
-        known = self._read.pop(id, None)
-        return self._look(id) if known is None else known
+    def _files_of(self, id: str) -> list[str]:
+        count = self._read.pop(id) if id in self._read else self._look(id)
+        if count == 0:
+            return []
+        try:
+            return self.files.keys_of(id)
+        except AccessDenied:
+            if count is None:  # most such results have no files: to forget them takes no further permission
+                return []
+            raise
 
-    def _look(self, id: str) -> bool:
+    def _look(self, id: str) -> int | None:
         try:
             found = self._plain_store.get(self._full(self.get_key_for_task(id)), length=1)
         except ObjectMissing:
-            return False
-        return codec.files_in(found.metadata) > 0
+            return 0
+        return codec.files_in(found.metadata)
 
-    def _remember(self, id: str, has_files: bool) -> None:
+    def _remember(self, id: str, files: int | None) -> None:
         # no lock: a forked child might wait for it for ever
         self._read.pop(id, None)
-        self._read[id] = has_files
+        self._read[id] = files
         if len(self._read) > REMEMBERED:
             with suppress(RuntimeError, StopIteration):  # another thread makes room at the same time
                 self._read.pop(next(iter(self._read)), None)
+
+
+def transient(exc: BaseException) -> bool:
+    """Whether what failed may succeed when it is tried again; the upload of a file is a few causes away."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, Transient):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _has_file(value: Any) -> bool:

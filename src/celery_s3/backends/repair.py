@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from random import SystemRandom
 from typing import Any
 from uuid import uuid4
 
@@ -103,12 +103,12 @@ class RepairHooks:
         if started or prefork_parent() or getattr(process.current_process(), "index", None):
             return
         # The claims of the dead must have expired, and a fleet does not start in step.
-        delay = self.chords.lease * random.uniform(1.1, 2)  # noqa: S311
+        delay = self.chords.lease * SystemRandom().uniform(1.1, 2)
         self.chords.later(delay, lambda: _harmless(self._mend_after_start))
 
     def _mend_after_start(self) -> None:
         # Once a day from then on: beat schedules no cleanup where lifecycle rules expire results.
-        self.chords.later(DAY * random.uniform(0.9, 1.1), lambda: _harmless(self._mend_after_start))  # noqa: S311
+        self.chords.later(DAY * SystemRandom().uniform(0.9, 1.1), lambda: _harmless(self._mend_after_start))
         if self._native_chords() and self._first_to_look():
             self.repairs.run()
 

@@ -14,7 +14,7 @@ from kombu.utils.encoding import bytes_to_str
 from .. import codec, keys, raw, waiting
 from ..chunks import Chunks, one_body
 from ..compression import compress_payload, compression_method
-from ..errors import ResultNotStored, StoreError, Transient
+from ..errors import ResultNotStored, StoreError
 from ..expiry.terms import Terms
 from ..groups import gather
 from ..parents import Parents, checking
@@ -27,7 +27,7 @@ from ..store.situation import prefork_parent
 from ..telemetry import Reporter
 from .chords import ChordHooks
 from .expiry import ExpiryHooks
-from .files import FileHooks
+from .files import FileHooks, transient
 
 __all__ = ["S3Backend"]
 
@@ -85,7 +85,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker."""
-        return isinstance(exc.__cause__ or exc, Transient) and not prefork_parent()
+        return transient(exc) and not prefork_parent()
 
     def _changed(self, task_id: str) -> None:
         self._cache.pop(task_id, None)
@@ -127,7 +127,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             getattr(request, "task", None),
             meta.get("children"),
             self._term_of(state, request),
-            self._uploaded.get(meta["task_id"], 0),
+            self._files_so_far(meta["task_id"], rerun=_is_rerun(request)),
         )
         try:
             key = self._full(self.get_key_for_task(task_id))

@@ -24,12 +24,12 @@ from uuid import uuid4
 from .. import lifetime
 from ..control import Upload
 from ..errors import ObjectMissing, Refused
-from ..files.pointer import OBJECT
+from ..files.pointer import OBJECT, SENT
 from ..inventory import Extent
 from ..store.api import Entry, Store, batches
 from ..store.counting import PAGE
 from ..store.parallel import Pool
-from .terms import Prefixes, Terms
+from .terms import SLACK, Prefixes, Terms
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
@@ -46,6 +46,7 @@ class Area:
     Arguments:
         prefix: what their keys begin with.
         expires: the seconds that those live that say nothing else; ``None``: for ever.
+        slack: seconds that all of them live beyond that.
         suspect: the age, in seconds, from which on one is looked at; ``None``: none is.
         batch: how many are looked at and deleted at a time.
         name: what the rest of their keys is like.
@@ -57,6 +58,7 @@ class Area:
     suspect: float | None
     batch: int = CAREFUL
     name: re.Pattern[str] = re.compile(r".+", re.DOTALL)
+    slack: float = 0.0
 
     def has(self, entry: Entry) -> bool:
         return self.name.fullmatch(entry.key, len(self.prefix)) is not None
@@ -72,10 +74,16 @@ def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: b
     suspect = 0.0 if thorough else terms.shortest
     return [
         Area("results", prefixes.results, terms.results, suspect, batch),
-        Area("files", prefixes.files, terms.results, suspect, batch, OBJECT),
+        _files(prefixes.files, terms.results, suspect, batch),
+        *([_files(prefixes.files + SENT, KEPT.total_seconds(), terms.sent, batch)] if terms.sent else []),
         Area("groups", prefixes.groups, terms.results, terms.results),
         Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
     ]
+
+
+def _files(prefix: str, expires: float | None, suspect: float | None, batch: int) -> Area:
+    name = OBJECT if not prefix.endswith(SENT) else _RANDOM
+    return Area("files", prefix, expires, None if suspect is None else suspect + SLACK, batch, name, SLACK)
 
 
 @dataclass(slots=True)
@@ -244,7 +252,7 @@ class Sweep:
         except ObjectMissing:
             return None
         end = lifetime.ends(found, area.expires)
-        gone = end is not None and self.now() >= end
+        gone = end is not None and self.now() >= end + area.slack
         return Entry(found.key, found.size, found.modified, found.etag) if gone else None
 
     def _delete(self, kind: str, entries: list[Entry]) -> None:

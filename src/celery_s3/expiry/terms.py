@@ -11,9 +11,12 @@ from typing import Any
 from ..chords.repair import KEPT
 from ..errors import ConfigurationError
 
-__all__ = ["DAY", "Prefixes", "Terms"]
+__all__ = ["DAY", "SLACK", "Prefixes", "Terms"]
 
 DAY = 86_400
+#: Seconds that a file outlives its term: it was uploaded before the result that points to it was stored, or in a
+#: state before that, and AWS dates an upload in parts from its beginning.
+SLACK = DAY
 #: Part of the names and content types of the serializers that put large messages into the bucket.
 _CLAIM_CHECK = "s3+"
 
@@ -35,7 +38,7 @@ class Terms:
     """Seconds that each kind lives; ``None``: for ever.
 
     Attributes:
-        results: those that say nothing else, their files, and saved groups.
+        results: those that say nothing else, and saved groups.
         failures: results in state FAILURE.
         chords: what a chord that came to no end leaves, after its last sign of life.
         decided: the tombstones of chords that are sent or failed; never for ever.
@@ -72,6 +75,21 @@ class Terms:
             decided=max(redelivery, _seconds(conf, "result_chord_expires", None) or 0),
             messages=redelivery if _has_claim_check(conf) else None,
         )
+
+    @property
+    def files(self) -> float | None:
+        """Those that say nothing else."""
+        return self.of_file(self.results)
+
+    @property
+    def sent(self) -> float | None:
+        """Files that are arguments of calls from no task, where others live for ever; ``None``: as these."""
+        return self.of_file(KEPT.total_seconds()) if self.results is None else None
+
+    @staticmethod
+    def of_file(term: float | None) -> float | None:
+        """The age at which a file goes whose result has this term."""
+        return None if term is None else term + SLACK
 
     @property
     def shortest(self) -> float | None:

@@ -60,6 +60,10 @@ class Local:
         return self.source.size()
 
     @property
+    def spent(self) -> bool:
+        return self.source.spent
+
+    @property
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for piece in self.pieces():
@@ -94,7 +98,7 @@ class Remote:
 
     @cached_property
     def _files(self) -> Files:
-        files, nearest = home.files_at(self._pointer.at, self._home)
+        files, nearest = home.files_at(self._pointer.at, self._pointer.server, self._home)
         if files is None:
             here = f"this process has its files in {nearest}" if nearest else "the current app's results are not in S3"
             raise FileNotRead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,8 +24,17 @@ from .pointer import Pointer
 
 if TYPE_CHECKING:
     from .reading import Progress
+    from .store import Files
 
 __all__ = ["S3File"]
+
+#: Seconds for which a task's file is handed out again: a file outlives its term by a day, and so any state or result
+#: that its task stores by then.
+_OF_A_TASK = 82_800
+#: Seconds for which it is to calls from no task, as the members of a group: as long as the file lives, or nearly.
+_OF_A_CALLER = 3600
+#: For how many tasks at a time: more than any pool runs at once.
+_REMEMBERED = 1024
 
 #: Files that are the arguments of a call in this very process, by a random token.
 _here: WeakValueDictionary[str, S3File] = WeakValueDictionary()
@@ -33,7 +43,8 @@ _here: WeakValueDictionary[str, S3File] = WeakValueDictionary()
 class S3File(Pointed):
     """A file as a task's result, as a part of one, or as an argument.
 
-    It is uploaded when it is first sent or stored, once; what travels is a pointer, and who gets it has a handle::
+    It is uploaded when it is first sent or stored, once for each task; what travels is a pointer, and who gets it has a
+    handle::
 
         @app.task
         def report() -> S3File:
@@ -70,6 +81,8 @@ class S3File(Pointed):
         self._uploading = threading.Lock()
         #: by which a call in this very process finds it
         self._token = uuid4().hex
+        #: where it was uploaded to and for which run of which task, with when that began
+        self._sent: dict[tuple[object, ...], tuple[Remote, float]] = {}
 
     @classmethod
     def of(cls, pointer: object) -> S3File:
@@ -145,7 +158,8 @@ class S3File(Pointed):
         Raises:
             FileNotRead: it is sealed, or not uploaded.
         """
-        return self._content.url(expires)
+        sent = next(reversed(self._sent.values()), None)
+        return (sent[0] if sent else self._content).url(expires)
 
     def __repr__(self) -> str:
         return f"<S3File {self._content!r}>"
@@ -157,10 +171,24 @@ class S3File(Pointed):
         if isinstance(self._content, Local) and home.eager():
             _here[self._token] = self
             return {"here": self._token}
-        with self._uploading:
-            if isinstance(self._content, Local):
-                self._content = Remote(_upload(self._content), home.current())
+        if isinstance(self._content, Local):
+            with self._uploading:
+                return self._uploaded(self._content).pointer()
         return self._content.pointer()
+
+    def _uploaded(self, local: Local) -> Remote:
+        """It goes with one task's result and is deleted with it, so another task's is another object."""
+        files, owner, now = _files_for(local), home.owner(), time.time()
+        whose = (files.server, files.at, owner, home.run())
+        known, began = self._sent.get(whose, (None, 0.0))
+        if known is not None and 0 <= now - began < (_OF_A_TASK if owner else _OF_A_CALLER):
+            return known
+        remote = Remote(_upload(local, files, owner), home.current())
+        self._sent.pop(whose, None)
+        self._sent[whose] = remote, now
+        if len(self._sent) > _REMEMBERED:
+            self._sent.pop(next(iter(self._sent)))
+        return remote
 
     def __reduce__(self) -> Any:
         return S3File.of, (self.pointer(),)
@@ -179,25 +207,30 @@ def _content_of(pointer: object) -> Content:
         return Broken(pointer, str(exc))
 
 
-def _upload(local: Local) -> Pointer:
+def _files_for(local: Local) -> Files:
     files = home.files_here()
     if files is None:
         raise ConfigurationError(
             f"{local!r} cannot be uploaded: the current app's results are not in S3 by celery-s3. Set `result_backend`"
             ' to "celery_s3.backends.S3Backend", and call `app.set_current()` where there are several apps'
         )
+    return files
+
+
+def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
     task = get_current_task()
     try:
         return files.put(
             local.pieces(),
-            owner=home.owner(),
+            owner=owner,
             size=local.size,
             name=local.name,
             content_type=local.content_type,
             term=lifetime.asked(task and task.request),
         )
     except StoreError as exc:
-        raise FileNotStored(f"the file {local!r} was not stored: {exc}") from exc
+        # without its cause nobody tries again: `result_backend_always_retry`
+        raise FileNotStored(f"the file {local!r} was not stored: {exc}") from (None if local.spent else exc)
     except OSError as exc:
         raise FileNotStored(f"the file {local!r} was not stored: {exc.strerror or exc}") from exc
     except ValueError as exc:  # of the upload, about the size

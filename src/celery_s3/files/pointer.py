@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OBJECT", "Pointer", "check_content_type", "check_name", "clean_name", "folder"]
+__all__ = ["OBJECT", "SENT", "Pointer", "check_content_type", "check_name", "clean_name", "folder", "printable"]
 
 #: Behind the prefix of all files: `<whose>/<random>`.
 OBJECT = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._-]{0,127}/[0-9a-f]{32}")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SERVER = re.compile(r"(?:[0-9a-f]{16})?")
 _CONTENT_TYPE = re.compile(r"[!-.0-~]+/[ -~]+")
 #: No separator, control character or lone surrogate.
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
@@ -29,7 +30,8 @@ class Pointer:
 
     Attributes:
         key: behind the prefix of all files.
-        at: bucket and prefix, as ``s3://bucket/prefix``: only to be compared.
+        at: bucket and prefix, as ``s3://bucket/prefix``: only to be compared, and told.
+        server: what tells servers apart: a part of the SHA-256 of `endpoint_url`, empty for AWS.
         size: in bytes.
         sha256: in hexadecimal digits.
         sealed: the object is not what the file is: `seal_keys` were set.
@@ -42,6 +44,7 @@ class Pointer:
     name: str
     content_type: str
     sealed: bool = False
+    server: str = ""
 
     def dumps(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,12 +64,13 @@ class Pointer:
             raise ValueError("it does not say whether it is sealed")
         return cls(
             key=_matching(value, "key", OBJECT),
-            at=_text(value, "at"),
+            at=_place(value),
             size=size,
             sha256=_matching(value, "sha256", _SHA256),
             name=check_name(_text(value, "name")),
             content_type=check_content_type(_text(value, "content_type")),
             sealed=sealed,
+            server=_matching({"server": "", **value}, "server", _SERVER),
         )
 
 
@@ -82,6 +86,19 @@ def _matching(value: Mapping[Any, Any], field: str, pattern: re.Pattern[str]) ->
     if not pattern.fullmatch(found):
         raise ValueError(f"its {field} is none")
     return found
+
+
+def _place(value: Mapping[Any, Any]) -> str:
+    """Anybody may have written it, and errors, logs and terminals show it."""
+    at = _text(value, "at")
+    if not at.startswith("s3://") or not at.isprintable():
+        raise ValueError("its place is none")
+    return at
+
+
+def printable(text: str) -> str:
+    """The text as a line of a log may show it."""
+    return "".join(char if char.isprintable() else "_" for char in text)
 
 
 def check_name(name: str) -> str:
@@ -114,6 +131,10 @@ def check_content_type(content_type: str) -> str:
     if not _CONTENT_TYPE.fullmatch(content_type) or len(content_type) > _LONGEST:
         raise ValueError(f"content_type is {content_type[:80]!r}: give one as 'application/pdf'")
     return content_type
+
+
+#: The folder of files that are arguments of calls from no task; no task has it.
+SENT = "~sent/"
 
 
 def folder(id: str) -> str:

@@ -19,6 +19,11 @@ PIECE = 8 * 1024 * 1024
 class Source(Protocol):
     """A file that is not uploaded yet."""
 
+    @property
+    def spent(self) -> bool:
+        """Whether it has been read, and cannot be read again."""
+        ...
+
     def size(self) -> int | None:
         """Bytes, ``None`` where that is not known before it is read."""
         ...
@@ -42,6 +47,8 @@ class PathSource:
         OSError: it is not there, or is a directory.
     """
 
+    spent = False
+
     def __init__(self, path: Path, given: int | None) -> None:
         self.path = path
         self._given = given
@@ -57,8 +64,10 @@ class PathSource:
     def pieces(self) -> Iterator[bytes]:
         try:
             with open(self.path, "rb", buffering=0) as stream:
-                size = self._given if self._given is not None else _size_of(os.fstat(stream.fileno()))
-                yield from _pieces(stream, size, self)
+                before = os.fstat(stream.fileno())
+                yield from _pieces(stream, self._given if self._given is not None else _size_of(before), self)
+                if _is_another(before, os.fstat(stream.fileno())):
+                    raise FileNotStored(f"{self!r} was written while it was read. Return it when it is complete")
         except OSError as exc:
             raise FileNotStored(f"the file {self} could not be read: {exc.strerror or exc}") from exc
 
@@ -76,10 +85,14 @@ class StreamSource:
         self._stream = stream
         self._given = given
         self._start = stream.tell() if _is_seekable(stream) else None
-        self._spent = False
+        self._read = False
 
     def __repr__(self) -> str:
         return f"<{type(self._stream).__name__}>"
+
+    @property
+    def spent(self) -> bool:
+        return self._read and self._start is None
 
     def size(self) -> int | None:
         if self._given is not None or self._start is None:
@@ -95,9 +108,12 @@ class StreamSource:
             size = self.size()
             if self._start is not None:
                 self._stream.seek(self._start)
-            elif self._spent:
-                raise FileNotStored(f"the stream {self} can be read once, and was")
-            self._spent = True
+            elif self._read:
+                raise FileNotStored(
+                    f"the stream {self} can be read once, and was: each task, and each call of a client an hour later,"
+                    " uploads a file of its own. Give S3File a path, or a file object that can `seek`"
+                )
+            self._read = True
             yield from _pieces(self._stream, size, self)
         except (OSError, ValueError) as exc:  # ValueError: it is closed
             raise FileNotStored(f"the stream {self} could not be read: {exc}") from exc
@@ -109,6 +125,12 @@ def _is_seekable(stream: Any) -> bool:
 
 def _size_of(status: os.stat_result) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _is_another(before: os.stat_result, after: os.stat_result) -> bool:
+    if not stat.S_ISREG(before.st_mode):
+        return False
+    return (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
 
 
 def _pieces(stream: IO[bytes], size: int | None, source: Source) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ from celery_s3.settings import Settings
 from celery_s3.store.api import Object, Store, Writer
 from celery_s3.store.parallel import Pool
 
-from .pointer import Pointer, folder
+from .pointer import SENT, Pointer, folder, printable
 from .reading import checked, in_order
 
 __all__ = ["Files"]
@@ -40,6 +40,7 @@ class Files:
 
     Attributes:
         at: bucket and prefix, as pointers tell them.
+        server: what tells two servers' buckets of the same name apart, empty for AWS.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Files:
         self.pool = pool
         self.settings = settings
         self.prefix = prefix
-        self.at = f"s3://{settings.bucket}/{prefix}"
+        self.at = printable(f"s3://{settings.bucket}/{prefix}")
+        # not the address itself: a pointer goes to brokers and browsers
+        self.server = hashlib.sha256(settings.endpoint_url.encode()).hexdigest()[:16] if settings.endpoint_url else ""
         self._uploaded = uploaded
 
     # -- writing
@@ -65,7 +68,7 @@ class Files:
         self,
         pieces: Iterable[bytes],
         *,
-        owner: str,
+        owner: str | None,
         size: int | None,
         name: str,
         content_type: str,
@@ -74,7 +77,7 @@ class Files:
         """Upload a file, as its pieces come. The key is new: trying again can meet no other object.
 
         Arguments:
-            owner: the id of the task that it goes with.
+            owner: the id of the task that it goes with; ``None``: it is the argument of a call from no task.
             size: in bytes, where that is known.
             term: the seconds that it lives, 0 for ever; ``None``: as any result.
 
@@ -82,11 +85,13 @@ class Files:
             StoreError: it could not be stored.
             Whatever ``pieces`` raises.
         """
-        key = f"{folder(owner)}{uuid4().hex}"
+        key = f"{folder(owner) if owner else SENT}{uuid4().hex}"
+        sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         passed = _Passed(pieces)
-        metadata = {lifetime.FILE: quote(name) or "file", **lifetime.metadata(term)}
+        metadata = {lifetime.FILE: (not sealed and quote(name)) or "file", **lifetime.metadata(term)}
         self.uploads.write(self.prefix + key, passed, size=size, metadata=metadata, content_type=content_type)
-        self._count(owner)
+        if owner:
+            self._count(owner)
         return Pointer(
             key=key,
             at=self.at,
@@ -94,7 +99,8 @@ class Files:
             sha256=passed.digest.hexdigest(),
             name=name,
             content_type=content_type,
-            sealed=bool(self.settings.seal_keys) and self.settings.seal != "off",
+            sealed=sealed,
+            server=self.server,
         )
 
     def _count(self, owner: str) -> None:
@@ -173,10 +179,12 @@ class Files:
         """The files of a task, and those of each of its runs, in one LIST.
 
         Arguments:
-            until: only those written by then.
+            until: only those written by then. Some servers list times in milliseconds and answer a GET in seconds, so
+                those of that second belong to it.
         """
+        end = until and until.replace(microsecond=0) + timedelta(seconds=1)
         found = self.store.list(self.prefix + folder(owner))
-        return [entry.key for entry in found if until is None or entry.modified <= until]
+        return [entry.key for entry in found if end is None or entry.modified < end]
 
     def folders(self) -> tuple[set[str], int]:
         """Where there are files, one for each task, as :func:`~celery_s3.files.pointer.folder` names them; and how many
@@ -186,16 +194,6 @@ class Files:
             folders.add(entry.key[len(self.prefix) :].rpartition("/")[0] + "/")
             count += 1
         return folders, count
-
-    def delete(self, owner: str) -> None:
-        """Delete the files of a task.
-
-        Raises:
-            StoreError: some may be left.
-        """
-        keys = self.keys_of(owner)
-        if keys:
-            self.store.delete_many(keys)
 
 
 class _Passed:

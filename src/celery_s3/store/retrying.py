@@ -13,11 +13,11 @@ Each request of an upload is tried again by itself, but for a completion that me
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from random import SystemRandom
 from typing import TypeVar
 
 from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
@@ -31,6 +31,8 @@ from .probe import PROBE
 __all__ = ["Policy", "Retrying", "policy_for"]
 
 _R = TypeVar("_R")
+#: Draws nothing from the generator that the application may have seeded.
+_CHANCE = SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Retrying:
         base: str = "",
         sleep: Callable[[float], None] = _sleep,
         clock: Callable[[], float] = time.monotonic,
-        random: Callable[[], float] = random.random,
+        random: Callable[[], float] = _CHANCE.random,
     ) -> None:
         self._inner = inner
         self._policy = policy
