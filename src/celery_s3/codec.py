@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 from urllib.parse import quote, unquote
 
 from celery import states
-from celery.result import ResultBase
+from celery.result import AsyncResult, ResultBase
 from kombu.exceptions import DecodeError
 from kombu.serialization import loads as kombu_loads
 from kombu.serialization import registry, unpickle
 from kombu.utils.json import loads as json_loads
 
 from . import lifetime, raw
+from .causes import brief
 from .chunks import LARGE
 from .compression import decompress_payload
 from .serializers import TYPED
@@ -112,7 +115,7 @@ def _unpickled(payload: bytes, content_type: str, accept: Collection[str] | None
     try:
         return pickle.loads(payload)  # noqa: S301
     except Exception as exc:
-        raise DecodeError(repr(exc)) from exc
+        raise DecodeError(brief(exc)) from exc
 
 
 def metadata(
@@ -200,14 +203,26 @@ def _ascii(text: str) -> str:
     return quote(text, safe="!#$&'()*+,/:;=?@[] ~<>^`{|}")
 
 
+#: Where Celery keeps a meta that it was given. It makes results of the children, whoever may want them.
+_KEEPING = AsyncResult._set_cache.__code__  # noqa: SLF001
+
+
+def _keeps(frame: FrameType) -> bool:
+    return frame.f_code is _KEEPING
+
+
 class LazyMeta(dict[str, Any]):
     """The meta of a large result: its state is known, the rest is fetched when somebody asks for it.
 
     What a caller sets stays: Celery replaces ``children`` by result objects.
+
+    Attributes:
+        size: the bytes of its object.
     """
 
-    def __init__(self, known: Mapping[str, Any], load: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, known: Mapping[str, Any], load: Callable[[], Mapping[str, Any]], size: int = 0) -> None:
         super().__init__(known)
+        self.size = size
         self._load: Callable[[], Mapping[str, Any]] | None = load
 
     @property
@@ -215,10 +230,14 @@ class LazyMeta(dict[str, Any]):
         """Whether the body has not been fetched yet."""
         return self._load is not None
 
-    def _whole(self) -> LazyMeta:
+    def whole(self) -> LazyMeta:
+        """Fetch the rest, if that has not been done."""
         load = self._load  # once: another thread may be done meanwhile
         if load is not None:
-            for name, value in load().items():
+            rest = load()
+            if "status" in rest:  # another one by now, where it was not final
+                super().__setitem__("status", rest["status"])
+            for name, value in rest.items():
                 super().setdefault(name, value)
             self._load = None
         return self
@@ -229,46 +248,64 @@ class LazyMeta(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
+        if name == "children" and not super().__contains__(name) and _keeps(sys._getframe(1)):  # noqa: SLF001
+            return default
         return self[name] if name in self else default  # noqa: SIM401 (dict's own would not load)
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or super(LazyMeta, self._whole()).__contains__(name)
+        return super().__contains__(name) or super(LazyMeta, self.whole()).__contains__(name)
 
     def __iter__(self) -> Iterator[str]:
-        return super(LazyMeta, self._whole()).__iter__()
+        return super(LazyMeta, self.whole()).__iter__()
 
     def __bool__(self) -> bool:
         return True
 
     def __len__(self) -> int:
-        return super(LazyMeta, self._whole()).__len__()
+        return super(LazyMeta, self.whole()).__len__()
 
     def keys(self) -> Any:
-        return super(LazyMeta, self._whole()).keys()
+        return super(LazyMeta, self.whole()).keys()
 
     def values(self) -> Any:
-        return super(LazyMeta, self._whole()).values()
+        return super(LazyMeta, self.whole()).values()
 
     def items(self) -> Any:
-        return super(LazyMeta, self._whole()).items()
+        return super(LazyMeta, self.whole()).items()
 
     def __reversed__(self) -> Iterator[str]:
-        return super(LazyMeta, self._whole()).__reversed__()
+        return super(LazyMeta, self.whole()).__reversed__()
 
     def pop(self, *args: Any) -> Any:
-        return super(LazyMeta, self._whole()).pop(*args)
+        return super(LazyMeta, self.whole()).pop(*args)
 
     def popitem(self) -> tuple[str, Any]:
-        return super(LazyMeta, self._whole()).popitem()
+        return super(LazyMeta, self.whole()).popitem()
 
     def setdefault(self, name: str, default: Any = None) -> Any:
-        return super(LazyMeta, self._whole()).setdefault(name, default)
+        return super(LazyMeta, self.whole()).setdefault(name, default)
+
+    def clear(self) -> None:
+        self._load = None
+        super().clear()
 
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
+    def __delitem__(self, name: str) -> None:
+        super(LazyMeta, self.whole()).__delitem__(name)
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
     def __eq__(self, other: object) -> bool:
-        return super(LazyMeta, self._whole()).__eq__(other)
+        return super(LazyMeta, self.whole()).__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return super(LazyMeta, self.whole()).__ne__(other)
 
     __hash__ = None
 

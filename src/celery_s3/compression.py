@@ -11,6 +11,7 @@ from collections.abc import Callable
 from kombu.compression import compress, encoders, get_decoder, get_encoder
 from kombu.exceptions import DecodeError
 
+from .causes import INTRUDERS, brief
 from .errors import ConfigurationError, NotDecompressed
 
 __all__ = ["COMPRESSED_PAYLOAD_MAGIC", "compress_payload", "compression_method", "decompress_payload"]
@@ -81,8 +82,10 @@ def decompress_payload(payload: bytes) -> bytes:
     decoder = _decoder(method)
     try:
         restored: bytes = decoder(memoryview(payload)[start + len(name) + 1 :])
+    except INTRUDERS:
+        raise
     except Exception as exc:  # every compressor has errors of its own
-        raise DecodeError(f"compressed with {method!r}: {exc!r}") from exc
+        raise DecodeError(f"compressed with {method!r}: {brief(exc)}") from exc
     return restored
 
 

@@ -89,7 +89,7 @@ class Parents:
             wanted = list(islice(_unfinished(waited, wait.passed), 1))
             known = dict(self._fetch(wanted)) if task_id in wanted else {}
         meta = known.get(task_id)
-        if isinstance(meta, LazyMeta):
+        if isinstance(meta, LazyMeta) and meta["status"] == states.SUCCESS:
             # It succeeded, which is all that is asked; but Celery would take its value too, to throw it away.
             if wait is not None:
                 wait.passed.add(task_id)

@@ -16,10 +16,17 @@ from typing import Any
 from celery.states import SUCCESS
 from kombu.exceptions import DecodeError
 
-__all__ = ["CONTENT_TYPE", "MAGIC", "frame", "frame_of", "joined", "unframe", "value_start"]
+from .serializers import TYPED
+
+__all__ = ["CONTENT_TYPE", "MAGIC", "PLAIN", "frame", "frame_of", "joined", "unframe", "value_start"]
 
 MAGIC = b"\x00celery-bytes\x00"
 CONTENT_TYPE = "application/octet-stream"
+
+_PLAIN = ("application/json", "application/x-yaml", TYPED[2])
+#: The content types of the serializers that make plain text of bytes. Any other may sign or encrypt what it is given,
+#: and bytes are no way round it.
+PLAIN = frozenset(_PLAIN) | {f"application/x-celery-s3+{name}" for name in ("json", "yaml", "typed+json")}
 
 _LENGTH = struct.Struct(">I")
 #: Bytes of the longest content type.
@@ -50,16 +57,18 @@ def frame_of(body: bytes) -> bytes:
 
 
 def unframe(frame: bytes) -> tuple[str, bytes]:
-    """The content type of the meta, and the meta.
+    """The content type of the meta, one of :data:`PLAIN`, and the meta.
 
     Raises:
-        DecodeError: that is no frame.
+        DecodeError: that is no frame, or none that may stand before bytes.
     """
     start = _meta_start(frame)
     if not start:
         raise DecodeError("what stands before the bytes is cut, or garbage")
-    content_type = frame[len(MAGIC) : start - _LENGTH.size - 1]
-    return content_type.decode("ascii", "replace"), frame[start:]
+    content_type = frame[len(MAGIC) : start - _LENGTH.size - 1].decode("ascii", "replace")
+    if content_type not in PLAIN:
+        raise DecodeError(f"{content_type!r} does not stand before bytes")
+    return content_type, frame[start:]
 
 
 def joined(meta: object, value: bytes) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import states
+from celery.result import ResultBase
 from kombu.exceptions import DecodeError
 
 from . import codec
+from .causes import INTRUDERS, brief, passing
 from .errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
 from .results import Results, Whole
 from .store.api import Object
 
-__all__ = ["Decoder", "Meta", "Reader", "pending", "ready"]
+__all__ = ["Decoder", "Meta", "Reader", "Replaced", "pending", "ready"]
 
 Meta = dict[str, Any]
 
@@ -26,6 +28,10 @@ def pending() -> Meta:
 def ready(meta: Meta, ready_states: Collection[str] = states.READY_STATES) -> Meta | None:
     """The meta if its task is finished."""
     return meta if meta["status"] in ready_states else None
+
+
+class Replaced(ResultNotRead):
+    """A result was forgotten or replaced between its state and its value."""
 
 
 class Decoder:
@@ -41,19 +47,23 @@ class Decoder:
         self.accept = accept
 
     def loads(self, payload: bytes, content_type: str = "") -> Any:
-        return codec.loads(payload, content_type, self.content_type, self.accept)
+        with passing():
+            return codec.loads(payload, content_type, self.content_type, self.accept)
 
     def take(self, whole: Whole) -> Any:
         """Decode all of an object, which has no body any more afterwards."""
-        if whole.frame:
-            return codec.loads_raw(whole.frame, whole.take(), self.content_type, self.accept)
-        # not by a variable: whoever holds the body holds it until there is a value
-        return codec.loads(whole.take(), whole.about.content_type, self.content_type, self.accept)
+        with passing():
+            if whole.frame:
+                return codec.loads_raw(whole.frame, whole.take(), self.content_type, self.accept)
+            # not by a variable: whoever holds the body holds it until there is a value
+            return codec.loads(whole.take(), whole.about.content_type, self.content_type, self.accept)
 
     def state_in(self, whole: Whole) -> str | None:
         """The state that an object tells, ``None`` where it cannot be read."""
         try:
             return str(self.take(whole)["status"])
+        except INTRUDERS:
+            raise
         except Exception:  # noqa: BLE001 (whatever a decoder makes of garbage)
             return None
 
@@ -64,6 +74,7 @@ class Reader:
     Arguments:
         bucket: for messages.
         to_python: Celery's last step, which makes exceptions of what stands for them.
+        to_result: makes a result of a child as it is stored.
         changed: told the id of a task whose result turned out to be another one while it was read.
         noticed: told an id and what stands under it, before that is decoded.
 
@@ -77,6 +88,7 @@ class Reader:
         decoder: Decoder,
         bucket: str,
         to_python: Callable[[Meta], Meta],
+        to_result: Callable[[Any], ResultBase],
         changed: Callable[[str], object],
         noticed: Callable[[str, Object], object],
     ) -> None:
@@ -84,6 +96,7 @@ class Reader:
         self.decoder = decoder
         self.bucket = bucket
         self.to_python = to_python
+        self.to_result = to_result
         self.changed = changed
         self.noticed = noticed
 
@@ -92,19 +105,17 @@ class Reader:
         return self._read(task_id, key) is not None
 
     def meta(self, task_id: str, key: str) -> Meta:
-        """The meta in one request; of a large SUCCESS the value is left out until somebody asks for it."""
+        """The meta in one request; of a large one all but the state is left out until somebody asks for it."""
         found = self._read(task_id, key)
         if found is None:
             return pending()
-        if not found.complete and codec.state_of(found.metadata) == states.SUCCESS:
-            known = {"status": states.SUCCESS, "task_id": task_id, **codec.children_in(found.metadata)}
-            return codec.LazyMeta(known, lambda: self._rest(task_id, found))
-        return self.meta_in(task_id, found)
-
-    def value_meta(self, task_id: str, key: str) -> Meta:
-        """The meta with its value, however large."""
-        found = self._read(task_id, key)
-        return pending() if found is None else self.meta_in(task_id, found)
+        state = codec.state_of(found.metadata)
+        if found.complete or state is None:
+            return self.meta_in(task_id, found)
+        known = {"status": state, "task_id": task_id}
+        if state in states.READY_STATES:
+            known |= codec.children_in(found.metadata)
+        return codec.LazyMeta(known, lambda: self._rest(task_id, found, state), found.size)
 
     def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group, ``None`` where there is none."""
@@ -128,13 +139,16 @@ class Reader:
         except StoreError as exc:
             raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
 
-    def _rest(self, task_id: str, found: Object) -> Meta:
-        """The whole meta of a SUCCESS, which somebody has been told about already."""
+    def _rest(self, task_id: str, found: Object, state: str) -> Meta:
+        """The whole meta of a result whose state somebody has been told already; a final one is still the same."""
         meta = self.meta_in(task_id, found)
-        if meta["status"] != states.SUCCESS:
+        if meta["status"] != state and state in states.READY_STATES:
             self.changed(task_id)
             why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
-            raise ResultNotRead(why, task_id)
+            raise Replaced(why, task_id)
+        if children := meta.get("children"):
+            # Celery makes results of them when it is given a meta, and was given this one without them.
+            meta["children"] = [self.to_result(child) for child in children]
         return meta
 
     def meta_in(self, task_id: str, found: Object) -> Meta:
@@ -155,6 +169,8 @@ class Reader:
         self.noticed(str(id), about)
         try:
             return to_python(self.decoder.take(whole))
+        except INTRUDERS:
+            raise
         except NotDecompressed as exc:
             message = f"The object s3://{self.bucket}/{about.key}, the result of {id}, cannot be read: {exc}."
             raise UnreadableResult(message, str(id)) from exc
@@ -162,7 +178,7 @@ class Reader:
             message = (
                 f"The object s3://{self.bucket}/{about.key} ({about.size} bytes,"
                 f" {about.content_type or 'no content type'}) is not a result that this process can read"
-                f" as {self.decoder.content_type}: {type(exc).__name__}: {exc}. Use the `result_serializer` of"
+                f" as {self.decoder.content_type}: {brief(exc)}. Use the `result_serializer` of"
                 f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
             )
             if "celery-seal" in about.metadata:

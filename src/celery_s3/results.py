@@ -28,6 +28,7 @@ from celery import states
 from . import codec, lifetime, raw
 from .chunks import Chunks
 from .errors import Conflict, ObjectMissing, PreconditionFailed
+from .store import deadline
 from .store.api import CREATE, Match, Object, Precondition, Store, Writer
 
 __all__ = ["Outcome", "Results", "Whole"]
@@ -146,8 +147,8 @@ class Results:
         look = large or (rerun and precondition is CREATE)
         for _ in range(1 + LOST_RACES):
             if look:
-                stored = self._stored(key)
-                if stored is not None and self._stands(stored, body, state):
+                stored, stands = self._look(key, body, state)
+                if stands:
                     self._versions.drop(key)
                     return Outcome.KEPT
                 precondition = Match(stored.etag) if stored is not None else CREATE
@@ -171,8 +172,7 @@ class Results:
     def _write_after_reading(
         self, key: str, body: bytes | Chunks, state: str, metadata: Mapping[str, str], content_type: str
     ) -> Outcome:
-        stored = self._stored(key)
-        if stored is not None and self._stands(stored, body, state):
+        if self._look(key, body, state)[1]:
             return Outcome.KEPT
         self._put(key, body, None, metadata, content_type)
         return Outcome.WRITTEN
@@ -197,8 +197,20 @@ class Results:
         except ObjectMissing:
             return None
 
+    def _look(self, key: str, body: bytes | Chunks, state: str) -> tuple[Object | None, bool]:
+        """What is stored, and whether it stays rather than ``body``."""
+        stored = self._stored(key)
+        try:
+            return stored, stored is not None and self._stands(stored, body, state)
+        except ObjectMissing:  # forgotten while its state was read: no reason to drop anything
+            return None, False
+
     def _stands(self, stored: Object, body: bytes | Chunks, state: str) -> bool:
-        """Whether what is stored stays, rather than ``body``."""
+        """Whether what is stored stays, rather than ``body``.
+
+        Raises:
+            ObjectMissing: it is gone by now.
+        """
         if self._expired(stored):
             return False
         if stored.body == body:
@@ -217,12 +229,14 @@ class Results:
         return bool(found == states.SUCCESS or found == state == states.REVOKED)
 
     def _state_of(self, stored: Object) -> str | None:
-        """The state as the metadata tells it, else the body."""
+        """The state as the metadata tells it, else the body; ``None`` where that cannot be read."""
         state = codec.state_of(stored.metadata)
         if state is not None:
             return state
         whole = self.whole(stored)
-        return None if whole is None else self.state_in(whole)
+        if whole is None:
+            raise ObjectMissing(operation="get", key=stored.key)
+        return self.state_in(whole)
 
     # -- reading
 
@@ -235,8 +249,13 @@ class Results:
         """The rest of an object that :meth:`read` found, in parallel parts of one version of it.
 
         ``None`` where it is gone by now.
+
+        Raises:
+            Conflict: it was another version each time.
         """
-        while not found.complete:
+        for _ in range(1 + LOST_RACES):
+            if found.complete:
+                return Whole(found, found.body)
             try:
                 return self._joined(found)
             except ObjectMissing:
@@ -247,11 +266,15 @@ class Results:
             if again is None:
                 return None
             found = again
-        return Whole(found, found.body)
+        why = f"its parts were refused {1 + LOST_RACES} times, each time as those of another version than its beginning"
+        raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
+        until = deadline.moment()  # of this thread: others read the parts
+
         def part(start: int) -> bytes:
-            return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
+            with deadline.retried_until(until):
+                return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
 
         frame = raw.frame_of(found.body)
         # A buffer whose bytes are not copied once more to be handed out; closed, it lets go of them whoever has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -37,9 +38,10 @@ SEAL = {"seal_keys": [base64.b64encode(b"1" * 32).decode()]}
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process():
-    token = home.last_used.set(None)
+    used, sending = home.last_used.set(None), home.sending.set((None, None))
     yield
-    home.last_used.reset(token)
+    home.last_used.reset(used)
+    home.sending.reset(sending)
 
 
 @pytest.fixture
@@ -310,6 +312,35 @@ def test_forget_all_runs(counted, run, report):
     assert len(keys(app)) == 4
 
 
+@pytest.mark.parametrize("request_of", [{"retries": 1}, {"delivery_info": {"redelivered": True}}])
+def test_forget_after_another_process(counted, stored, spends, path, request_of):
+    """What an earlier run has uploaded elsewhere goes too: a rerun says that it does not know, which costs a LIST."""
+    app = counted()
+    stored(app, {"so far": S3File(path)}, "PROGRESS", id="id")
+    app.backend._uploaded.clear()  # as in another process
+    result = stored(app, 1, id="id", **request_of)
+    result.get()
+    with spends(LIST=1, DeleteObjects=1, DELETE=1):
+        result.forget()
+    assert keys(app) == []
+
+
+def test_forget_what_was_no_success(counted, stored, spends, proxy, path):
+    """A failure that was read does not say that there are no files: a later run's go too."""
+    app = counted()
+    failed = stored(app, ValueError(), "FAILURE", id="id")
+    failed.get(propagate=False)
+    stored(app, S3File(path), id="id")
+    with spends(LIST=1, DeleteObjects=1, DELETE=1):
+        failed.forget()
+    assert keys(app) == []
+    other = stored(app, ValueError(), "FAILURE", id="other")
+    proxy.fail("LIST", "access_denied", times=-1)
+    other.forget()  # a failure can be forgotten by who may not list
+    proxy.heal()
+    assert not app.backend.task_result_exists("other")
+
+
 def test_forget_that_dies(counted, stored, proxy, path):
     """The files go first: where that fails the result is still there, and can be forgotten again."""
     app = counted()
@@ -362,17 +393,47 @@ def test_command_by_id(counted, stored, command, path):
 @pytest.mark.parametrize(
     ("options", "requests"),
     [
-        (["--state", "SUCCESS"], {"LIST": 4, "GET": 3, "DeleteObjects": 2}),
-        (["--older-than", "2100-01-01"], {"LIST": 5, "DeleteObjects": 2}),
+        (["--state", "SUCCESS"], {"LIST": 3, "GET": 3, "DeleteObjects": 2}),
+        (["--older-than", "2100-01-01"], {"LIST": 3, "DeleteObjects": 2}),
     ],
 )
 def test_command_by_filter(counted, stored, command, path, options, requests):
-    """With options the files of what fits go too, in batches; without metadata one listing tells who has any."""
+    """With options the files of what fits go too, in batches; one listing tells which there are."""
     app = counted()
     for id in ("one", "two"):
         stored(app, S3File(path), id=id)
     stored(app, 1, id="plain")
     assert command(app, "forget", *options, "--yes")[1] == requests
+    assert keys(app) == []
+
+
+def test_command_that_is_interrupted(counted, stored, command, proxy, path):
+    """The files go before the results that tell of them: after a failure the command is simply run again."""
+    app = counted()
+    for id in ("one", "two"):
+        stored(app, S3File(path), id=id)
+    proxy.fail("DeleteObjects", "access_denied", times=1, after=1)
+    with pytest.raises(Exception, match="access denied"):
+        command(app, "forget", "--older-than", "2100-01-01", "--yes")
+    assert app.AsyncResult("one").ready()
+    proxy.heal()
+    assert command(app, "forget", "--older-than", "2100-01-01", "--yes")[0].startswith("Forgot 2 results")
+    assert keys(app) == []
+
+
+@pytest.mark.parametrize("options", [["id"], ["--state", "SUCCESS"]])
+def test_command_where_times_differ(counted, stored, command, path, monkeypatch, options):
+    """On servers that list times in milliseconds and answer a GET in seconds, a file of the same second goes too."""
+    app = counted()
+    stored(app, S3File(path), id="id")
+    list_ = app.backend.store.list
+
+    def precise(*args, **kwargs):
+        for entry in list_(*args, **kwargs):
+            yield dataclasses.replace(entry, modified=entry.modified.replace(microsecond=999_000))
+
+    monkeypatch.setattr(app.backend.store, "list", precise)
+    command(app, "forget", *options, "--yes")
     assert keys(app) == []
 
 
@@ -389,13 +450,15 @@ def test_command_does_not_list_files(counted, stored, command, path):
 
 
 def test_sweep(counted, run, report, command, monkeypatch):
-    """A sweep deletes files that have expired, by their own term or the results'; what else stands there stays."""
+    """A sweep deletes files a day after their own term or the results'; what else stands there stays."""
     app = counted()
     task = report(app)
     run(task, id="short")
     run(task, id="long", request={"headers": {"result_expires": 9 * DAY}})
     app.backend.store.put(app.backend.prefixes.files + "mine.txt", b"x")
-    monkeypatch.setattr(clock, "server_clock", lambda control: lambda: time.time() + 2 * DAY)
+    monkeypatch.setattr(clock, "server_clock", lambda control: lambda: time.time() + 2 * DAY - 60)
+    assert "files" not in command(app, "sweep")[0]
+    monkeypatch.setattr(clock, "server_clock", lambda control: lambda: time.time() + 2 * DAY + 60)
     told, _ = command(app, "sweep")
     assert [line.split()[:2] for line in told.splitlines() if line.startswith("files")] == [["files", "1"]]
     assert [key.partition("/")[0] for key in keys(app)] == ["long", "mine.txt"]
@@ -496,6 +559,15 @@ def test_tampered(counted, stored, path, large):
                 read_back(one)
             with pytest.raises(FileNotRead):
                 list(one)
+
+
+def test_sealed_name(counted, stored, path):
+    """A sealed file's name is in no metadata; who opens the result has it."""
+    app = counted(s3_backend_settings=SEAL)
+    result = stored(app, S3File(path))
+    (key,) = keys(app)
+    assert "report" not in str(app.backend._plain_store.get(app.backend.prefixes.files + key).metadata)
+    assert result.get().name == "report.pdf"
 
 
 def test_without_the_keys(counted, stored, path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import threading
 
 import pytest
 from celery import states
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.utils.uuid import uuid
 
 from celery_s3.codec import LazyMeta
@@ -57,6 +59,144 @@ def test_known_without_the_body(counted, stored, proxy, spends):
         with spends(GET=2 if asks is questions[-1] else 1):
             assert asks()
         assert max(record.received for record in proxy.records()) <= HEAD_BYTES
+
+
+def test_more_children_than_fit_beside(counted, stored, proxy, spends):
+    """Children too many for the metadata are no reason to download a value; who asks for them gets them, as results."""
+    app = counted()
+    children = [app.AsyncResult(uuid()) for _ in range(60)]
+    group = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(60)])
+    for many in (children, [group]):
+        result = stored(app, "x" * LARGE, _children=many)
+        for asks in (
+            lambda r: r.state == "SUCCESS",
+            lambda r: r.ready() and r.successful() and r.state == "SUCCESS",
+            lambda r: app.GroupResult("g", [r]).completed_count() == 1,
+        ):
+            with spends(GET=1):
+                assert asks(app.AsyncResult(result.id))
+            assert proxy.records()[0].received <= HEAD_BYTES
+        assert result.ready()
+        with spends(GET=1):
+            assert result.children == many
+            assert len(result.get(timeout=5)) == LARGE
+
+
+UNFINISHED = {"PROGRESS": {"log": "x" * LARGE}, "RETRY": KeyError("x" * LARGE)}
+
+
+@pytest.mark.parametrize("state", ["FAILURE", *UNFINISHED])
+def test_states_without_their_body(counted, stored, proxy, spends, state):
+    """Whatever the state, to ask for it costs the first bytes of a large object."""
+    app = counted()
+    result = stored(app, UNFINISHED.get(state, ValueError("x" * LARGE)), state)
+    for asks in (
+        lambda: app.AsyncResult(result.id).state == state,
+        lambda: app.AsyncResult(result.id).ready() == (state == "FAILURE"),
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id)]).completed_count() == 0,
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id)]).failed() == (state == "FAILURE"),
+    ):
+        with spends(GET=1):
+            assert asks()
+        assert proxy.records()[0].received <= HEAD_BYTES
+    with spends(GET=2):
+        assert len(str(app.AsyncResult(result.id).info)) >= LARGE
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_waiting_past_a_large_state(counted, stored, proxy, state):
+    """Who waits, alone or for a group, does not download what a task tells of itself meanwhile."""
+    app = counted()
+    result = stored(app, UNFINISHED[state], state)
+    other = stored(app, "other")
+    waits = (
+        lambda: app.AsyncResult(result.id).get(timeout=0.1),
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id)]).get(timeout=0.1),
+        lambda: app.GroupResult("g", [app.AsyncResult(result.id), other]).get(timeout=0.1),
+    )
+    proxy.reset()
+    for wait in waits:
+        with pytest.raises(CeleryTimeoutError):
+            wait()
+    assert max(record.received for record in proxy.records()) <= HEAD_BYTES
+    assert all(record.headers["range"] == f"bytes=0-{HEAD_BYTES - 1}" for record in proxy.records())
+
+
+def test_progress_that_ends_while_it_is_read(counted, stored):
+    """A large state that was followed by another one before its value was fetched is told as that one."""
+    app = counted()
+    result = stored(app, UNFINISHED["PROGRESS"], "PROGRESS")
+    meta = app.backend.get_task_meta(result.id)
+    stored(app, "done", id=result.id)
+    assert (meta["status"], meta["result"], meta["status"]) == ("PROGRESS", "done", "SUCCESS")
+
+
+def test_large_failure_of_a_parent(counted, stored):
+    """A chain whose first task has failed with a large error has failed, and tells that error."""
+    app = counted()
+    result = app.AsyncResult(uuid())
+    result.parent = app.AsyncResult(stored(app, ValueError("x" * LARGE), "FAILURE").id)
+    with pytest.raises(ValueError, match=r"x{1000}"):
+        result.get(timeout=5)
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE"])
+def test_replaced_while_somebody_waits(counted, stored, state):
+    """A result that is replaced between its head and its rest, while somebody waits, is waited for again."""
+    app = counted()
+    result = stored(app, "x" * LARGE if state == "SUCCESS" else ValueError("x" * LARGE), state)
+    whole, later = app.backend.results.whole, {"replace": True}
+
+    def replace_first(found):
+        if later.pop("replace", False):
+            app.AsyncResult(result.id).forget()
+            stored(app, {}, "STARTED", id=result.id)
+        return whole(found)
+
+    app.backend.results.whole = replace_first
+    assert result.get(timeout=5, on_interval=lambda: stored(app, "again", id=result.id)) == "again"
+
+
+@pytest.mark.parametrize("others", [None, 0, 1], ids=["alone", "in a group of one", "in a group of two"])
+def test_timeout_bounds_the_parts(counted, stored, proxy, others):
+    """No part of a large value is tried again after the caller's time is over: neither alone nor in a group."""
+    app = counted(s3_backend_settings={"max_retries": 50})
+    large = stored(app, VERY_LARGE)
+    members = [large, *(stored(app, "small") for _ in range(others or 0))]
+    proxy.fail(f"GET {large.id}", "slow_down", times=-1, after=1)
+    waited = large if others is None else app.GroupResult("g", members)
+    with pytest.raises(ResultNotRead, match=large.id):
+        waited.get(timeout=0.5)
+    # five parts at a time, each a few times: without a bound each would be tried 51 times
+    assert proxy.counts()["GET"] < 60
+
+
+def test_members_of_a_group_come_abreast(counted, stored, proxy, spends):
+    """The parts of a very large member are read by several threads, as those of a result alone; none is read twice."""
+    app = counted()
+    members = [stored(app, VERY_LARGE), stored(app, "small"), stored(app, "x" * LARGE)]
+    get, threads = app.backend.results.store.get, {}
+
+    def noting(key, **options):
+        threads.setdefault(key, set()).add(threading.current_thread())
+        return get(key, **options)
+
+    app.backend.results.store.get = noting
+    with spends(GET=(1 + 5) + 1 + 2):
+        assert app.GroupResult("g", members).get(timeout=30) == [VERY_LARGE, "small", "x" * LARGE]
+    app.backend.results.store.get = get
+    assert sorted(map(len, threads.values()))[-1] > 1
+    assert threading.current_thread() not in set().union(*threads.values())
+
+
+def test_group_after_ready(counted, stored, spends):
+    """What is remembered of a group's large members when its values are asked for is not asked for again."""
+    app = counted(result_cache_max=10)
+    members = [stored(app, "x" * LARGE), stored(app, "y" * LARGE)]
+    with spends(GET=2):
+        assert app.GroupResult("g", members).ready()
+    with spends(GET=2):
+        assert app.GroupResult("g", [app.AsyncResult(m.id) for m in members]).get() == ["x" * LARGE, "y" * LARGE]
 
 
 def test_value(counted, stored, spends):

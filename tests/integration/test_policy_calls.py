@@ -224,8 +224,10 @@ def noting(method, deleted):
     return noted
 
 
-def soon_expired(backend):
+def soon_expired(backend, monkeypatch):
     """Let everything expire within a moment."""
+    for module in ("sweep", "terms"):
+        monkeypatch.setattr(f"celery_s3.expiry.{module}.SLACK", 0.0)
     backend.terms = Terms(0.1, 0.1, 0.1, 0.1, 0.1)
     time.sleep(2.2)  # Last-Modified has whole seconds
 
@@ -257,7 +259,7 @@ def test_client(party, proxy_for, seaweed):
     assert client.unlike_the_policy("client") == ([], [])
 
 
-def test_worker(party, proxy_for, seaweed):
+def test_worker(party, proxy_for, seaweed, monkeypatch):
     """Who runs tasks and chords, looks after them, is told to clean up by beat and runs `doctor`, likewise."""
     worker, client = party(proxy_for(seaweed)), party(proxy_for(seaweed))
     worker.doctor()
@@ -271,13 +273,13 @@ def test_worker(party, proxy_for, seaweed):
     group_of(client.app, ["some-id"])
     worker.give_up(worker.backend.prefixes.results + "large")
     client.backend._plain_store.create_upload(client.backend.prefixes.files + FILE)
-    soon_expired(worker.backend)
+    soon_expired(worker.backend, monkeypatch)
     worker.backend.cleanup()
     assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
     assert worker.unlike_the_policy("worker") == ([], [])
 
 
-def test_operator(party, proxy_for, moto_s3):
+def test_operator(party, proxy_for, moto_s3, monkeypatch):
     """Who runs the commands, likewise."""
     bucket = f"bucket-{uuid()}"
     settings = {"bucket": bucket, "sse": "AES256"}
@@ -307,7 +309,7 @@ def test_operator(party, proxy_for, moto_s3):
     celery("forget", "some-id", "--yes")
     group_of(client.app, ["some-id"])
     client.app.signature("measure", (BIG,)).delay()
-    soon_expired(operator.backend)
+    soon_expired(operator.backend, monkeypatch)
     assert "Aborted 1 unfinished upload." in celery("sweep")
     assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
     assert operator.unlike_the_policy("operator") == ([], [])

@@ -12,6 +12,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kombu.serialization import register, unregister
 from kombu.utils.uuid import uuid
 
 from celery_s3 import raw
@@ -53,6 +54,39 @@ def test_where_bytes_stay_bytes_anyway(counted, stored, serializer):
     result = stored(app, ALL)
     assert result.get(timeout=5) == ALL
     assert object_of(app, result).content_type == app.backend.content_type
+
+
+@pytest.fixture
+def scrambling():
+    """The name of a serializer of somebody's own, which makes text that not everybody can read."""
+
+    def encode(data):
+        text = json.dumps(data, default=lambda value: {"bytes": value.hex()})
+        return base64.b64encode(text.encode()[::-1]).decode()
+
+    def decode(payload):
+        text = base64.b64decode(payload)[::-1]
+        return json.loads(text, object_hook=lambda o: bytes.fromhex(o["bytes"]) if "bytes" in o else o)
+
+    register("scrambling", encode, decode, "application/x-scrambling", "utf-8")
+    yield "scrambling"
+    unregister("scrambling")
+
+
+def test_no_way_round_a_serializer(counted, stored, scrambling):
+    """A serializer that may sign or encrypt gets the bytes as well; bytes that stand beside it are not accepted."""
+    app = counted(result_serializer=scrambling, result_accept_content=[scrambling])
+    result = stored(app, b"secret")
+    assert result.get(timeout=5) == b"secret"
+    stands = object_of(app, result)
+    assert stands.content_type == "application/x-scrambling"
+    assert b"secret" not in stands.body
+    for content_type in ("application/x-scrambling", "application/json"):
+        meta = app.backend._encode({"status": "SUCCESS", "result": 6})[2]
+        forged = raw.frame(meta if "scrambling" in content_type else '{"status":"SUCCESS","result":6}', content_type)
+        app.backend.store.put(stands.key, forged + b"forged", content_type=raw.CONTENT_TYPE)
+        with pytest.raises(UnreadableResult):
+            counted(result_serializer=scrambling, result_accept_content=[scrambling]).AsyncResult(result.id).get()
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def test_without_a_broker(lab, monkeypatch):
 
 
 def test_fallback_chords_are_none_of_ours(seaweed, make_app):
-    """Where chords are run by `chord_unlock`, the cleanup lists what may have expired, stale uploads too, and asks for nothing else."""
+    """Where chords are run by `chord_unlock`, the cleanup lists what has expired and stale uploads, no more."""
     with Proxy(seaweed) as proxy:
         app = make_app(proxy, result_backend_transport_options={"native_chords": False})
         app.tasks["celery.backend_cleanup"]()

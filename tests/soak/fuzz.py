@@ -118,7 +118,13 @@ def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callabl
     pool = Pool(1)
     results = Results(store, Uploads(store, pool), Always(), pool, state_in=body_decoder.state_in)
     read = Reader(
-        results, body_decoder, "bucket", Backend(app=APP).meta_from_decoded, lambda id: None, lambda id, found: None
+        results,
+        body_decoder,
+        "bucket",
+        Backend(app=APP).meta_from_decoded,
+        lambda child: result_from_tuple(child, APP),
+        lambda id: None,
+        lambda id, found: None,
     )
 
     def decode(body: bytes) -> Any:

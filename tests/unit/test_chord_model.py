@@ -327,6 +327,7 @@ def test_a_stalled_owner(chord):
     verify(chord)
 
 
+@pytest.mark.timeout(7200 if "SOAK" in os.environ else 120)
 @pytest.mark.parametrize(
     "chord",
     [Chord(4, again=(0,)), Chord(4, again=(3,), other=True), Chord(4, again=(1,), stall=True), Chord(5, again=(2, 4))],

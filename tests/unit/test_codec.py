@@ -3,8 +3,10 @@
 import json
 import pickle
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
+from celery.result import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -100,6 +102,54 @@ def test_lazy_meta_loads_once(lazy):
     assert set(meta) == set(meta.keys()) == {"status", "result", "children", "traceback"}
     assert len(meta) == len(meta.values()) == len(meta.items()) == 4
     assert loads == [1]
+
+
+def test_lazy_meta_kept_by_celery():
+    """Celery, which makes results of a meta's children when it is given one, is no reason to fetch them; others are."""
+    loads = []
+
+    def load():
+        loads.append(1)
+        return {"status": "SUCCESS", "result": 42, "children": ["mine"]}
+
+    meta, result = codec.LazyMeta({"status": "SUCCESS"}, load), SimpleNamespace(app=None)
+    AsyncResult._set_cache(result, meta)
+    assert (result._cache, loads) == (meta, [])
+    assert (result._cache.get("children"), loads) == (["mine"], [1])
+
+
+def test_lazy_meta_tells_the_state_of_its_body():
+    """A state that was not final may have become another one by the time its value is fetched: they go together."""
+    meta = codec.LazyMeta({"status": "PROGRESS"}, lambda: {"status": "SUCCESS", "result": 42})
+    assert (meta["status"], meta["result"], meta["status"]) == ("PROGRESS", 42, "SUCCESS")
+
+
+def test_lazy_meta_is_compared_and_joined_like_a_dict():
+    """Comparing and joining see the whole meta."""
+    whole = {"status": "SUCCESS", "result": 42}
+    lazy = lambda: codec.LazyMeta({"status": "SUCCESS"}, lambda: whole)  # noqa: E731
+    assert lazy() == whole
+    assert (lazy() != whole, whole != lazy()) == (False, False)
+    assert lazy() != {"status": "SUCCESS"}
+    assert lazy() | {"a": 1} == whole | {"a": 1}
+    assert {"a": 1} | lazy() == whole | {"a": 1}
+
+
+def test_lazy_meta_loses_what_is_deleted(lazy):
+    """What was deleted before it was fetched is not there any more afterwards."""
+    meta, loads = lazy
+    del meta["result"]
+    assert "result" not in meta
+    assert set(meta) == {"status", "children", "traceback"}
+    meta.clear()
+    assert (dict(meta), len(meta), loads) == ({}, 0, [1])
+
+
+def test_lazy_meta_cleared_is_empty(lazy):
+    """Nothing is fetched for a meta that was cleared."""
+    meta, loads = lazy
+    meta.clear()
+    assert (dict(meta), loads) == ({}, [])
 
 
 def test_lazy_meta_is_changed_like_a_dict(lazy):

@@ -187,6 +187,15 @@ def test_the_backends_threshold(make, method):
     assert make().decode(low.encode(meta("x" * 1000))) == meta("x" * 1000)
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_raw_bytes_are_kept_once(make, helps):
+    """Bytes that do not become smaller are stored behind their frame, not in a copy that holds both."""
+    value = b"x" * 100_000 if helps else os.urandom(100_000)
+    pieces = make(result_compression="gzip")._packed_raw(b"frame", value)
+    assert (pieces[1] is value) == (not helps)
+    assert is_packed(pieces[0]) == helps
+
+
 def test_nothing_changes_without_it(make):
     """Without `result_compression` a body is what Celery's base class makes of it, whatever its size."""
     backend = make(s3_backend_settings={"compression_threshold": 0})

@@ -66,7 +66,7 @@ def test_by_prefix():
     found = {kind: (rule["Filter"], rule.get("Expiration")) for kind, rule in rules.items()}
     assert found == {
         "results": ({"Prefix": PLACES.results}, {"Days": 1}),
-        "files": ({"Prefix": PLACES.files}, {"Days": 1}),
+        "files": ({"Prefix": PLACES.files}, {"Days": 2}),
         "groups": ({"Prefix": PLACES.groups}, {"Days": 1}),
         "chords": ({"Prefix": PLACES.chords}, {"Days": 15}),
         "messages": ({"Prefix": PLACES.messages}, {"Days": 15}),
@@ -95,7 +95,7 @@ def test_no_rule_is_too_short(results, failures, chords):
     rules = kinds(wanted(PLACES, terms(results, failures, chords)))
     for kind, needed in (
         ("results", [results, failures]),
-        ("files", [results]),
+        ("files", [results and results + DAY]),
         ("groups", [results]),
         ("chords", [chords]),
     ):
@@ -107,9 +107,9 @@ def test_no_rule_is_too_short(results, failures, chords):
 
 
 def test_by_tag():
-    """With tags each result, and each file, has the rule of its own time; without one of its own, `result_expires`."""
+    """With tags each result, and a day later each file, has the rule of its own time, else of `result_expires`."""
     rules = kinds(wanted(PLACES, terms(results=3 * DAY, failures=None), by_tag=True))
-    for name, prefix in (("results", PLACES.results), ("files", PLACES.files)):
+    for name, prefix, slack in (("results", PLACES.results, 0), ("files", PLACES.files, 1)):
         tagged = {}
         for kind, rule in rules.items():
             if kind.startswith(f"{name}-"):
@@ -118,15 +118,23 @@ def test_by_tag():
                 (tag,) = where["Tags"]
                 assert tag["Key"] == lifetime.TAG
                 tagged[tag["Value"]] = rule["Expiration"]["Days"]
-        assert tagged == {"default": 3, **{str(days): days for days in lifetime.DAYS}}
+        assert tagged == {"default": 3 + slack, **{str(days): days + slack for days in lifetime.DAYS}}
         assert name not in rules
     assert len({rule["ID"] for rule in rules.values()}) == len(rules)
+
+
+def test_files_of_callers():
+    """Where results stay for ever, there is a rule for files that no result belongs to; else they are among all."""
+    for by_tag in (False, True):
+        rule = kinds(wanted(PLACES, terms(None, None), by_tag=by_tag))["files-sent"]
+        assert (rule["Filter"], rule["Expiration"]) == ({"Prefix": PLACES.files + "~sent/"}, {"Days": 16})
+        assert "files-sent" not in kinds(wanted(PLACES, terms(), by_tag=by_tag))
 
 
 def test_others_uploads():
     """With an empty base_path, no rule is for the whole bucket, nor for a folder in which nothing of ours expires."""
     for rule in wanted(BARE, Terms(None, None, None, 15 * DAY, None)):
-        assert rule["Filter"]["Prefix"] in (BARE.results, BARE.files, BARE.groups)
+        assert rule["Filter"]["Prefix"] in (BARE.results, BARE.files, BARE.files + "~sent/", BARE.groups)
     assert all(rule["Filter"]["Prefix"] for rule in wanted(BARE, terms(messages=DAY)))
 
 
@@ -285,13 +293,15 @@ def test_rules_by_tags():
 
 
 @pytest.mark.parametrize("by_tag", [False, True])
-@pytest.mark.parametrize(("results", "should"), [(30 * DAY, "after 30 days"), (None, "no such rule")])
+@pytest.mark.parametrize(
+    ("results", "should"), [(30 * DAY, ("after 30 days", "after 31 days")), (None, "no such rule")]
+)
 def test_rules_of_an_earlier_init(by_tag, results, should):
     """A rule of ours that is shorter than the settings say by now, or that they do not ask for, is named with both."""
     standing = [foreign(), *wanted(OTHERS, terms()), *wanted(PLACES, terms(), by_tag=by_tag)]
     found = outdated(standing, wanted(PLACES, terms(results, results), by_tag=by_tag))
     assert len(found) == 3
-    assert all("after 1 day; by the settings it should be" in one and one.endswith(f"{should}.") for one in found)
+    assert all("; by the settings it should be" in one and one.removesuffix(".").endswith(should) for one in found)
     assert outdated([{**rule, "Status": "Disabled"} for rule in standing], wanted(PLACES, terms(results))) == []
 
 
@@ -299,7 +309,7 @@ def test_tags_are_switched_on():
     """The rule without tags still deletes what lives longer by its own term; a rule that is too long harms nothing."""
     results, files = outdated(wanted(PLACES, terms()), wanted(PLACES, terms(), by_tag=True))
     assert "-results: delete results/celery-task-meta-* after 1 day" in results
-    assert "-files: delete results/celery-files/* after 1 day" in files
+    assert "-files: delete results/celery-files/* after 2 days" in files
     assert outdated(wanted(PLACES, terms(results=9 * DAY)), wanted(PLACES, terms())) == []
 
 

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -22,7 +23,8 @@ from kombu.serialization import dumps, loads
 
 from celery_s3 import S3File, typed
 from celery_s3.backends import s3
-from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, FileNotStored
+from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, FileNotStored, Throttled
+from celery_s3.files import file as files_file
 from celery_s3.files import home
 from celery_s3.files import store as files_store
 from celery_s3.files.pointer import OBJECT, Pointer, folder
@@ -44,9 +46,10 @@ class Conditional:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process():
-    token = home.last_used.set(None)
+    used, sending = home.last_used.set(None), home.sending.set((None, None))
     yield
-    home.last_used.reset(token)
+    home.last_used.reset(used)
+    home.sending.reset(sending)
 
 
 @pytest.fixture
@@ -158,6 +161,28 @@ def test_a_stream_that_cannot_go_back():
         read_back(file)
 
 
+def closed(tmp):
+    stream = io.BytesIO()
+    stream.close()
+    return stream
+
+
+def at_its_end(tmp):
+    stream = io.BytesIO()
+    stream.write(DATA)
+    return stream
+
+
+def test_the_current_directory(make, store, path, monkeypatch):
+    """A relative path is that of where the S3File was made."""
+    make()
+    monkeypatch.chdir(path.parent)
+    file = S3File(path.name)
+    (path.parent / "other").mkdir()
+    monkeypatch.chdir("other")
+    assert read_back(sent(file)) == DATA
+
+
 @pytest.mark.parametrize(
     ("make_file", "error", "why"),
     [
@@ -165,6 +190,11 @@ def test_a_stream_that_cannot_go_back():
         (lambda tmp: S3File(tmp), IsADirectoryError, "takes a file, and .* is a directory"),
         (lambda tmp: S3File(io.StringIO("x")), TypeError, "open it in mode 'rb'"),
         (lambda tmp: S3File(b"bytes"), TypeError, "a path or a binary file object"),
+        (lambda tmp: S3File(closed(tmp)), ValueError, "open for reading, not .*closed file"),
+        (lambda tmp: S3File(at_its_end(tmp)), ValueError, r"stands at its end: call `seek\(0\)`"),
+        (lambda tmp: S3File(io.BytesIO(), size=-1), ValueError, "size is -1"),
+        (lambda tmp: S3File(io.BytesIO(), size="5"), TypeError, "size is '5'"),
+        (lambda tmp: S3File(io.BytesIO(), size=4.0), TypeError, "as an int"),
         (lambda tmp: S3File(io.BytesIO(), name="../x"), ValueError, "name is '../x'"),
         (lambda tmp: S3File(io.BytesIO(), name="x" * 256), ValueError, "255 bytes at most"),
         (lambda tmp: S3File(io.BytesIO(), name="\udcff"), ValueError, "name is"),
@@ -305,6 +335,133 @@ def test_the_current_app_is_not_needed(make, path):
     assert S3File(path).pointer()["at"] == "s3://memory/celery-files/"
 
 
+def test_each_task_has_its_own(make, store, path):
+    """A file of the module that many tasks return is an object of each; forgetting one result harms no other."""
+    app = make()
+    logo = S3File(path)
+    for id in ("one", "two"):
+        app.backend.store_result(id, logo, "PROGRESS")
+        app.backend.store_result(id, [logo, logo], "SUCCESS")
+    assert sorted(key.split("/")[1] for key in objects(store)) == ["one", "two"]
+    app.AsyncResult("one").forget()
+    assert read_back(app.AsyncResult("two").get()[0]) == read_back(logo) == DATA
+    app.backend.store_result("three", logo, "SUCCESS")
+    assert read_back(app.AsyncResult("three").get()) == DATA
+
+
+def test_a_call_in_vain_harms_no_result(make, store, path):
+    """What a client has sent belongs to no task: it stays when the results of the tasks that got it are forgotten."""
+    app = make()
+    file = S3File(path)
+    handle = sent(file)
+    app.backend.store_result("id", file, "SUCCESS")
+    app.AsyncResult("id").forget()
+    assert read_back(handle) == DATA
+
+
+def test_a_group_uploads_once(make, store, path, monkeypatch):
+    """A client's file is uploaded once for all calls of an hour, and anew for those after it."""
+    make()
+    file = S3File(path)
+    first = {sent(file).pointer()["key"] for _ in range(100)}
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3599)
+    assert {sent(file).pointer()["key"]} == first
+    monkeypatch.setattr(time, "time", lambda: now + 3700)
+    assert {sent(file).pointer()["key"]}.isdisjoint(first)
+    assert len(objects(store)) == 2
+
+
+def test_a_long_task(make, store, path, monkeypatch):
+    """A task of many hours uploads its file once; a retry of it does so again, as the first run's may be forgotten."""
+    app = make()
+    file, now = S3File(path), time.time()
+
+    @app.task(shared=False)
+    def task():
+        pass
+
+    task.push_request(id="long", retries=0)
+    _state._task_stack.push(task)
+    try:
+        first = file.pointer()
+        monkeypatch.setattr(time, "time", lambda: now + 22 * 3600)
+        assert file.pointer() == first
+        task.request.retries = 1
+        assert file.pointer() != first
+    finally:
+        _state._task_stack.pop()
+        task.pop_request()
+    assert [key.split("/")[1] for key in objects(store)] == ["long", "long"]
+
+
+def test_a_stream_for_two_tasks(make, store):
+    """A stream that is spent serves the task that it went with, and the next one's error says what to do."""
+    app = make()
+    file = S3File(Pipe(DATA))
+    app.backend.store_result("one", file, "PROGRESS")
+    app.backend.store_result("one", file, "SUCCESS")
+    with pytest.raises(EncodeError, match=r"can be read once, and was: each task.*a path, or a file object that"):
+        app.backend.store_result("two", file, "SUCCESS")
+
+
+def test_what_is_remembered_of_a_file(make, store, path, monkeypatch):
+    """A file of the module does not grow with the tasks that return it."""
+    app = make()
+    monkeypatch.setattr(files_file, "_REMEMBERED", 3)
+    logo = S3File(path)
+    for number in range(9):
+        app.backend.store_result(f"id{number}", logo, "SUCCESS")
+    assert len(logo._sent) == 3
+
+
+@pytest.fixture
+def two(make):
+    """Two apps over the bucket in memory with prefixes of their own; neither is the current one."""
+    before = make(), make(s3_base_path="two/")
+    make(result_backend="cache+memory://")
+    return before
+
+
+def test_to_whom_it_is_sent(two, path):
+    """A file goes to the backend of the app that sends it; a call that ignores its result, to the current app's."""
+    one, other = two
+    file, at = S3File(path), lambda: S3File(path).pointer()["at"]
+    other.send_task("task", (file,))
+    assert at() == "s3://memory/two/celery-files/"
+    one.send_task("task", (file,))
+    assert at() == "s3://memory/celery-files/"
+    assert {one for _, one, *_ in file._sent} == {"s3://memory/celery-files/", "s3://memory/two/celery-files/"}
+    other.set_current()
+    one.send_task("task", (file,), ignore_result=True)
+    assert at() == "s3://memory/two/celery-files/"
+
+
+def test_reading_sends_nothing_there(two, path):
+    """Having read another app's result does not send a file there: the current task's, or app's, backend is asked."""
+    one, other = two
+    other.backend.store_result("id", 1, "SUCCESS")
+    other.AsyncResult("id").get()
+    assert S3File(path).pointer()["at"] == "s3://memory/two/celery-files/"  # nobody else is there
+    one.set_current()
+    assert S3File(path).pointer()["at"] == "s3://memory/celery-files/"
+
+
+def test_two_servers(make, path):
+    """Buckets of one name on two servers are told apart by the endpoint; one server may have two names."""
+    settings = {"bucket": "memory", "region": "us-east-1"}
+    one = make(s3_backend_settings={**settings, "endpoint_url": "http://minio-1:9000"})
+    pointer = S3File(path).pointer()
+    assert "minio" not in json.dumps(pointer)
+    file = S3File.of(pointer)
+    other = make(s3_backend_settings={**settings, "endpoint_url": "http://minio-2:9000"})
+    home.last_used.set(other.backend)
+    home.sending.set((None, None))
+    assert S3File.of(pointer)._content._files is other.backend.files  # it may be the same by another name
+    one.set_current()
+    assert S3File.of(pointer)._content._files is file._content._files is one.backend.files
+
+
 # -- eager
 
 
@@ -358,15 +515,25 @@ POINTER = {
     "name": "x",
     "content_type": "text/plain",
     "sealed": False,
+    "server": "0123456789abcdef",
 }
 BAD = {
     "key": ["../" + "0" * 32, "a/b/" + "0" * 32, "task/" + "0" * 31, "task/" + "0" * 32 + "\n", "/" + "0" * 32, 5],
-    "at": [None, "x" * 3000],
+    "at": [
+        None,
+        "x" * 3000,
+        "s3://" + "x" * 3000,
+        "http://x/",
+        "s3://x/\n[CRITICAL] forged",
+        "s3://\x1b[31m",
+        "s3://\u202e",
+    ],
     "size": [-1, True, 1.0, "3", 2**60],
     "sha256": ["", "A" * 64, "g" * 64, None],
     "name": ["a/b", "..", "a\x00", "\ud800", "x" * 300, None],
     "content_type": ["", "text", "text/plain\n", None],
     "sealed": [1, None],
+    "server": [None, "x", "0" * 17, "0" * 15 + "\n"],
 }
 
 
@@ -452,6 +619,40 @@ def test_written_while_read(make, store, tmp_path):
     assert objects(store) == []
 
 
+def test_overwritten_while_read(make, store, tmp_path):
+    """A file that is overwritten in place while it is uploaded, by as many bytes, is not stored."""
+    make()
+    data = tmp_path / "data"
+    data.write_bytes(b"x" * 3 * PIECE)
+    os.utime(data, (1, 1))
+    file, written = S3File(data), threading.Event()
+
+    def overwrite(verb, key):
+        if not written.is_set():
+            written.set()
+            with open(data, "r+b") as stream:
+                stream.write(b"y" * 3 * PIECE)
+
+    store._before = overwrite
+    with pytest.raises(FileNotStored, match=r"was written while it was read\. Return it when it is complete"):
+        file.pointer()
+    assert objects(store) == []
+
+
+def test_tried_again(make, store, path):
+    """`result_backend_always_retry` tries an upload again after what passes by, not after more; a stream, never."""
+    app = make()
+    for fault, source, again in (
+        (Throttled("", "put", "memory", "key", 503), path, True),
+        (AccessDenied("", "put", "memory", "key", 403), path, False),
+        (Throttled("", "put", "memory", "key", 503), Pipe(DATA), False),
+    ):
+        store.faults = [Fault(fault, "PUT")]
+        with pytest.raises(EncodeError, match="was not stored: ") as caught:
+            app.backend.store_result("id", S3File(source), "SUCCESS")
+        assert app.backend.exception_safe_to_retry(caught.value) is again
+
+
 def test_a_text_stream_in_disguise(make, store):
     """A stream that gives something else than bytes, or nothing for now, is an error that names it."""
     make()
@@ -463,6 +664,12 @@ def test_a_text_stream_in_disguise(make, store):
         def read(self, size):
             return self.given if size else b""
 
+    class Broken:
+        def read(self, size):
+            return b"" if not size else {}["key"]
+
+    with pytest.raises(FileNotStored, match=r"<Broken> could not be read: KeyError\('key'\)"):
+        S3File(Broken()).pointer()
     for found, why in (("text", "gives str in place of bytes"), (None, "gives nothing for now")):
         with pytest.raises(FileNotStored, match=why):
             S3File(Odd(found)).pointer()
@@ -560,7 +767,7 @@ def test_gone(remote, store):
     """A file that was forgotten or has expired says so."""
     file, key = remote(b"x")
     store.delete(key)
-    with pytest.raises(FileNotRead, match=r"forgotten with the result of its task, or has expired \(`result_expires`"):
+    with pytest.raises(FileNotRead, match=r"forgotten with .*, has expired \(`result_expires`\), or may not be read"):
         file.open().read()
     with pytest.raises(OSError, match="not there any more"):
         file.open().read(1)
@@ -590,6 +797,28 @@ def test_download(remote, tmp_path):
     assert told == [(10, 25), (20, 25), (25, 25)]
 
 
+def test_what_is_not_replaced(remote, store, tmp_path):
+    """A directory, a pipe and what cannot be written to are refused before a byte is fetched."""
+    file, _ = remote(b"x" * 25)
+    os.mkfifo(tmp_path / "pipe")
+    for target, error in ((tmp_path, IsADirectoryError), ("", IsADirectoryError), (tmp_path / "pipe", OSError)):
+        with pytest.raises(error):
+            file.download_to(target)
+    with pytest.raises(FileNotFoundError):
+        file.download_to(tmp_path / "none" / "x")
+    assert (store.requests, os.listdir(tmp_path)) == ([], ["pipe"])
+
+
+def test_download_over_another(remote, tmp_path):
+    """The file that is replaced gives its mode on, and a link to it stays."""
+    file, _ = remote(b"x" * 25)
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.touch(mode=0o600)
+    link.symlink_to(real)
+    assert file.download_to(link) == link
+    assert (link.is_symlink(), real.read_bytes(), real.stat().st_mode & 0o777) == (True, b"x" * 25, 0o600)
+
+
 def test_download_that_ends_early(remote, tmp_path):
     """Whatever ends a download leaves nothing: an error of the caller's, or Ctrl-C."""
     file, _ = remote(bytes(25))
@@ -605,7 +834,7 @@ def test_download_that_ends_early(remote, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("expires", [0, -1, 604_801])
+@pytest.mark.parametrize("expires", [0, -1, 604801, "3600", None, 1.5])
 def test_links_that_live_too_long(remote, expires):
     """A link lives from a second to a week."""
     with pytest.raises(ValueError, match="1 to 604,800 seconds"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -258,3 +259,24 @@ def test_together_raises_what_ends_the_process_first():
 
     with pytest.raises(SystemExit):
         Pool(2).together(lambda: 1 / 0, leave)
+
+
+def test_together_is_interrupted():
+    """What a signal raises while the other function is waited for comes once that has ended."""
+    ended = []
+
+    def slow():
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+        time.sleep(0.5)
+        ended.append(True)
+
+    def interrupt(*_):
+        raise TimeoutError("soft time limit")
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(TimeoutError, match="soft"):
+            Pool(2).together(slow, lambda: None)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended

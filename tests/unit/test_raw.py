@@ -15,18 +15,19 @@ from celery_s3 import codec, raw
 from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
 
 JSON, PICKLE = "application/json", "application/x-python-serialize"
+YAML, TYPED = "application/x-yaml", "application/x-typed+json"
 
 
 def framed(value, content_type=JSON, **meta):
     meta = {"status": "SUCCESS", "result": len(value), **meta}
-    return raw.frame(json.dumps(meta) if content_type == JSON else pickle.dumps(meta), content_type) + value
+    return raw.frame(pickle.dumps(meta) if content_type == PICKLE else json.dumps(meta), content_type) + value
 
 
 @given(st.binary(max_size=300), st.text(max_size=50))
 def test_round_trip(value, name):
     """Any bytes come back behind any meta, whose type the frame tells whatever the object declares."""
-    for content_type in (JSON, PICKLE):
-        meta = codec.loads(framed(value, content_type, name=name), raw.CONTENT_TYPE, JSON, {JSON, PICKLE})
+    for content_type in (JSON, TYPED):
+        meta = codec.loads(framed(value, content_type, name=name), raw.CONTENT_TYPE, JSON, {JSON, TYPED})
         assert meta == {"status": "SUCCESS", "result": value, "name": name}
         assert type(meta["result"]) is bytes
 
@@ -44,7 +45,15 @@ def test_frame_of_a_beginning(value, length):
 def test_the_type_must_be_accepted():
     """The meta's type is no way round `accept_content`."""
     with pytest.raises(ContentDisallowed):
-        codec.loads(framed(b"x", PICKLE), raw.CONTENT_TYPE, JSON, {JSON})
+        codec.loads(framed(b"x", YAML), raw.CONTENT_TYPE, JSON, {JSON})
+
+
+@pytest.mark.parametrize("content_type", [PICKLE, "application/data", "application/x-own"])
+def test_only_plain_text_stands_before_bytes(content_type):
+    """A frame of a serializer that signs, encrypts or is not known vouches for nothing behind it: it is refused."""
+    for accept in ({JSON, content_type}, None):
+        with pytest.raises(DecodeError, match=f"{content_type}' does not stand before bytes"):
+            codec.loads(framed(b"x", content_type), raw.CONTENT_TYPE, JSON, accept)
 
 
 @pytest.mark.parametrize(

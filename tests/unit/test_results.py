@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import threading
 
 import greenlet
 import pytest
@@ -15,6 +16,7 @@ from celery_s3 import raw
 from celery_s3.chunks import Chunks, one_body
 from celery_s3.errors import Conflict, Interrupted, ObjectMissing, PreconditionFailed, StoreError, Throttled
 from celery_s3.results import AT_ONCE, HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results, Whole
+from celery_s3.store import deadline
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.retrying import Retrying
@@ -525,6 +527,62 @@ def test_replaced_while_it_is_read():
     found = results.read(KEY)
     store.delete(KEY)
     assert results.whole(found) is None
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_gone_while_its_state_is_read(supported):
+    """What is forgotten while its state is read is not taken for what cannot be read: the failure is stored."""
+    store = MemoryStore(conditional=supported)
+    results = results_over(store, supported)
+    store.put(KEY, b"x" * 100_000)
+    whole = results.whole
+
+    def forget_first(found):
+        store.delete(KEY)
+        return whole(found)
+
+    results.whole = forget_first
+    assert write(results, "FAILURE") is WRITTEN
+    assert stands(store) == "FAILURE"
+
+
+def test_parts_that_are_always_refused():
+    """Where every part is said to be of another version, reading ends with an error that names the key."""
+    store = MemoryStore()
+    store.put(KEY, b"x" * 100_000)
+    results = results_over(store)
+    found, get = results.read(KEY), store.get
+
+    def refuse(key, **options):
+        if options.get("if_match"):
+            raise PreconditionFailed(operation="get", key=key, status=412)
+        return get(key, **options)
+
+    store.requests.clear()
+    store.get = refuse
+    with pytest.raises(Conflict, match=f"{KEY}.*refused {1 + LOST_RACES} times"):
+        results.whole(found)
+    assert len(store.requests) == 1 + LOST_RACES
+
+
+def test_parts_are_retried_as_long_as_their_reader_waits():
+    """The threads that read the parts have the bound of the thread that wants them."""
+    store, bounds = MemoryStore(), []
+    store.put(KEY, b"x" * (3 * PART_BYTES))
+    results, get = results_over(store), store.get
+    results.pool = Pool(3)
+    found = results.read(KEY)
+
+    def noting(key, **options):
+        bounds.append((threading.current_thread(), deadline.moment()))
+        return get(key, **options)
+
+    store.get = noting
+    with deadline.retried_until(1234.5):
+        results.whole(found)
+    assert [bound for _, bound in bounds] == [1234.5] * 3
+    assert threading.current_thread() not in {thread for thread, _ in bounds}
+    results.pool.close()
 
 
 def test_read_error_is_raised():

@@ -140,14 +140,30 @@ def test_own_terms(bucket):
 
 
 def test_own_terms_where_results_stay_for_ever(bucket):
-    """Where results stay for ever, a sweep lists nothing, and a thorough one deletes those with a term of their own."""
+    """Where results stay for ever, a sweep lists callers' files, and a thorough one deletes by terms of their own."""
     kept, own = bucket.put("kept", 999 * DAY), bucket.put("own", 100, own=60)
     bucket.store.requests.clear()
     bucket.sweep(results=None, failures=None, messages=None).run()
-    assert bucket.store.requests == []
+    assert bucket.store.requests == [("LIST", PLACES.files + "~sent/")]
     bucket.sweep(results=None, failures=None, thorough=True).run()
     assert bucket.keys == {kept}
     assert own not in bucket.keys
+
+
+def test_files(bucket):
+    """A file lives a day longer than its result; a caller's is gone after 16 days where results stay for ever."""
+    name = "0" * 32
+    task, caller = f"{PLACES.files}task/{name}", f"{PLACES.files}~sent/{name}"
+    for age, results, kept in (
+        (2 * DAY - 60, DAY, {task, caller}),
+        (2 * DAY + 60, DAY, set()),
+        (16 * DAY - 60, None, {task, caller}),
+        (16 * DAY + 60, None, {task}),
+    ):
+        for key in (task, caller):
+            bucket.write(key, age, {"celery-file": "x"})
+        bucket.sweep(results=results, failures=results).run()
+        assert bucket.keys == kept, (age, results)
 
 
 def test_failures(bucket):

@@ -23,6 +23,7 @@ from kombu.serialization import dumps, loads, prepare_accept_content
 from ..chords import Agenda, Chords, Delivery, Manifest, Outcome, Ticket, arrange, leaf_ids, nesting
 from ..chords.service import ATTEMPTS
 from ..chords.tree import UNREADABLE
+from ..chunks import LARGE
 from ..errors import CeleryS3Error, ResultNotStored, StoreError, Untrusted
 from ..settings import Settings
 from ..store.parallel import Pool
@@ -114,7 +115,10 @@ class ChordHooks(RepairHooks):
             return store()
         self._deliveries.latest = (task_id, delivery)
         try:
-            return store() if prefork_parent() else self.pool.together(store, delivery.rise)[0]
+            if prefork_parent() or delivery.size > LARGE:
+                # A large result goes up in parts, which needs the pool's threads.
+                return store()
+            return self.pool.together(store, delivery.rise)[0]
         except Exception:
             # Celery will not call on_chord_part_return, and this may have been the last part.
             self.chords.later(self.chords.lease, partial(self._go_up, delivery, request.chord))

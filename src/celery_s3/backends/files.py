@@ -12,7 +12,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
 from .. import codec
-from ..errors import AccessDenied, ObjectMissing, Transient
+from ..errors import AccessDenied, ObjectMissing, StoreError, Transient
 from ..expiry.terms import Prefixes
 from ..files.home import last_used, sending, storing
 from ..serializers import Pointed
@@ -132,9 +132,10 @@ class FileHooks:
 def transient(exc: BaseException) -> bool:
     """Whether what failed may succeed when it is tried again; the upload of a file is a few causes away."""
     cause: BaseException | None = exc
-    while cause is not None and not isinstance(cause, Transient):
-        cause = cause.__cause__
-    return cause is not None
+    while cause is not None and not isinstance(cause, StoreError):
+        # kombu raises its error with the reason as its context
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, EncodeError) else None)
+    return isinstance(cause, Transient)
 
 
 def _has_file(value: Any) -> bool:

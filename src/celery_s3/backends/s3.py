@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import Any, TypeGuard
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
@@ -12,13 +15,13 @@ from celery.result import ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 
 from .. import codec, keys, raw, waiting
-from ..chunks import Chunks, one_body
+from ..chunks import LARGE, Chunks, one_body
 from ..compression import compress_payload, compression_method
 from ..errors import ResultNotStored, StoreError
 from ..expiry.terms import Terms
 from ..groups import gather
 from ..parents import Parents, checking
-from ..reading import Decoder, Meta, Reader, ready
+from ..reading import Decoder, Meta, Reader, Replaced, pending, ready
 from ..results import Results
 from ..settings import resolve
 from ..store import open_store
@@ -70,7 +73,13 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             expires=self.terms.results,
         )
         self.reader = Reader(
-            self.results, self._decoder, self.settings.bucket, self.meta_from_decoded, self._changed, self._noticed
+            self.results,
+            self._decoder,
+            self.settings.bucket,
+            self.meta_from_decoded,
+            partial(result_from_tuple, app=self.app),
+            self._changed,
+            self._noticed,
         )
         self._open_files()
         self._parents = Parents(self._fetch, self.settings.concurrency)
@@ -139,12 +148,18 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
     def _body(self, meta: Meta) -> tuple[bytes | Chunks, str]:
         """A meta as it is stored, and its content type; bytes stay what they are where text would be made of them."""
         value = meta["result"]
-        if type(value) is not bytes or meta["status"] != states.SUCCESS or self.content_encoding == "binary":
+        if type(value) is not bytes or meta["status"] != states.SUCCESS or self.content_type not in raw.PLAIN:
             return one_body(*self._packed(self._encode(meta)[2])), self.content_type
         meta["result"] = len(value)
         frame = raw.frame(self._encode(meta)[2], self.content_type)
-        pieces = self._packed(frame + value) if self.compression else (frame, value)
-        return one_body(*pieces), raw.CONTENT_TYPE
+        return one_body(*self._packed_raw(frame, value)), raw.CONTENT_TYPE
+
+    def _packed_raw(self, frame: bytes, value: bytes) -> tuple[bytes | str, ...]:
+        if self.compression:
+            packed = self._packed(frame + value)
+            if len(packed) > 1:
+                return packed
+        return frame, value  # apart: where compression does not help, no second copy is kept
 
     def encode(self, data: Any) -> bytes | str:
         first, *more = self._packed(self._encode(data)[2])
@@ -174,9 +189,9 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             self._child_was_lost()
         return meta
 
-    def _value_meta_for(self, task_id: str) -> Meta:
-        # Who waits for a group wants all values, however large: here they come abreast.
-        return self.reader.value_meta(task_id, self._full(self.get_key_for_task(task_id)))
+    def meta_from_decoded(self, meta: Meta) -> Meta:
+        # what has not been fetched yet goes through here when it is
+        return meta if isinstance(meta, codec.LazyMeta) else super().meta_from_decoded(meta)
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether anything is stored for the task; one request, whatever its size."""
@@ -205,7 +220,8 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         self._ensure_not_eager()
         with self._parents.waiting(task_id), retried_until(_moment(timeout)):
             return waiting.until(
-                lambda: ready(self.get_task_meta(task_id)),
+                # with its value: a timeout bounds that too
+                lambda: _whole(ready(self.get_task_meta(task_id))),
                 delay=waiting.schedule(interval),
                 timeout=timeout,
                 on_interval=on_interval,
@@ -226,15 +242,28 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         ids = list(dict.fromkeys(bytes_to_str(id) for id in task_ids))
         until = _moment(timeout)
 
-        def read(id: str) -> Meta:
+        def whole(meta: Meta | None, up_to: float = inf) -> Meta | None:
             with retried_until(until):
-                return self._value_meta_for(id)
+                found = _whole(meta, up_to)
+            return found and ready(found, READY_STATES)
 
-        known = {id: meta for id in ids if (meta := self._cached(id, READY_STATES))}
+        def read(id: str) -> Meta:
+            meta = self._cached(id, READY_STATES)
+            if meta is None:
+                with retried_until(until):
+                    meta = self.reader.meta(id, self._full(self.get_key_for_task(id)))
+            return whole(ready(meta, READY_STATES), LARGE) or pending()
+
+        def look(wanted: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
+            for id, meta in self._fetch(wanted, READY_STATES, read):
+                # in this thread: in one of the pool's, the parts of a large one would come one after the other
+                yield id, whole(meta)
+
+        known = {id: meta for id in ids if (meta := self._cached(id, READY_STATES)) and not _partial(meta)}
         yield from known.items()
         for id, meta in waiting.each(
             (id for id in ids if id not in known),
-            lambda wanted: self._fetch(wanted, READY_STATES, read),
+            look,
             delay=waiting.schedule(interval),
             timeout=timeout,
             on_interval=on_interval,
@@ -280,6 +309,19 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
                 ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
             ),
         )
+
+
+def _partial(meta: Meta | None) -> TypeGuard[codec.LazyMeta]:
+    return isinstance(meta, codec.LazyMeta) and meta.partial
+
+
+def _whole(meta: Meta | None, up_to: float = inf) -> Meta | None:
+    """A meta with its value, if its object has no more than so many bytes; ``None`` where it is another one by now."""
+    if _partial(meta) and meta.size <= up_to:
+        with suppress(Replaced):
+            return meta.whole()
+        return None
+    return meta
 
 
 def _moment(timeout: float | None) -> float | None:

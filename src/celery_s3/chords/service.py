@@ -359,6 +359,7 @@ class Delivery:
         ticket: of its chord.
         since: when the part was not there yet, on the clock of its :class:`Chords`; ``None`` where it was before.
         lost: the pid of the child that has delivered it and died.
+        size: bytes of the part, 0 where another process has written it.
     """
 
     def __init__(
@@ -376,6 +377,7 @@ class Delivery:
         self.lost = lost
         self._tree = tree
         self._slot = slot
+        self.size = len(own or b"")
         self._own = own
         self._foreseen = foreseen
         self._leaves: Leaves | None = None

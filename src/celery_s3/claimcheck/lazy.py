@@ -16,6 +16,7 @@ from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
+from celery_s3.causes import INTRUDERS, brief, passing
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
 
 from .content import decoded
@@ -98,10 +99,13 @@ class Claim:
                 raise Ignore("the task has succeeded already, and its arguments are removed") from None
             raise
         try:
-            args, kwargs = decoded(content, self.inner)
-            return list(args), dict(kwargs)
+            with passing():
+                args, kwargs = decoded(content, self.inner)
+                return list(args), dict(kwargs)
+        except INTRUDERS:
+            raise
         except Exception as exc:  # every serializer has errors of its own
-            raise MessageNotRead(f"{self} cannot be decoded: {exc!r}") from exc
+            raise MessageNotRead(f"{self} cannot be decoded: {brief(exc)}") from exc
 
     def _leave_request(self, task: Any) -> None:
         """Let those who handle the failure, and store it with `result_extended`, see a text for the arguments."""

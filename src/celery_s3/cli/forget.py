@@ -100,7 +100,7 @@ def _forget_fitting(backend: S3Backend, wanted: Filter, *, yes: bool, dry_run: b
 
 
 def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> None:
-    requests = _to_come(inventory, wanted, extent)
+    requests = _to_come(inventory, wanted, extent, dry_run=dry_run)
     cost = _price(requests, backend)
     if dry_run:
         if wanted.needs_metadata and cost:
@@ -111,8 +111,10 @@ def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Exten
         confirm(f"Forget {_results(extent.count)}, {data_size(extent.size)}?{cost}")
 
 
-def _to_come(inventory: Inventory, wanted: Filter, extent: Extent) -> Counter[str]:
+def _to_come(inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> Counter[str]:
+    files = 0 if dry_run else sum(map(len, inventory.folders.values()))
     requests = Counter(LIST=-(-inventory.listed.count // PAGE), DELETE_OBJECTS=-(-extent.count // PAGE))
+    requests["DELETE_OBJECTS"] += -(-files // PAGE)
     if wanted.needs_metadata:
         requests["GET"] = extent.count
     return requests

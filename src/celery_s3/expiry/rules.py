@@ -28,7 +28,8 @@ from typing import Any
 
 from .. import lifetime
 from ..errors import ConfigurationError
-from .terms import DAY, Prefixes, Terms
+from ..files.pointer import SENT
+from .terms import DAY, SLACK, Prefixes, Terms
 
 __all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "outdated", "shared", "wanted"]
 
@@ -58,19 +59,21 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
     if by_tag:
         days = {lifetime.PLAIN: terms.results, **{str(days): days * DAY for days in lifetime.DAYS}}
         found += [
-            _expiring(prefixes, f"{kind}-{value}", prefix, term, versioned, value)
-            for kind, prefix in (("results", prefixes.results), ("files", prefixes.files))
+            _expiring(prefixes, f"{kind}-{value}", prefix, term + slack, versioned, value)
+            for kind, prefix, slack in (("results", prefixes.results, 0), ("files", prefixes.files, SLACK))
             for value, term in days.items()
             if term is not None
         ]
     areas = (
         ("results", prefixes.results, None if by_tag else terms.longest),
-        ("files", prefixes.files, None if by_tag else terms.results),
+        ("files", prefixes.files, None if by_tag else terms.files),
         ("groups", prefixes.groups, terms.results),
         ("chords", prefixes.chords, terms.chords),
         ("messages", prefixes.messages, terms.messages),
     )
     found += [_expiring(prefixes, kind, prefix, term, versioned) for kind, prefix, term in areas if term is not None]
+    if terms.sent:
+        found.append(_expiring(prefixes, "files-sent", prefixes.files + SENT, terms.sent, versioned))
     # `chords/` and `messages/` may be others' where nothing of ours expires there
     certain = (prefixes.results, prefixes.files, prefixes.groups)
     return found + [_aborting(prefixes, kind, prefix) for kind, prefix, term in areas if term or prefix in certain]
@@ -221,7 +224,7 @@ def shared(rules: Iterable[Mapping[str, Any]], prefixes: Prefixes) -> list[str]:
 def _harm(rule: Mapping[str, Any], prefixes: Prefixes, terms: Terms) -> Iterator[str]:
     areas = (
         ("results", prefixes.results, terms.longest),
-        ("files", prefixes.files, terms.results),
+        ("files", prefixes.files, terms.files),
         ("saved groups", prefixes.groups, terms.results),
         ("chords", prefixes.chords, terms.chords),
         # without a term of theirs, there are none

@@ -36,6 +36,7 @@ __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 #: Objects that are looked at at a time where another write may go unnoticed.
 CAREFUL = 20
 #: The names under which messages and files are stored; whatever else stands there is not ours.
+_SENT = re.compile(r"[0-9a-f]{32}")
 _MESSAGE = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{32})?")
 
 
@@ -46,10 +47,10 @@ class Area:
     Arguments:
         prefix: what their keys begin with.
         expires: the seconds that those live that say nothing else; ``None``: for ever.
-        slack: seconds that all of them live beyond that.
         suspect: the age, in seconds, from which on one is looked at; ``None``: none is.
         batch: how many are looked at and deleted at a time.
         name: what the rest of their keys is like.
+        slack: seconds that all of them live beyond their term.
     """
 
     kind: str
@@ -74,16 +75,12 @@ def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: b
     suspect = 0.0 if thorough else terms.shortest
     return [
         Area("results", prefixes.results, terms.results, suspect, batch),
-        _files(prefixes.files, terms.results, suspect, batch),
-        *([_files(prefixes.files + SENT, KEPT.total_seconds(), terms.sent, batch)] if terms.sent else []),
+        Area("files", prefixes.files, terms.results, Terms.of_file(suspect), batch, OBJECT, SLACK),
+        # none where they are among those
+        Area("files", prefixes.files + SENT, terms.sent, terms.sent, batch, _SENT),
         Area("groups", prefixes.groups, terms.results, terms.results),
         Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
     ]
-
-
-def _files(prefix: str, expires: float | None, suspect: float | None, batch: int) -> Area:
-    name = OBJECT if not prefix.endswith(SENT) else _RANDOM
-    return Area("files", prefix, expires, None if suspect is None else suspect + SLACK, batch, name, SLACK)
 
 
 @dataclass(slots=True)

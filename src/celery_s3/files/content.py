@@ -14,7 +14,7 @@ from celery_s3.errors import FileNotRead
 
 from . import home
 from .pointer import Pointer, check_content_type, check_name, clean_name
-from .source import PathSource, Source, StreamSource
+from .source import PathSource, Source, StreamSource, check_size
 
 if TYPE_CHECKING:
     from .store import Files
@@ -49,9 +49,10 @@ class Local:
     ) -> None:
         self.source: Source
         if isinstance(source, str | os.PathLike):
-            self.source, own = PathSource(Path(source), size), Path(source).name
+            # the current directory may be another one when it is uploaded
+            self.source, own = PathSource(Path(source).absolute(), check_size(size)), Path(source).name
         else:
-            self.source, own = StreamSource(source, size), getattr(source, "name", "")
+            self.source, own = StreamSource(source, check_size(size)), getattr(source, "name", "")
         self.name = clean_name(own) if name is None else check_name(name)
         self.content_type = _guessed(self.name) if content_type is None else check_content_type(content_type)
 

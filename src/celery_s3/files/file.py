@@ -31,7 +31,7 @@ __all__ = ["S3File"]
 #: Seconds for which a task's file is handed out again: a file outlives its term by a day, and so any state or result
 #: that its task stores by then.
 _OF_A_TASK = 82_800
-#: Seconds for which it is to calls from no task, as the members of a group: as long as the file lives, or nearly.
+#: Seconds for which a caller's is, to the members of a group for example: it lives a day at least.
 _OF_A_CALLER = 3600
 #: For how many tasks at a time: more than any pool runs at once.
 _REMEMBERED = 1024
@@ -62,8 +62,8 @@ class S3File(Pointed):
 
     Raises:
         OSError: there is no such file, or it is a directory.
-        TypeError: the file object gives text.
-        ValueError: ``name`` or ``content_type`` cannot be one.
+        TypeError: the file object gives text, or ``size`` is no number.
+        ValueError: ``name``, ``content_type`` or ``size`` cannot be one, or the file object stands at its end.
     """
 
     def __init__(
@@ -139,17 +139,19 @@ class S3File(Pointed):
     def download_to(self, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
         """Write its content to a file, which is replaced when all is there and verified; else nothing changes.
 
+        A file that is there keeps its mode; a symbolic link stays, and the file that it names is replaced.
+
         Arguments:
             progress: called with the bytes done and the bytes in all, after each piece.
 
         Raises:
             FileNotRead: it could not be fetched, or is not what was stored.
-            OSError: the file could not be written.
+            OSError: the file could not be written, or is a directory, a device or a pipe.
         """
         from .reading import save
 
         target = Path(path)
-        save(self.chunks(), target, self.size, progress)
+        save(self.chunks, target, self.size, progress)
         return target
 
     def url(self, expires: int = 3600) -> str:

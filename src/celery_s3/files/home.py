@@ -28,12 +28,14 @@ sending: ContextVar[tuple[Any, str | None]] = ContextVar("celery_s3_sending", de
 last_used: ContextVar[Any] = ContextVar("celery_s3_last_used", default=None)
 
 
-@before_task_publish.connect
 def _publishing(headers: Any = None, **_: object) -> None:
     """A call that ignores its result tells no backend: what the call before it has left is not its own."""
     id = headers.get("id") if isinstance(headers, dict) else None
     if id and sending.get()[1] != id:
         sending.set((None, None))
+
+
+before_task_publish.connect(_publishing)
 
 
 def eager() -> bool:

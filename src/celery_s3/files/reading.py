@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,23 +116,41 @@ class PieceReader(io.RawIOBase):
         super().close()
 
 
-def save(pieces: Iterable[bytes], path: Path, size: int | None, progress: Progress | None) -> None:
+def save(pieces: Callable[[], Iterable[bytes]], path: Path, size: int | None, progress: Progress | None) -> None:
     """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing stays."""
+    target = Path(os.path.realpath(path))
+    mode = _mode_of(target)
     # open(), unlike tempfile, gives it the mode that any new file gets
-    beside = path.with_name(f".{uuid4().hex}.part")
+    beside = target.with_name(f".{uuid4().hex}.part")
     try:
         with open(beside, "xb", buffering=0) as file:
+            if mode is not None:
+                os.chmod(beside, mode)
             done = 0
-            for piece in pieces:
+            for piece in pieces():
                 _write(file, piece)
                 done += len(piece)
                 if progress is not None:
                     progress(done, size)
-        os.replace(beside, path)
+        os.replace(beside, target)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def _mode_of(target: Path) -> int | None:
+    """The mode of the file that is to be replaced, ``None`` where there is none."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a file is downloaded to a file, and this is a directory", str(target))
+    if not stat.S_ISREG(mode):
+        why = "this is a device or a pipe, which cannot be replaced: write the file's chunks into it"
+        raise OSError(errno.EINVAL, why, str(target))
+    return stat.S_IMODE(mode)
 
 
 def _write(file: io.FileIO, piece: bytes) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from celery.exceptions import SoftTimeLimitExceeded
+
 from celery_s3.errors import FileNotStored
 
-__all__ = ["PIECE", "PathSource", "Source", "StreamSource"]
+__all__ = ["PIECE", "PathSource", "Source", "StreamSource", "check_size"]
 
 #: Bytes that are read at a time: a part of an upload.
 PIECE = 8 * 1024 * 1024
@@ -77,15 +79,22 @@ class StreamSource:
 
     Raises:
         TypeError: it gives text.
+        ValueError: it is closed, or stands at its end.
     """
 
     def __init__(self, stream: IO[bytes], given: int | None) -> None:
-        if isinstance(getattr(stream, "read", lambda _: "")(0), str):
+        try:
+            nothing = getattr(stream, "read", lambda _: "")(0)
+        except (OSError, ValueError) as exc:
+            raise ValueError(f"S3File takes a file object that is open for reading, not {stream!r}: {exc}") from exc
+        if isinstance(nothing, str):
             raise TypeError(f"S3File takes a path or a binary file object, not {stream!r}: open it in mode 'rb'")
         self._stream = stream
         self._given = given
         self._start = stream.tell() if _is_seekable(stream) else None
         self._read = False
+        if self._start and given is None and self.size() == 0:
+            raise ValueError(f"the file object {stream!r} stands at its end: call `seek(0)` when it is written")
 
     def __repr__(self) -> str:
         return f"<{type(self._stream).__name__}>"
@@ -119,6 +128,19 @@ class StreamSource:
             raise FileNotStored(f"the stream {self} could not be read: {exc}") from exc
 
 
+def check_size(size: int | None) -> int | None:
+    """
+    Raises:
+        TypeError: it is no number of bytes.
+        ValueError: it is a negative one.
+    """
+    if size is not None and type(size) is not int:
+        raise TypeError(f"size is {size!r:.80}: give a number of bytes as an int")
+    if size is not None and size < 0:
+        raise ValueError(f"size is {size}: give a number of bytes")
+    return size
+
+
 def _is_seekable(stream: Any) -> bool:
     return bool(getattr(stream, "seekable", lambda: False)())
 
@@ -135,7 +157,7 @@ def _is_another(before: os.stat_result, after: os.stat_result) -> bool:
 
 def _pieces(stream: IO[bytes], size: int | None, source: Source) -> Iterator[bytes]:
     done = 0
-    while piece := stream.read(PIECE):
+    while piece := _read(stream, source):
         if not isinstance(piece, bytes | bytearray | memoryview):
             raise FileNotStored(f"reading {source!r} gives {type(piece).__name__} in place of bytes")
         done += len(piece)
@@ -150,3 +172,12 @@ def _pieces(stream: IO[bytes], size: int | None, source: Source) -> Iterator[byt
             f"{source!r} has {more} {size:,} bytes: it was written while it was read, or `size` is wrong."
             " Return it when it is complete"
         )
+
+
+def _read(stream: IO[bytes], source: Source) -> Any:
+    try:
+        return stream.read(PIECE)
+    except (OSError, ValueError, SoftTimeLimitExceeded):  # told by whoever asked; the last one is the task's own end
+        raise
+    except Exception as exc:
+        raise FileNotStored(f"{source!r} could not be read: {exc!r}") from exc

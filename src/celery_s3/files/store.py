@@ -12,13 +12,13 @@ from uuid import uuid4
 from celery_s3 import lifetime
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
-from celery_s3.store.api import Object, Store, Writer
+from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
 
 from .pointer import SENT, Pointer, folder, printable
 from .reading import checked, in_order
 
-__all__ = ["Files"]
+__all__ = ["Files", "written"]
 
 #: Bytes of one request for a part of a file.
 PIECE = 8 * 1024 * 1024
@@ -141,9 +141,12 @@ class Files:
         try:
             return self.store.get(self.prefix + pointer.key, start=start, length=PIECE, if_match=etag)
         except ObjectMissing as exc:
+            elsewhere = (
+                "" if pointer.server == self.server else ", or is on another server, with another `endpoint_url`"
+            )
             raise FileNotRead(
-                f"the file {where} is not there any more: it was forgotten with the result of its task, or has"
-                " expired (`result_expires`)"
+                f"the file {where} is not there any more: it was forgotten with the result of its task, has expired"
+                f" (`result_expires`), or may not be read with these credentials{elsewhere}"
             ) from exc
         except PreconditionFailed as exc:
             raise FileNotRead(f"the file {where} was replaced while it was read. Who else writes there?") from exc
@@ -157,8 +160,10 @@ class Files:
             FileNotRead: the file is sealed, or the link cannot be made.
             ValueError: ``expires`` is not from 1 to 604,800.
         """
-        if not 1 <= expires <= LONGEST_LINK:
-            raise ValueError(f"expires is {expires!r}: a link lives from 1 to {LONGEST_LINK:,} seconds (7 days)")
+        if type(expires) is not int or not 1 <= expires <= LONGEST_LINK:
+            raise ValueError(
+                f"expires is {expires!r}: a link lives from 1 to {LONGEST_LINK:,} seconds (7 days), an int"
+            )
         if pointer.sealed:
             raise FileNotRead(
                 f"there is no link to {self.at}{pointer.key}: it is sealed by `seal_keys`, and a link would give out"
@@ -182,18 +187,17 @@ class Files:
             until: only those written by then. Some servers list times in milliseconds and answer a GET in seconds, so
                 those of that second belong to it.
         """
-        end = until and until.replace(microsecond=0) + timedelta(seconds=1)
-        found = self.store.list(self.prefix + folder(owner))
-        return [entry.key for entry in found if end is None or entry.modified < end]
+        return written(self.store.list(self.prefix + folder(owner)), until)
 
-    def folders(self) -> tuple[set[str], int]:
-        """Where there are files, one for each task, as :func:`~celery_s3.files.pointer.folder` names them; and how many
-        files in all. A request for each 1,000."""
-        folders, count = set(), 0
-        for entry in self.store.list(self.prefix):
-            folders.add(entry.key[len(self.prefix) :].rpartition("/")[0] + "/")
-            count += 1
-        return folders, count
+    def folder_of(self, entry: Entry) -> str:
+        """Whose it is, as :func:`~celery_s3.files.pointer.folder` names it."""
+        return entry.key[len(self.prefix) :].rpartition("/")[0] + "/"
+
+
+def written(entries: Iterable[Entry], until: datetime | None) -> list[str]:
+    """The keys of those that were written by then."""
+    end = until and until.replace(microsecond=0) + timedelta(seconds=1)
+    return [entry.key for entry in entries if end is None or entry.modified < end]
 
 
 class _Passed:

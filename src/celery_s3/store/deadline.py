@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["remaining", "retried_until", "retried_while"]
+__all__ = ["moment", "remaining", "retried_until", "retried_while"]
 
 _thread = threading.local()
 
@@ -34,10 +34,16 @@ def retried_while(wanted: Callable[[], bool]) -> Iterator[None]:
         _thread.wanted = outer
 
 
+def moment() -> float | None:
+    """The moment that :func:`retried_until` has set in this thread, for those that work for it."""
+    set_to: float | None = getattr(_thread, "moment", None)
+    return set_to
+
+
 def remaining() -> float | None:
     """Seconds left, ``None`` where there is no bound."""
     wanted: Callable[[], bool] | None = getattr(_thread, "wanted", None)
     if wanted is not None and not wanted():
         return 0.0
-    moment: float | None = getattr(_thread, "moment", None)
-    return None if moment is None else moment - time.monotonic()
+    until = moment()
+    return None if until is None else until - time.monotonic()

@@ -66,10 +66,21 @@ class Pool:
         if self._concurrency < 2 or self._inside():
             outcomes = _outcome(lambda _: beside(), None), _outcome(lambda _: here(), None)
         else:
-            done: queue.SimpleQueue[_T | BaseException] = queue.SimpleQueue()
-            self._threads.get().submit(lambda: done.put(_outcome(lambda _: beside(), None)))
+            other: list[_T | BaseException] = []
+            ended = threading.Event()
+
+            def run() -> None:
+                other.append(_outcome(lambda _: beside(), None))
+                ended.set()
+
+            self._threads.get().submit(run)
             own = _outcome(lambda _: here(), None)
-            outcomes = done.get(), own
+            try:
+                ended.wait()
+            except BaseException:  # a soft time limit, say
+                ended.wait()
+                raise
+            outcomes = other[0], own
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
                 raise outcome  # the end of this process, or of its task, comes before all

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import BotoCoreError, HTTPClientError, NoCredentialsError
+from urllib3.exceptions import HTTPError
 
 from celery_s3.settings import Settings
 
@@ -24,6 +26,8 @@ __all__ = ["SessionCredentials", "client_factory", "open_session"]
 
 #: How long obstore may keep what botocore gave it: botocore renews a token 10 to 15 minutes before it ends.
 _TTL = timedelta(minutes=10)
+#: What a network, and what speaks over it, may raise.
+_OF_NETWORK = (BotoCoreError, HTTPError, HTTPException, OSError, ValueError)
 
 
 def open_session(settings: Settings) -> Any:
@@ -41,10 +45,23 @@ def open_session(settings: Settings) -> Any:
 
 def client_factory(settings: Settings) -> Callable[..., Any]:
     """What makes botocore clients with the credentials that the settings describe."""
-    factory: Callable[..., Any] = (
+    create: Callable[..., Any] = (
         settings.session.client if settings.session is not None else open_session(settings).create_client
     )
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        client = create(*args, **kwargs)
+        client.meta.events.register_first("needs-retry", _let_pass)
+        return client
+
     return factory
+
+
+def _let_pass(caught_exception: BaseException | None = None, **_: Any) -> None:
+    """What happened to a request and has nothing to do with it: botocore takes a soft time limit for a bad network."""
+    inner = caught_exception.kwargs.get("error") if isinstance(caught_exception, HTTPClientError) else None
+    if isinstance(inner, BaseException) and not isinstance(inner, _OF_NETWORK):
+        raise inner
 
 
 class _AssumedRole:

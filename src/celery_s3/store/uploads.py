@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
+from celery_s3.errors import Ambiguous, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
 
 from .api import Bucket, Chunk, Precondition
 from .deadline import retried_until, retried_while
@@ -43,7 +43,7 @@ AT_ONCE = 8
 #: The user metadata that tells an upload's object from any other, should the completion's answer be lost.
 MARK = "celery-upload"
 #: Seconds that an abort waits for parts under way, and that it is tried for.
-_PATIENCE, _ABORTING = 20.0, 5.0
+_PATIENCE, _ABORTING = 5.0, 5.0
 
 
 class Uploads:
@@ -161,7 +161,7 @@ class _Upload:
     def complete(self, etags: list[str], precondition: Precondition, mark: str) -> str:
         try:
             return self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
-        except (PreconditionFailed, UploadMissing, Conflict):
+        except (PreconditionFailed, UploadMissing, Ambiguous):
             # perhaps an earlier try has landed, and its answer was lost
             etag = self._landed(mark)
             if etag is None:

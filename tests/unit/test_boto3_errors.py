@@ -1,0 +1,56 @@
+"""What happens to a request but is not about it reaches the caller as it is."""
+
+from __future__ import annotations
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from botocore.exceptions import HTTPClientError
+from botocore.httpsession import URLLib3Session
+
+from celery_s3.control import Control
+from celery_s3.errors import StoreError
+from celery_s3.sealing.kms import KMSKey
+from celery_s3.settings import Secret, Settings
+from celery_s3.store.boto3_client import Boto3Client
+
+SETTINGS = Settings(bucket="bucket", access_key_id=Secret("key"), secret_access_key=Secret("secret"))
+CALLS = {
+    "store": lambda: Boto3Client(SETTINGS).get("key"),
+    "control": lambda: list(Control(SETTINGS).uploads("")),
+    "KMS": lambda: KMSKey("alias/key", SETTINGS).sealing(),
+}
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """What every request meets, once that is told; and how many there were."""
+    sent = []
+
+    def meet(inner):
+        def send(self, request):
+            sent.append(request)
+            raise HTTPClientError(error=inner)
+
+        monkeypatch.setattr(URLLib3Session, "send", send)
+        return sent
+
+    return meet
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("inner", [SoftTimeLimitExceeded(), MemoryError()], ids=repr)
+def test_a_soft_time_limit(requests, call, inner):
+    """botocore makes a network's error of whatever is raised while it sends, and would try again."""
+    sent = requests(inner)
+    with pytest.raises(type(inner)):
+        call()
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_network_that_fails(requests, call, monkeypatch):
+    """What is about the request stays an error of ours."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    requests(ConnectionResetError("reset"))
+    with pytest.raises(StoreError):
+        call()

@@ -1,0 +1,112 @@
+"""What stands behind an error: a soft time limit comes out as itself, and no message repeats a value."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import DecodeError
+from kombu.serialization import loads, registry
+
+from celery_s3.causes import LONGEST, brief, passing
+from celery_s3.codec import loads as codec_loads
+from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
+from celery_s3.errors import UnreadableResult
+from celery_s3.reading import Decoder, Reader
+from celery_s3.results import Whole
+from celery_s3.store.api import Object
+from celery_s3.store.memory import MemoryStore
+
+JSON, OWN = "application/json", "application/x-own"
+
+
+@pytest.fixture(params=[SoftTimeLimitExceeded, MemoryError])
+def intruder(request, monkeypatch):
+    """What happens while a body of the type :data:`OWN` is decoded."""
+
+    def decode(body):
+        raise request.param
+
+    monkeypatch.setitem(registry._decoders, OWN, decode)
+    return request.param
+
+
+def test_wrapped(intruder):
+    """A decoder makes its own error of whatever it meets; inside of it stands what it was."""
+    with pytest.raises(DecodeError):
+        loads(b"body", OWN, "utf-8", {OWN})
+    with pytest.raises(intruder), passing():
+        loads(b"body", OWN, "utf-8", {OWN})
+
+
+def test_what_was_handled_before(intruder):
+    """An error of its own, met while the caller handles a soft time limit, is that error."""
+    try:
+        raise intruder
+    except intruder:
+        with pytest.raises(DecodeError), passing():
+            codec_loads(b"{", JSON, JSON, {JSON})
+
+
+def whole():
+    store = MemoryStore()
+    store.put("key", b"body", content_type=OWN)
+    found = store.get("key")
+    assert isinstance(found, Object)
+    return Whole(found, found.body)
+
+
+def test_results(intruder):
+    """Whoever reads a result, or the state of what stands where he writes, is told of it and not of a bad object."""
+    decoder = Decoder(OWN, {OWN})
+    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    for read in (
+        lambda: decoder.loads(b"body", OWN),
+        lambda: decoder.take(whole()),
+        lambda: decoder.state_in(whole()),
+        lambda: reader._decoded("id", whole(), lambda meta: meta),
+    ):
+        with pytest.raises(intruder):
+            read()
+
+
+def test_decompression(monkeypatch, intruder):
+    """It comes out of a decompressor, too."""
+
+    def decode(body):
+        raise intruder
+
+    monkeypatch.setattr("celery_s3.compression.get_decoder", lambda name: decode)
+    with pytest.raises(intruder):
+        decompress_payload(COMPRESSED_PAYLOAD_MAGIC + b"own\0body")
+
+
+def test_brief():
+    """An error is told by its type and the beginning of its text, never by what it has in hand."""
+    broken = UnicodeDecodeError("utf-8", b"secret" * 1000 + b"\xff", 6000, 6001, "invalid start byte")
+    assert "secret" not in brief(broken)
+    assert brief(broken).startswith("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 6000")
+    assert len(brief(ValueError("x" * 10_000))) < LONGEST + 20
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
+def test_messages_repeat_no_value(size):
+    """Neither the error of a result that cannot be read nor any of its causes repeats the value."""
+    decoder = Decoder(JSON, None)
+    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    value = {"status": "SUCCESS", "result": "secret " * size}
+    for body, content_type in (
+        (json.dumps(value).encode().replace(b"t ", b"t\xff", 1), JSON),
+        (pickle.dumps(value).replace(b"t ", b"t\xff", 1), "application/x-python-serialize"),
+    ):
+        store = MemoryStore()
+        store.put("key", body, content_type=content_type)
+        found = store.get("key")
+        with pytest.raises(UnreadableResult) as caught:
+            reader._decoded("id", Whole(found, body), lambda meta: meta)
+        error = caught.value
+        while error is not None:
+            assert "secret" not in str(error)
+            error = error.__cause__
