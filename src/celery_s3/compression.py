@@ -32,6 +32,14 @@ _PACKAGES = {
     **dict.fromkeys(("zstd", "zstandard", "application/zstd"), "'celery-s3[zstd]'"),
     **dict.fromkeys(("brotli", "application/x-brotli"), "brotli"),
 }
+#: Kombu's own methods, by their content types: they decompress a view of a payload, which is no copy. Others get bytes.
+_TAKE_VIEWS = (
+    "application/x-gzip",
+    "application/x-bz2",
+    "application/x-lzma",
+    "application/zstd",
+    "application/x-brotli",
+)
 
 
 def compression_method(name: str | None, setting: str = "result_compression") -> str | None:
@@ -80,8 +88,11 @@ def decompress_payload(payload: bytes) -> bytes:
     name, _, _ = payload[start : start + LONGEST_NAME].partition(b"\x00")
     method = name.decode("ascii", "replace")
     decoder = _decoder(method)
+    body: memoryview | bytes = memoryview(payload)[start + len(name) + 1 :]
+    if method not in _TAKE_VIEWS:
+        body = bytes(body)
     try:
-        restored: bytes = decoder(memoryview(payload)[start + len(name) + 1 :])
+        restored: bytes = decoder(body)
     except INTRUDERS:
         raise
     except Exception as exc:  # every compressor has errors of its own
@@ -89,9 +100,9 @@ def decompress_payload(payload: bytes) -> bytes:
     return restored
 
 
-def _decoder(method: str) -> Callable[[memoryview], bytes]:
+def _decoder(method: str) -> Callable[[memoryview | bytes], bytes]:
     try:
-        found: Callable[[memoryview], bytes] = get_decoder(method)
+        found: Callable[[memoryview | bytes], bytes] = get_decoder(method)
     except KeyError as exc:
         what = f"compressed with {method!r}, which kombu does not know here"
         if method not in _PACKAGES:

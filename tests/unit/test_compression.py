@@ -220,3 +220,15 @@ def test_a_reader_without_the_package(make, without_zstd):
         assert part in str(caught.value)
     assert "forget" not in str(caught.value)
     assert isinstance(caught.value.__cause__, NotDecompressed)
+
+
+def test_a_method_of_the_applications_own():
+    """Who registers one may rely on kombu's contract: it is given bytes."""
+    from kombu import compression
+
+    def unpack(body):
+        return body.removeprefix(b"own:") * 10
+
+    compression.register(lambda body: b"own:" + body[: len(body) // 10], unpack, "application/x-own", aliases=["own"])
+    body = b"a" * 10_000
+    assert decompress_payload(b"".join(compress_payload(body, "own", 0))) == body

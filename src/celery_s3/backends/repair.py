@@ -19,6 +19,7 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, GroupResult
 from celery.signals import worker_process_init, worker_ready
 
+from ..causes import INTRUDERS
 from ..chords import Chords, Manifest
 from ..chords.repair import Repair
 from ..chords.service import Act, Outcome
@@ -146,6 +147,8 @@ class RepairHooks:
         try:
             meta = self._decoder.take(whole)
             state, value = meta["status"], meta["result"]
+        except INTRUDERS:
+            raise
         except Exception:
             logger.warning(
                 "%s is no result that can be delivered to its chord",
