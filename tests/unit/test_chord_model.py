@@ -233,15 +233,18 @@ class World(Run):
         assert len(self.sent) < 3
 
     def explained(self) -> bool:
-        """Whether the first sender died, or stalled for its lease, between its claim and its mark."""
+        """Whether the first sender died, or a sender stalled for its lease, between its claim and its mark."""
         first = self.sent[0]
         if self.crashed and self.chord.crash == (first.by, first.at):
             return True
-        if not self.chord.stall:
-            return False
+        # One that stalled before it published may be the second to do so.
+        return self.chord.stall and any(self.stalled(one.by) for one in self.sent)
+
+    def stalled(self, sender: str) -> bool:
+        """Whether time passed between the claim of a sender and its mark."""
         steps = [(party, name) for party, name, _ in self.log]
-        mine = [index for index, (party, name) in enumerate(steps) if party == first.by and name.endswith("/claim")]
-        published = steps.index((first.by, "publish"))
+        mine = [index for index, (party, name) in enumerate(steps) if party == sender and name.endswith("/claim")]
+        published = steps.index((sender, "publish"))
         claimed = max(index for index in mine if index < published)
         marked = min((index for index in mine if index > published), default=len(steps))
         return ("clock", "time passes") in steps and claimed < steps.index(("clock", "time passes")) < marked
