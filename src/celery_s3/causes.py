@@ -8,25 +8,27 @@ from contextlib import contextmanager
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-__all__ = ["INTRUDERS", "brief", "passing"]
+__all__ = ["INTRUDERS", "INTRUDERS_LARGE", "brief", "passing"]
 
 #: What happens to a process while it decodes, and says nothing of what it decodes.
-INTRUDERS = (SoftTimeLimitExceeded, MemoryError)
+INTRUDERS = (SoftTimeLimitExceeded,)
+#: The same, of what is large: what is small and needs more memory than there is, is garbage.
+INTRUDERS_LARGE = (SoftTimeLimitExceeded, MemoryError)
 
 #: Characters of an error's text that are repeated: it may hold the whole value.
 LONGEST = 200
 
 
 @contextmanager
-def passing() -> Iterator[None]:
-    """Inside, a soft time limit and the end of the memory come out as themselves, whatever they were made into."""
+def passing(intruders: tuple[type[Exception], ...] = INTRUDERS) -> Iterator[None]:
+    """Inside, these come out as themselves, whatever they were made into."""
     handled = sys.exception()  # the caller may be handling one, which is the context of all that follows
     try:
         yield
     except Exception as exc:
         found: BaseException | None = exc
         while found is not None and found is not handled:
-            if isinstance(found, INTRUDERS):
+            if isinstance(found, intruders):
                 raise found from None
             found = found.__cause__ or found.__context__
         raise

@@ -11,7 +11,6 @@ import pickle
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
-from types import FrameType
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -205,10 +204,8 @@ def _ascii(text: str) -> str:
 
 #: Where Celery keeps a meta that it was given. It makes results of the children, whoever may want them.
 _KEEPING = AsyncResult._set_cache.__code__  # noqa: SLF001
-
-
-def _keeps(frame: FrameType) -> bool:
-    return frame.f_code is _KEEPING
+#: Where it looks for those results.
+_TELLING = AsyncResult.children.fget.__code__
 
 
 class LazyMeta(dict[str, Any]):
@@ -216,13 +213,23 @@ class LazyMeta(dict[str, Any]):
 
     What a caller sets stays: Celery replaces ``children`` by result objects.
 
+    Arguments:
+        to_result: makes a result of a child as it is stored.
+
     Attributes:
         size: the bytes of its object.
     """
 
-    def __init__(self, known: Mapping[str, Any], load: Callable[[], Mapping[str, Any]], size: int = 0) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, Any],
+        load: Callable[[], Mapping[str, Any]],
+        size: int = 0,
+        to_result: Callable[[Any], Any] = lambda child: child,
+    ) -> None:
         super().__init__(known)
         self.size = size
+        self._to_result = to_result
         self._load: Callable[[], Mapping[str, Any]] | None = load
 
     @property
@@ -248,8 +255,12 @@ class LazyMeta(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        if name == "children" and not super().__contains__(name) and _keeps(sys._getframe(1)):  # noqa: SLF001
-            return default
+        if name == "children" and not super().__contains__(name):
+            asking = sys._getframe(1).f_code  # noqa: SLF001
+            if asking is _KEEPING:
+                return default
+            if asking is _TELLING and (children := self[name]):
+                self[name] = [self._to_result(child) for child in children]
         return self[name] if name in self else default  # noqa: SIM401 (dict's own would not load)
 
     def __contains__(self, name: object) -> bool:

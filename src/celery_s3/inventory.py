@@ -16,8 +16,10 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import chain, count
 
+from celery.states import READY_STATES
+
 from . import codec, keys
-from .errors import ObjectMissing, Untrusted
+from .errors import AccessDenied, ObjectMissing, Untrusted
 from .files.pointer import folder
 from .files.store import Files, written
 from .store.api import Entry, Object, Store, batches
@@ -250,10 +252,14 @@ class Inventory:
             doomed = {found.entry.key: found for found in self._still(wanted, batch)}
             if doomed:
                 # the files before the results that tell of them: interrupted, it may simply be run again
-                self._delete(self._listed_files(doomed.values()))
+                running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
+                self._delete(self._listed_files(found for found in doomed.values() if found not in running))
                 self.toll.pay("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
-                yield from (found for key, found in doomed.items() if key not in kept)
+                gone = [found for key, found in doomed.items() if key not in kept]
+                # a task that has ended meanwhile keeps its result, and the files
+                self._delete(self._listed_files(found for found in running if found in gone))
+                yield from gone
 
     def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
         """Those that are still wanted; which a batch that took long to fill up may hold others than."""
@@ -272,8 +278,16 @@ class Inventory:
         files, results = self.files, (found for found in self.known(ids) if found.files != 0)
         if files is None:
             return []
-        owners = self._paid(results, "LIST")
-        return list(chain.from_iterable(self.pool.map(lambda one: files.keys_of(one.id, one.entry.modified), owners)))
+
+        def keys_of(one: Found) -> list[str]:
+            try:
+                return files.keys_of(one.id, one.entry.modified)
+            except AccessDenied:
+                if one.files is None:  # most such results have no files: to forget them takes no further permission
+                    return []
+                raise
+
+        return list(chain.from_iterable(self.pool.map(keys_of, self._paid(results, "LIST"))))
 
     def _listed_files(self, results: Iterable[Found]) -> list[str]:
         """Those that are not newer than the result: a task that runs again may be uploading others."""

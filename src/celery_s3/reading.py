@@ -10,7 +10,8 @@ from celery.result import ResultBase
 from kombu.exceptions import DecodeError
 
 from . import codec
-from .causes import INTRUDERS, brief, passing
+from .causes import INTRUDERS, INTRUDERS_LARGE, brief, passing
+from .chunks import LARGE
 from .errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
 from .results import Results, Whole
 from .store.api import Object
@@ -52,7 +53,7 @@ class Decoder:
 
     def take(self, whole: Whole) -> Any:
         """Decode all of an object, which has no body any more afterwards."""
-        with passing():
+        with passing(_intruders(whole)):
             if whole.frame:
                 return codec.loads_raw(whole.frame, whole.take(), self.content_type, self.accept)
             # not by a variable: whoever holds the body holds it until there is a value
@@ -115,7 +116,7 @@ class Reader:
         known = {"status": state, "task_id": task_id}
         if state in states.READY_STATES:
             known |= codec.children_in(found.metadata)
-        return codec.LazyMeta(known, lambda: self._rest(task_id, found, state), found.size)
+        return codec.LazyMeta(known, lambda: self._rest(task_id, found, state), found.size, self.to_result)
 
     def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group, ``None`` where there is none."""
@@ -141,15 +142,19 @@ class Reader:
 
     def _rest(self, task_id: str, found: Object, state: str) -> Meta:
         """The whole meta of a result whose state somebody has been told already; a final one is still the same."""
-        meta = self.meta_in(task_id, found)
-        if meta["status"] != state and state in states.READY_STATES:
-            self.changed(task_id)
-            why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
-            raise Replaced(why, task_id)
-        if children := meta.get("children"):
-            # Celery makes results of them when it is given a meta, and was given this one without them.
-            meta["children"] = [self.to_result(child) for child in children]
-        return meta
+        whole = self._whole(task_id, found)
+        meta = pending() if whole is None else self._decoded(task_id, whole, self._result)
+        if meta["status"] == state or state not in states.READY_STATES:
+            return meta
+        self.changed(task_id)
+        if whole is not None and whole.about.etag == found.etag:
+            raise UnreadableResult(
+                f"The object s3://{self.bucket}/{found.key} is {state} by its metadata and {meta['status']} by its"
+                f" body: celery-s3 did not write it so. Forget the result of {task_id}.",
+                task_id,
+            )
+        why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
+        raise Replaced(why, task_id)
 
     def meta_in(self, task_id: str, found: Object) -> Meta:
         """The meta with its value in what was read of its object."""
@@ -169,7 +174,7 @@ class Reader:
         self.noticed(str(id), about)
         try:
             return to_python(self.decoder.take(whole))
-        except INTRUDERS:
+        except _intruders(whole):
             raise
         except NotDecompressed as exc:
             message = f"The object s3://{self.bucket}/{about.key}, the result of {id}, cannot be read: {exc}."
@@ -184,3 +189,7 @@ class Reader:
             if "celery-seal" in about.metadata:
                 message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
             raise UnreadableResult(message, str(id)) from exc
+
+
+def _intruders(whole: Whole) -> tuple[type[Exception], ...]:
+    return INTRUDERS_LARGE if whole.about.size > LARGE else INTRUDERS

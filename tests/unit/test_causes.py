@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -11,6 +12,7 @@ from kombu.exceptions import DecodeError
 from kombu.serialization import loads, registry
 
 from celery_s3.causes import LONGEST, brief, passing
+from celery_s3.chunks import LARGE
 from celery_s3.codec import loads as codec_loads
 from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
 from celery_s3.errors import UnreadableResult
@@ -22,15 +24,23 @@ from celery_s3.store.memory import MemoryStore
 JSON, OWN = "application/json", "application/x-own"
 
 
-@pytest.fixture(params=[SoftTimeLimitExceeded, MemoryError])
-def intruder(request, monkeypatch):
-    """What happens while a body of the type :data:`OWN` is decoded."""
+@pytest.fixture
+def meet(monkeypatch):
+    """``meet(kind)``: what happens while a body of the type :data:`OWN` is decoded."""
 
-    def decode(body):
-        raise request.param
+    def happen(kind):
+        def decode(body):
+            raise kind
 
-    monkeypatch.setitem(registry._decoders, OWN, decode)
-    return request.param
+        monkeypatch.setitem(registry._decoders, OWN, decode)
+
+    return happen
+
+
+@pytest.fixture
+def intruder(meet):
+    meet(SoftTimeLimitExceeded)
+    return SoftTimeLimitExceeded
 
 
 def test_wrapped(intruder):
@@ -70,6 +80,20 @@ def test_results(intruder):
     ):
         with pytest.raises(intruder):
             read()
+
+
+def test_no_memory(meet):
+    """The end of the memory says nothing of a large result; what is small and needs so much is garbage."""
+    meet(MemoryError)
+    decoder = Decoder(OWN, {OWN})
+    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    assert decoder.state_in(whole()) is None
+    with pytest.raises(UnreadableResult):
+        reader._decoded("id", whole(), lambda meta: meta)
+    large = whole()
+    large.about = replace(large.about, size=LARGE + 1)
+    with pytest.raises(MemoryError):
+        reader._decoded("id", large, lambda meta: meta)
 
 
 def test_decompression(monkeypatch, intruder):

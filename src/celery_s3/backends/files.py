@@ -29,6 +29,8 @@ __all__ = ["FileHooks", "transient"]
 #: The serializers that can hold a pointer to a file.
 ABLE = ("json", "pickle", "typed+json")
 REMEDY = "Set `result_serializer` to json, pickle or typed+json"
+#: In place of a number of files, for a result that this process has not read.
+UNREAD = -1
 #: How many results a process remembers to have files, or none.
 REMEMBERED = 4096
 
@@ -103,7 +105,9 @@ class FileHooks:
         super()._forget(task_id)  # type: ignore[misc]
 
     def _files_of(self, id: str) -> list[str]:
-        count = self._read.pop(id) if id in self._read else self._look(id)
+        count = self._read.pop(id, UNREAD)
+        if count == UNREAD:
+            count = self._look(id)
         if count == 0:
             return []
         try:

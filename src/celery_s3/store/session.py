@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
-from botocore.exceptions import BotoCoreError, HTTPClientError, NoCredentialsError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import HTTPClientError, NoCredentialsError
 
+from celery_s3.causes import INTRUDERS_LARGE
 from celery_s3.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ __all__ = ["SessionCredentials", "client_factory", "open_session"]
 
 #: How long obstore may keep what botocore gave it: botocore renews a token 10 to 15 minutes before it ends.
 _TTL = timedelta(minutes=10)
-#: What a network, and what speaks over it, may raise.
-_OF_NETWORK = (BotoCoreError, HTTPError, HTTPException, OSError, ValueError)
 
 
 def open_session(settings: Settings) -> Any:
@@ -60,7 +57,7 @@ def client_factory(settings: Settings) -> Callable[..., Any]:
 def _let_pass(caught_exception: BaseException | None = None, **_: Any) -> None:
     """What happened to a request and has nothing to do with it: botocore takes a soft time limit for a bad network."""
     inner = caught_exception.kwargs.get("error") if isinstance(caught_exception, HTTPClientError) else None
-    if isinstance(inner, BaseException) and not isinstance(inner, _OF_NETWORK):
+    if isinstance(inner, INTRUDERS_LARGE):
         raise inner
 
 

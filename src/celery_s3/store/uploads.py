@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -161,12 +162,16 @@ class _Upload:
     def complete(self, etags: list[str], precondition: Precondition, mark: str) -> str:
         try:
             return self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
-        except (PreconditionFailed, UploadMissing, Ambiguous):
+        except (PreconditionFailed, UploadMissing):
             # perhaps an earlier try has landed, and its answer was lost
-            etag = self._landed(mark)
-            if etag is None:
-                raise
-            return etag
+            if etag := self._landed(mark):
+                return etag
+            raise
+        except Ambiguous:
+            with suppress(StoreError):  # what the completion met says more
+                if etag := self._landed(mark):
+                    return etag
+            raise
 
     def _landed(self, mark: str) -> str | None:
         try:
