@@ -28,6 +28,8 @@ from celery_s3.control import Control
 from celery_s3.errors import FileNotRead
 from celery_s3.expiry import clock
 from celery_s3.files import home
+from celery_s3.inventory import Filter, Inventory
+from celery_s3.toll import Toll
 
 MIB = 1024 * 1024
 DATA = os.urandom(1024)
@@ -323,6 +325,24 @@ def test_forget_after_another_process(counted, stored, spends, path, request_of)
     with spends(LIST=1, DeleteObjects=1, DELETE=1):
         result.forget()
     assert keys(app) == []
+
+
+def test_forgotten_while_it_ends(counted, stored, path, monkeypatch):
+    """A task that ends while `forget` looks at its progress keeps its result, and the file that this points to."""
+    app = counted()
+    file = S3File(path)
+    result = stored(app, {"so far": file}, "PROGRESS", id="id")
+    store, prefix = app.backend.store, app.backend._full(app.backend.get_key_for_task("id"))[: -len("id")]
+    delete = store.delete_unchanged
+
+    def late(versions):
+        stored(app, {"so far": file}, id="id")
+        return delete(versions)
+
+    monkeypatch.setattr(store, "delete_unchanged", late)
+    inventory = Inventory(store, app.backend.pool, prefix, Toll(None), files=app.backend.files)
+    assert list(inventory.forget(Filter(states=frozenset({"progress"})))) == []
+    assert read_back(result.get(timeout=5)["so far"]) == DATA
 
 
 def test_forget_what_was_no_success(counted, stored, spends, proxy, path):

@@ -13,7 +13,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.utils.uuid import uuid
 
 from celery_s3.codec import LazyMeta
-from celery_s3.errors import ResultNotRead, ResultNotStored
+from celery_s3.errors import ResultNotRead, ResultNotStored, UnreadableResult
 from celery_s3.results import HEAD_BYTES, PART_BYTES
 
 LARGE = 300_000
@@ -80,6 +80,28 @@ def test_more_children_than_fit_beside(counted, stored, proxy, spends):
         with spends(GET=1):
             assert result.children == many
             assert len(result.get(timeout=5)) == LARGE
+
+
+def test_a_meta_for_programs(counted, stored):
+    """Who asks the backend for the meta of such a result gets the children as Celery stores them, as of a small one."""
+    app = counted()
+    children = [app.AsyncResult(uuid()) for _ in range(60)]
+    result = stored(app, "x" * LARGE, _children=children)
+    meta = app.backend.get_task_meta(result.id)
+    assert [tuple(child[0]) for child in meta["children"]] == [(child.id, None) for child in children]
+    assert json.dumps(meta.copy())
+
+
+def test_metadata_that_contradicts_the_body(counted, stored):
+    """It is an error at once: nobody waits for it to change, and fetches the body again and again."""
+    app = counted()
+    result = stored(app, ValueError("x" * LARGE), states.FAILURE)
+    key = app.backend._full(app.backend.get_key_for_task(result.id))
+    found = app.backend.store.get(key)
+    metadata = {**found.metadata, "celery-state": "SUCCESS"}
+    app.backend.store.put(key, found.body, metadata=metadata, content_type=found.content_type)
+    with pytest.raises(UnreadableResult, match="SUCCESS by its metadata and FAILURE by its body"):
+        result.get(timeout=30)
 
 
 UNFINISHED = {"PROGRESS": {"log": "x" * LARGE}, "RETRY": KeyError("x" * LARGE)}
