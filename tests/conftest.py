@@ -63,6 +63,16 @@ hypothesis.settings.load_profile("celery-s3")
 CONF_VARIABLE = "CELERY_S3_TEST_CONF"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real servers, workers, kills and clocks on a machine that others share: what fails is tried once more.
+
+    A fault of ours fails twice, a machine that stood still does not; the report names every rerun.
+    """
+    for item in items:
+        if not {"acceptance", "integration"}.isdisjoint(item.path.parts):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_credentials_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     empty = tmp_path_factory.mktemp("aws") / "empty"
