@@ -64,12 +64,12 @@ CONF_VARIABLE = "CELERY_S3_TEST_CONF"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real servers, workers, kills and clocks on a machine that others share: what fails is tried once more.
+    """Real workers, kills and clocks on a machine that others share: what fails is tried once more.
 
     A fault of ours fails twice, a machine that stood still does not; the report names every rerun.
     """
     for item in items:
-        if not {"acceptance", "integration"}.isdisjoint(item.path.parts):
+        if "acceptance" in item.path.parts or "worker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
