@@ -39,8 +39,9 @@ def last(others: list[str], runs: str, where: str) -> dict[str, str]:
     return {"dies": where}
 
 
-# Celery calls the one as soon as the SUCCESS is stored, and that the other when all parts are found.
-_return, _decide = ChordHooks.on_chord_part_return, Chords.decide
+# Celery calls the first as soon as the SUCCESS is stored, that the second when all parts are found, and that the third
+# with the claim and the values in hand.
+_return, _decide, _send = ChordHooks.on_chord_part_return, Chords.decide, ChordHooks._decide
 _doomed = {"where": ""}
 
 
@@ -55,6 +56,11 @@ def _decided(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _decide(self, *args, **kwargs)
 
 
+def _sent(self: Any, *args: Any) -> Any:
+    _die("claimed")
+    return _send(self, *args)
+
+
 def _die(where: str) -> None:
     if _doomed["where"] == where:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -62,3 +68,4 @@ def _die(where: str) -> None:
 
 ChordHooks.on_chord_part_return = _returned  # type: ignore[method-assign]
 Chords.decide = _decided  # type: ignore[assignment, method-assign]
+ChordHooks._decide = _sent  # type: ignore[method-assign]
