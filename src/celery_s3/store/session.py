@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
+from botocore import loaders
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import HTTPClientError, NoCredentialsError
@@ -29,15 +30,27 @@ _TTL = timedelta(minutes=10)
 
 def open_session(settings: Settings) -> Any:
     """A botocore session with the credentials that the settings describe."""
-    session = botocore.session.Session(profile=settings.profile)
+    session = _session(settings)
     if settings.access_key_id is not None and settings.secret_access_key is not None:
         token = settings.session_token.reveal() if settings.session_token is not None else None
         session.set_credentials(settings.access_key_id.reveal(), settings.secret_access_key.reveal(), token)
     if not settings.role_arn:
         return session
-    assumed = botocore.session.Session(profile=settings.profile)
+    assumed = _session(settings)
     assumed.register_component("credential_provider", CredentialResolver([_AssumedRole(session, settings)]))
     return assumed
+
+
+def _session(settings: Settings) -> Any:
+    session = botocore.session.Session(profile=settings.profile)
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    return session
+
+
+@lru_cache(maxsize=8)
+def _loader(data_path: str | None) -> Any:
+    """What parses service models, once a process: a session's own takes 60 to 200 ms of CPU a client instead of 10."""
+    return loaders.create_loader(data_path)
 
 
 def client_factory(settings: Settings) -> Callable[..., Any]:
