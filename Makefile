@@ -25,7 +25,7 @@ help:  ## Print this list
 	@echo; echo "  The first call of any but help and clean makes a virtualenv in $(VENV) (a minute or two)."
 
 demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, and what they cost
-	@$(BIN)/python -m celery_s3.dev.demo
+	@$(BIN)/python -m devtools.demo
 
 test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=4 for more at once)
 	@echo "== pytest, $(JOBS) at a time: $(T)"
@@ -45,8 +45,8 @@ bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (Q
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up to date
-	@$(BIN)/python -m celery_s3.settings.docs docs/settings.md
-	@$(BIN)/python -m celery_s3.cli.docs docs/commands.md
+	@$(BIN)/python -m devtools.reference.settings docs/settings.md
+	@$(BIN)/python -m devtools.reference.commands docs/commands.md
 
 clean:  ## Remove virtualenvs, caches and build products
 	@rm -rf .venv .venv-* .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

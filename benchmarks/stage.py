@@ -15,9 +15,9 @@ from signal import SIGKILL
 from typing import Any, Self
 
 from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop, tail, wait_until
-from celery_s3.dev.proxy import Proxy, Record
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
+from devtools.proxy import Proxy, Record
 
 from .rows import CONTENDERS
 

@@ -47,10 +47,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
-from celery_s3.dev.proxy import Proxy
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from celery_s3.settings import Secret, Settings
+from devtools.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .files.file import S3File
+    from celery_s3.files.file import S3File
 
 __all__ = ["S3File"]
 
@@ -14,7 +14,7 @@ __version__ = "2.0.0.dev0"
 
 def __getattr__(name: str) -> Any:
     if name == "S3File":  # imported where it is used
-        from .files.file import S3File
+        from celery_s3.files.file import S3File
 
         return S3File
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

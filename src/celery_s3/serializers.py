@@ -40,7 +40,7 @@ class Pointed:
 
 
 def _pointed(value: Any) -> Any:
-    from .files.file import S3File
+    from celery_s3.files.file import S3File
 
     return S3File.of(value)
 

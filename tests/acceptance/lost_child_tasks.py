@@ -11,8 +11,8 @@ from typing import Any
 
 from celery import Celery
 
-from celery_s3.backends.chords import ChordHooks
 from celery_s3.chords import Chords
+from celery_s3.chords.hooks import ChordHooks
 
 app = Celery("lost_child")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))

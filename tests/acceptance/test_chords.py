@@ -24,8 +24,8 @@ from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as NoResult
 
 from celery_s3.dev.process import environment, spawn, wait_until
-from celery_s3.dev.proxy import Proxy
 from celery_s3.errors import AccessDenied
+from devtools.proxy import Proxy
 
 # Celery before 5.7's own Redis backend
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")

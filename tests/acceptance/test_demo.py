@@ -19,6 +19,7 @@ import pytest
 
 from celery_s3.dev.process import ServerNotStarted
 from celery_s3.dev.seaweed import find_weed
+from devtools import ROOT
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -75,8 +76,8 @@ def _processes_in(folder: Path) -> list[str]:
 
 def _start(temp: Path, python: Path | str = sys.executable, **variables: str) -> Demo:
     env = {**os.environ, "TMPDIR": str(temp), "AWS_PROFILE": "there-is-none", **variables}
-    command = [str(python), "-m", "celery_s3.dev.demo"]
-    process = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [str(python), "-m", "devtools.demo"]
+    process = subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return Demo(process, temp)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from celery import chain, group, states
 
-from celery_s3 import lifetime
 from celery_s3.errors import ObjectMissing
+from celery_s3.metadata import term_of
 
 TASKS = Path(__file__).with_name("tasks.py")
 SOON = 30
@@ -43,5 +43,5 @@ def test_own_terms(seaweed, make_app, worker, eventually, serializer):
     wanted = [11, 12, 0.5, 13, 15, 15, None]
     # not by their state: some read as missing by now
     eventually(lambda: all(metadata(one).get("celery-state") in states.READY_STATES for one in results), SOON)
-    assert [lifetime.own(metadata(one)) for one in results] == wanted
+    assert [term_of(metadata(one)) for one in results] == wanted
     assert killed.state == states.FAILURE

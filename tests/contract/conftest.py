@@ -11,8 +11,8 @@ from scripted import ScriptedServer
 
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.api import Store
-from celery_s3.store.boto3_client import Boto3Client
-from celery_s3.store.obstore_client import ObstoreClient
+from celery_s3.store.clients.boto3_client import Boto3Client
+from celery_s3.store.clients.obstore_client import ObstoreClient
 
 CLIENTS: dict[str, Callable[[Settings], Store]] = {"obstore": ObstoreClient, "boto3": Boto3Client}
 SERVERS = ("seaweed", "moto_s3")

@@ -11,7 +11,6 @@ from zlib import crc32
 import pytest
 from scripted import Answer, ScriptedServer, error, stored
 
-from celery_s3.control import Control
 from celery_s3.errors import (
     BadRequest,
     Conflict,
@@ -25,6 +24,7 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 from celery_s3.store.api import CREATE, Bucket, Match
+from celery_s3.store.clients.control import Control
 
 #: The least that S3 takes for a part that is not the last one.
 PART = 5 * 1024 * 1024

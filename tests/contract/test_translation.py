@@ -36,8 +36,8 @@ from celery_s3.errors import (
     WrongRegion,
 )
 from celery_s3.settings import Secret, Settings
-from celery_s3.store import boto3_errors, obstore_errors
 from celery_s3.store.api import CREATE, Match, Store
+from celery_s3.store.clients import boto3_errors, obstore_errors
 
 Verb = Callable[[Store], object]
 

@@ -16,9 +16,9 @@ from scripted import Answer, Request, ScriptedServer, error, stored
 
 from celery_s3.errors import BadCredentials, Unreachable
 from celery_s3.settings import Secret, Settings
-from celery_s3.store import obstore_options
 from celery_s3.store.api import CREATE, Match, Store
-from celery_s3.store.obstore_client import ObstoreClient
+from celery_s3.store.clients import obstore_options
+from celery_s3.store.clients.obstore_client import ObstoreClient
 
 #: what is sent for each setting with every request, and with a PUT alone
 EVERYWHERE: list[tuple[dict[str, Any], dict[str, str]]] = [
@@ -287,7 +287,7 @@ def test_obstore_has_one_thread_of_its_own() -> None:
     """A process pays for one thread of obstore, not for one per core; what the user asks for is kept."""
     code = (
         "import os, sys\n"
-        "from celery_s3.store.obstore_client import ObstoreClient\n"
+        "from celery_s3.store.clients.obstore_client import ObstoreClient\n"
         "from celery_s3.errors import Unreachable\n"
         "from celery_s3.settings import Secret, Settings\n"
         "key = Secret('secret-of-the-test')\n"

@@ -13,7 +13,7 @@ from celery.app.task import Context
 from celery.app.trace import build_tracer
 from kombu.utils.uuid import uuid
 
-from celery_s3.dev.proxy import Proxy
+from devtools.proxy import Proxy
 
 
 @pytest.fixture

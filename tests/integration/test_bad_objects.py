@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import BackendGetMetaError
 from kombu.utils.uuid import uuid
 
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
 from celery_s3.errors import UnreadableResult
 
 GOOD = {"status": "SUCCESS", "result": 1, "traceback": None, "children": []}

@@ -13,7 +13,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_s3.cli import s3
-from celery_s3.gauge import SCRATCH, Gauge, Plan
+from celery_s3.operate.bench import SCRATCH, Gauge, Plan
 
 
 def left(backend):

@@ -18,7 +18,7 @@ from kombu.utils.uuid import uuid
 
 from celery_s3.chords.tree import Memory
 from celery_s3.cli import s3
-from celery_s3.shapes import Deployment, celery_own, celery_s3
+from celery_s3.costs.model import Deployment, celery_own, celery_s3
 
 VALUE = {"order": 4711}
 

@@ -176,7 +176,7 @@ def test_ls_tells_what_has_expired(proj):
 
 def test_ls_asks_before_it_gets_expensive(proj, monkeypatch):
     """More requests than a thousand (here: two): elsewhere than on a terminal --yes is needed, and they are told."""
-    monkeypatch.setattr("celery_s3.toll.FREE", 2)
+    monkeypatch.setattr("celery_s3.operate.budget.FREE", 2)
     for number in range(4):
         proj.store(number)
     done = proj.run("ls")
@@ -486,7 +486,7 @@ def test_forget_what(proj, arguments):
 
 def test_forget_says_what_it_costs(proj, monkeypatch):
     """More than 1,000 requests to come (here: two) are told with the question."""
-    monkeypatch.setattr("celery_s3.toll.FREE", 2)
+    monkeypatch.setattr("celery_s3.operate.budget.FREE", 2)
     monkeypatch.setattr("celery_s3.cli.query.FREE", 2)
     for number in range(3):
         proj.store(number)

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
 from celery_s3.cli import query, s3
-from celery_s3.control import Control
 from celery_s3.errors import AccessDenied
 from celery_s3.expiry import clock, sweep
+from celery_s3.store.clients.control import Control
 from celery_s3.store.probe import PROBE
 
 DAY = 86_400
@@ -357,7 +357,7 @@ def test_cleanup(counted, stored, later, mine, caplog):
         app.tasks["celery.backend_cleanup"]()
     assert mine(app) == ids(kept)
     assert old.state == "PENDING"
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "celery_s3.backends.expiry"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "celery_s3.expiry.hooks"]
     assert line.startswith(f"Cleanup of {app.backend.settings.uri}: deleted results 1 (")
 
 

@@ -14,7 +14,7 @@ from kombu.utils.uuid import uuid
 
 from celery_s3 import claimcheck
 from celery_s3.claimcheck.messages import messages_of
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
 
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
 METHODS = sorted(encoders())

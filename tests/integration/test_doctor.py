@@ -14,7 +14,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_s3.cli import s3
-from celery_s3.control import Control
+from celery_s3.store.clients.control import Control
 
 
 @pytest.fixture

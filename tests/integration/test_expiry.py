@@ -9,10 +9,10 @@ import pytest
 from celery.beat import Scheduler
 from kombu.utils.uuid import uuid
 
-from celery_s3 import lifetime
-from celery_s3.control import Control
 from celery_s3.errors import ConfigurationError
-from celery_s3.store.boto3_client import connect
+from celery_s3.metadata import term_of
+from celery_s3.store.clients.boto3_client import connect
+from celery_s3.store.clients.control import Control
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_expired_between_head_and_rest(counted, stored, at):
 
 def term(app, result):
     """The term that a stored result carries, ``None`` where it carries none."""
-    return lifetime.own(app.backend.store.get(app.backend._full(app.backend.get_key_for_task(result.id))).metadata)
+    return term_of(app.backend.store.get(app.backend._full(app.backend.get_key_for_task(result.id))).metadata)
 
 
 def test_own_term(counted, stored, at, spends):

@@ -12,7 +12,7 @@ from celery import states
 from celery.exceptions import BackendGetMetaError, BackendStoreError
 
 from celery_s3.errors import CeleryS3Error, ResultNotRead, ResultNotStored
-from celery_s3.results import Outcome
+from celery_s3.results.write_once import Outcome
 
 CLIENTS = ["obstore", "boto3"]
 #: Seconds: short, so that a hang is soon over.

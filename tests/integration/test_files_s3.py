@@ -24,12 +24,12 @@ from kombu.utils.uuid import uuid
 
 from celery_s3 import S3File, claimcheck
 from celery_s3.cli import s3
-from celery_s3.control import Control
 from celery_s3.errors import FileNotRead
 from celery_s3.expiry import clock
-from celery_s3.files import home
-from celery_s3.inventory import Filter, Inventory
-from celery_s3.toll import Toll
+from celery_s3.files import whose
+from celery_s3.operate.budget import Toll
+from celery_s3.operate.inventory import Filter, Inventory
+from celery_s3.store.clients.control import Control
 
 MIB = 1024 * 1024
 DATA = os.urandom(1024)
@@ -40,10 +40,10 @@ SEAL = {"seal_keys": [base64.b64encode(b"1" * 32).decode()]}
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process():
-    used, sending = home.last_used.set(None), home.sending.set((None, None))
+    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
     yield
-    home.last_used.reset(used)
-    home.sending.reset(sending)
+    whose.last_used.reset(used)
+    whose.sending.reset(sending)
 
 
 @pytest.fixture
@@ -595,7 +595,7 @@ def test_without_the_keys(counted, stored, path):
     sealed, plain = counted(s3_backend_settings=SEAL), counted()
     for writer, reader, why in ((sealed, plain, "needs the `seal_keys`"), (plain, sealed, "is not sealed")):
         pointer = stored(writer, S3File(path)).get().pointer()
-        home.last_used.set(reader.backend)
+        whose.last_used.set(reader.backend)
         with pytest.raises(FileNotRead, match=why):
             read_back(S3File.of(pointer))
 

@@ -19,8 +19,8 @@ from typing import Any
 import billiard
 import pytest
 
+from celery_s3.bucket import Opened, open_store
 from celery_s3.settings import Settings
-from celery_s3.store import Opened, open_store
 from celery_s3.store.api import CREATE
 
 #: Seconds that a child may take; a hang is for ever.

@@ -12,7 +12,7 @@ PATCH = {
     "gevent": "import gevent.monkey; gevent.monkey.patch_all(); from gevent import sleep, spawn",
     "eventlet": "import eventlet; eventlet.monkey_patch(); from eventlet import sleep, spawn",
 }
-IMPORT = "from celery_s3.store import open_store"
+IMPORT = "from celery_s3.bucket import open_store"
 
 PROGRAM = """
 import sys, warnings

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
 from celery_s3.cli import s3
-from celery_s3.control import Control
 from celery_s3.errors import BadCredentials, BucketMissing, PreconditionFailed
 from celery_s3.settings import Secret
+from celery_s3.store.clients.control import Control
 
 FOREIGN = [
     {"ID": "logs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 3}},

@@ -12,9 +12,9 @@ from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.utils.uuid import uuid
 
-from celery_s3.codec import LazyMeta
+from celery_s3.codec.decoding import LazyMeta
 from celery_s3.errors import ResultNotRead, ResultNotStored, UnreadableResult
-from celery_s3.results import HEAD_BYTES, PART_BYTES
+from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
 
 LARGE = 300_000
 

@@ -16,12 +16,11 @@ from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
 from celery_s3 import S3File, claimcheck
-from celery_s3.backends import chords
-from celery_s3.chords import Ticket
+from celery_s3.chords import Ticket, hooks
 from celery_s3.cli import s3
 from celery_s3.expiry.terms import Terms
-from celery_s3.files import home
-from celery_s3.policy import document
+from celery_s3.files import whose
+from celery_s3.operate.policy import document
 from celery_s3.store import uploads
 from celery_s3.store.routing import Routing
 
@@ -136,7 +135,7 @@ class Party:
 
     def work(self):
         """Run every message as a worker's child does."""
-        home.last_used.set(None)  # what this process has to do with other apps is not the worker's
+        whose.last_used.set(None)  # what this process has to do with other apps is not the worker's
         with self.app.connection_for_read() as connection:
             queue = self.app.amqp.queues["shared"](connection.default_channel)
             queue.declare()
@@ -207,7 +206,7 @@ def group_of(app, ids):
 @pytest.fixture
 def party(make_app, monkeypatch):
     """``party(proxy, **conf)``"""
-    monkeypatch.setattr(chords, "SHORTEST_LEASE", 0.3)
+    monkeypatch.setattr(hooks, "SHORTEST_LEASE", 0.3)
     monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
     monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
     deleted = []

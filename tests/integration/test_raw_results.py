@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from kombu.serialization import register, unregister
 from kombu.utils.uuid import uuid
 
-from celery_s3 import raw
 from celery_s3.cli import s3
-from celery_s3.codec import LazyMeta
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec import raw
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.decoding import LazyMeta
 from celery_s3.errors import UnreadableResult
-from celery_s3.results import HEAD_BYTES
+from celery_s3.results.write_once import HEAD_BYTES
 
 ALL = bytes(range(256))
 TEXTUAL = ["json", "yaml", "s3+json", "typed+json"]

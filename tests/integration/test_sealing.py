@@ -16,6 +16,7 @@ from celery import states
 from celery.exceptions import ChordError
 from kombu.utils.uuid import uuid
 
+from celery_s3.bucket import open_store
 from celery_s3.errors import (
     KeyRefused,
     KeyUnavailable,
@@ -27,10 +28,10 @@ from celery_s3.errors import (
     UnreadableResult,
     Untrusted,
 )
-from celery_s3.results import HEAD_BYTES, PART_BYTES
-from celery_s3.sealing.format import FRAME, HEADER
+from celery_s3.metadata import SEAL
+from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
+from celery_s3.sealing.format import FRAME
 from celery_s3.settings import Secret
-from celery_s3.store import open_store
 from celery_s3.store.api import CREATE
 
 KEY = base64.b64encode(b"1" * 32).decode()
@@ -177,7 +178,7 @@ BROKEN = {
         NotSealed,
     ),
     "of another key": (
-        lambda found: {"metadata": {**found.metadata, HEADER: found.metadata[HEADER].replace(".", ".A256GCM.f", 1)}},
+        lambda found: {"metadata": {**found.metadata, SEAL: found.metadata[SEAL].replace(".", ".A256GCM.f", 1)}},
         Untrusted,
     ),
 }
@@ -311,7 +312,7 @@ def test_a_chord(members, plain, count):
     folder = app.backend.chords.folder(ticket["group"])
     entries = list(plain.backend.store.list(folder))
     assert len(entries) >= count
-    assert all(HEADER in plain.backend.store.get(entry.key).metadata for entry in entries)
+    assert all(SEAL in plain.backend.store.get(entry.key).metadata for entry in entries)
     deliver(count - 1)
     assert app.sent == [list(range(count))]
 
@@ -439,8 +440,8 @@ def test_a_token_that_kms_does_not_know(sealed, plain, stored, kms):
     result = stored(app, 1)
     key = key_of(app, result.id)
     metadata = dict(plain.backend.store.get(key).metadata)
-    start, token = metadata[HEADER].rsplit(".", 1)
-    metadata[HEADER] = f"{start}.{token[:-4]}{'AAAA' if token[-4:] != 'AAAA' else 'BBBB'}"
+    start, token = metadata[SEAL].rsplit(".", 1)
+    metadata[SEAL] = f"{start}.{token[:-4]}{'AAAA' if token[-4:] != 'AAAA' else 'BBBB'}"
     change(plain, key, metadata=metadata)
     with pytest.raises(ResultNotRead) as caught:
         result.get(timeout=5)

@@ -14,7 +14,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery.result import GroupResult
 from kombu.utils.uuid import uuid
 
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
 from celery_s3.errors import UnreadableResult
 
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))

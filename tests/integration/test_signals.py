@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from celery_s3.store.situation import without_sigterm
+from celery_s3.processes import without_sigterm
 
 PROGRAM = """
 import os, sys, threading, time

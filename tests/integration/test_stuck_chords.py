@@ -13,10 +13,10 @@ from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError
 from celery.signals import worker_process_init, worker_ready
 
-from celery_s3.backends import repair
+from celery_s3.chords import hooks_repair
 from celery_s3.chords.repair import KEPT
-from celery_s3.dev.proxy import Proxy
 from celery_s3.errors import NotRepaired
+from devtools.proxy import Proxy
 
 #: Seconds; Last-Modified has whole ones.
 LEASE = 0.2
@@ -380,7 +380,7 @@ def test_a_short_wait_lists_nothing(lab, seaweed, make_app):
 @pytest.fixture
 def timers(monkeypatch):
     """``timers(lab)``: what its backend wants to do later, from now on; not in a prefork worker's main process."""
-    monkeypatch.setattr(repair, "prefork_parent", lambda: False)
+    monkeypatch.setattr(hooks_repair, "prefork_parent", lambda: False)
     wanted = []
 
     def keep(lab):
@@ -411,11 +411,11 @@ def test_which_process_mends_at_start(lab, timers, monkeypatch):
     lab = lab()
     wanted = timers(lab)
     with monkeypatch.context() as patch:
-        patch.setattr(repair.process.current_process(), "index", 1, raising=False)
+        patch.setattr(hooks_repair.process.current_process(), "index", 1, raising=False)
         worker_process_init.send(sender="here")
     del lab.backend._started
     with monkeypatch.context() as patch:
-        patch.setattr(repair, "prefork_parent", lambda: True)
+        patch.setattr(hooks_repair, "prefork_parent", lambda: True)
         worker_ready.send(sender="here")
     worker_process_init.send(sender="here")
     assert wanted == []

@@ -8,7 +8,7 @@ import pytest
 from celery.result import AsyncResult, GroupResult
 from kombu.utils.uuid import uuid
 
-from celery_s3.cost import bill, price_table
+from celery_s3.costs.prices import bill, price_table
 from celery_s3.store.counting import difference
 
 pytest.importorskip("opentelemetry.sdk")
@@ -105,6 +105,6 @@ def test_log_fields(counted, caplog):
     app, id = counted(), uuid()
     app.backend.set(app.backend.get_key_for_task(id), b"garbage")
     app.backend.store_result(id, ValueError("x"), "FAILURE")
-    (record,) = [record for record in caplog.records if record.name == "celery_s3.results"]
+    (record,) = [record for record in caplog.records if record.name == "celery_s3.results.write_once"]
     assert record.s3_key.endswith(id)
     assert record.getMessage() == f"The object {record.s3_key} is no result that this process can read."

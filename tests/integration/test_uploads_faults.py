@@ -14,12 +14,13 @@ from collections import Counter
 
 import pytest
 
-from celery_s3.control import Control
+from celery_s3.bucket import open_store
 from celery_s3.errors import AccessDenied, Conflict, PreconditionFailed, ServerFault, StoreError
 from celery_s3.expiry import clock
 from celery_s3.settings import Secret
-from celery_s3.store import open_store, uploads
+from celery_s3.store import uploads
 from celery_s3.store.api import CREATE, Match
+from celery_s3.store.clients.control import Control
 from celery_s3.store.counting import difference
 
 #: The least that S3 takes for a part that is not the last one.
@@ -252,7 +253,8 @@ def test_two_at_once(bucket, key, unfinished):
 DIES = """
 import json, sys, time
 from celery_s3.settings import Secret, Settings
-from celery_s3.store import open_store, uploads
+from celery_s3.bucket import open_store
+from celery_s3.store import uploads
 values = json.loads(sys.argv[1])
 for name in ("access_key_id", "secret_access_key"):
     values[name] = Secret(values[name])

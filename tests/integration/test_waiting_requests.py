@@ -42,7 +42,7 @@ def naps(monkeypatch):
     taken, sleep = Naps(), time.sleep
 
     def nap(seconds):
-        waiting = sys._getframe(1).f_globals["__name__"] == "celery_s3.waiting"
+        waiting = sys._getframe(1).f_globals["__name__"] == "celery_s3.results.waiting"
         (taken.sleep if waiting else sleep)(seconds)
 
     def begin(**happens):

@@ -10,13 +10,13 @@ from pathlib import Path
 from celery import Celery
 from celery.signals import after_task_publish, before_task_publish, task_postrun
 
-from celery_s3.backends import chords
+from celery_s3.chords import hooks
 from celery_s3.chords.claim import Claim
 
 CONF = json.loads(os.environ["CHAOS_CONF"])
 EVENTS = Path(os.environ["CHAOS_EVENTS"])
 # The default is for brokers that are far away; a round would take minutes.
-chords.SHORTEST_LEASE = float(os.environ["CHAOS_LEASE"])
+hooks.SHORTEST_LEASE = float(os.environ["CHAOS_LEASE"])
 
 app = Celery("chaos")
 app.conf.update(CONF)

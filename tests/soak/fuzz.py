@@ -43,26 +43,28 @@ from kombu.compression import encoders
 from kombu.exceptions import ContentDisallowed, DecodeError
 from obstore import exceptions as obs
 
-from celery_s3 import S3File, codec, keys, lifetime, raw, typed
+from celery_s3 import S3File, keys, typed
 from celery_s3.chords import Chords, Manifest, Ticket
 from celery_s3.chords.claim import Claim
 from celery_s3.chords.tree import frame, pack, unframe, unpack
 from celery_s3.claimcheck.envelope import unpack as unpack_message
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC, compress_payload
+from celery_s3.codec import decoding, raw
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, compress_payload
 from celery_s3.errors import Garbled, NotDecodable, StoreError, UnreadableResult, Untrusted
-from celery_s3.reading import Decoder as BodyDecoder
-from celery_s3.reading import Reader
-from celery_s3.results import Results
+from celery_s3.metadata import SEAL, children_in, state_of, task_of, term_of
+from celery_s3.results.reader import Decoder as BodyDecoder
+from celery_s3.results.reader import Reader
+from celery_s3.results.write_once import Results
 from celery_s3.sealing.ciphers import Broken
-from celery_s3.sealing.format import HEADER, Header
+from celery_s3.sealing.format import Header
 from celery_s3.sealing.keyring import KeyRing, StaticKey
 from celery_s3.sealing.store import Sealing
 from celery_s3.settings import Settings
-from celery_s3.store import boto3_errors
+from celery_s3.store.clients import boto3_errors
+from celery_s3.store.clients.obstore_errors import Failure
+from celery_s3.store.clients.translate import Request
 from celery_s3.store.memory import MemoryStore
-from celery_s3.store.obstore_errors import Failure
 from celery_s3.store.parallel import Pool
-from celery_s3.store.translate import Request
 from celery_s3.store.uploads import Uploads
 
 SECONDS = 5
@@ -142,9 +144,9 @@ def metadata_of(text: bytes) -> Any:
     """What stands beside a body, in each of its places; headers are short."""
     value = text.decode("latin-1")[:2000]
     stored = {"celery-state": value, "celery-children": value, "celery-task": value, "celery-expires": value}
-    children = codec.children_in(stored).get("children") or ()
+    children = children_in(stored).get("children") or ()
     results = [result_from_tuple(child, APP) for child in children]
-    return results, codec.state_of(stored), codec.task_of(stored), lifetime.own(stored)
+    return results, state_of(stored), task_of(stored), term_of(stored)
 
 
 # -- typed values
@@ -287,10 +289,10 @@ def sealed(accept: bool) -> tuple[Callable[[bytes], Any], bytes]:
 
     def decode(text: bytes) -> Any:
         header, _, body = text.partition(b"\n")
-        inner.put("key", body, metadata={HEADER: header.decode("latin-1")}, content_type=JSON)
+        inner.put("key", body, metadata={SEAL: header.decode("latin-1")}, content_type=JSON)
         return store.get("key").body
 
-    return decode, good.metadata[HEADER].encode() + b"\n" + good.body
+    return decode, good.metadata[SEAL].encode() + b"\n" + good.body
 
 
 OPEN, SEALED = sealed(accept=True)
@@ -310,7 +312,7 @@ MESSAGES = tuple(
 
 
 def compressed(body: bytes) -> Any:
-    return codec.loads(COMPRESSED_PAYLOAD_MAGIC + body, JSON, JSON, {JSON})
+    return decoding.loads(COMPRESSED_PAYLOAD_MAGIC + body, JSON, JSON, {JSON})
 
 
 PACKED = tuple(
@@ -320,7 +322,7 @@ PACKED = tuple(
 
 
 def framed(body: bytes) -> Any:
-    return codec.loads(raw.MAGIC + body, raw.CONTENT_TYPE, JSON, {JSON})
+    return decoding.loads(raw.MAGIC + body, raw.CONTENT_TYPE, JSON, {JSON})
 
 
 READ = reader(JSON)
@@ -331,7 +333,7 @@ FRAMED = tuple(
 
 #: A line for each way in. Add yours.
 DECODERS = (
-    Decoder("codec.loads", lambda body: codec.loads(body, JSON, JSON, {JSON}), METAS, (DecodeError,)),
+    Decoder("codec.loads", lambda body: decoding.loads(body, JSON, JSON, {JSON}), METAS, (DecodeError,)),
     Decoder("codec.loads, compressed", compressed, PACKED, (DecodeError,)),
     Decoder("codec.loads, raw bytes", framed, FRAMED, (DecodeError, ContentDisallowed)),
     Decoder("result", reader(JSON), METAS, (UnreadableResult,)),

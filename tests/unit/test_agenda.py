@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from celery_s3.chords.agenda import Agenda
+from celery_s3.chords.timer import Agenda
 
 
 def _wait(condition):

@@ -13,6 +13,7 @@ from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutErr
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_s3.backends import s3
+from celery_s3.bucket import Opened
 from celery_s3.errors import (
     AccessDenied,
     BucketMissing,
@@ -22,7 +23,6 @@ from celery_s3.errors import (
     Throttled,
     UnreadableResult,
 )
-from celery_s3.store import Opened
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool

@@ -7,11 +7,11 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from botocore.exceptions import HTTPClientError
 from botocore.httpsession import URLLib3Session
 
-from celery_s3.control import Control
 from celery_s3.errors import StoreError
 from celery_s3.sealing.kms import KMSKey
 from celery_s3.settings import Secret, Settings
-from celery_s3.store.boto3_client import Boto3Client
+from celery_s3.store.clients.boto3_client import Boto3Client
+from celery_s3.store.clients.control import Control
 
 SETTINGS = Settings(bucket="bucket", access_key_id=Secret("key"), secret_access_key=Secret("secret"))
 CALLS = {

@@ -11,13 +11,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import DecodeError
 from kombu.serialization import loads, registry
 
-from celery_s3.causes import LONGEST, brief, passing
-from celery_s3.chunks import LARGE
-from celery_s3.codec import loads as codec_loads
-from celery_s3.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
+from celery_s3.codec.chunks import LARGE
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
+from celery_s3.codec.decoding import loads as codec_loads
 from celery_s3.errors import UnreadableResult
-from celery_s3.reading import Decoder, Reader
-from celery_s3.results import Whole
+from celery_s3.interruptions import LONGEST, brief, passing
+from celery_s3.results.reader import Decoder, Reader
+from celery_s3.results.write_once import Whole
 from celery_s3.store.api import Object
 from celery_s3.store.memory import MemoryStore
 
@@ -102,7 +102,7 @@ def test_decompression(monkeypatch, intruder):
     def decode(body):
         raise intruder
 
-    monkeypatch.setattr("celery_s3.compression.get_decoder", lambda name: decode)
+    monkeypatch.setattr("celery_s3.codec.compression.get_decoder", lambda name: decode)
     with pytest.raises(intruder):
         decompress_payload(COMPRESSED_PAYLOAD_MAGIC + b"own\0body")
 

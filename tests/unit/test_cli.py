@@ -15,8 +15,9 @@ from celery import Celery, chain, chord, group
 from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
-from celery_s3.cli import COMMANDS, docs, output, s3
+from celery_s3.cli import COMMANDS, output, s3
 from celery_s3.cli.chords import _names
+from devtools.reference import commands
 
 DOCS = Path(__file__).parents[2] / "docs" / "commands.md"
 
@@ -54,8 +55,8 @@ def test_help_fits_80_columns(command):
 
 
 def test_documentation_is_up_to_date():
-    """docs/commands.md has what `python -m celery_s3.cli.docs` writes."""
-    assert DOCS.read_text(encoding="utf-8") == docs.page()
+    """docs/commands.md has what `python -m devtools.reference.commands` writes."""
+    assert DOCS.read_text(encoding="utf-8") == commands.page()
 
 
 def test_unknown_command():

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_s3 import codec
+from celery_s3.codec import decoding
+from celery_s3.metadata import children_in, result_metadata, state_of
 
 JSON = "application/json"
 PICKLE = "application/x-python-serialize"
@@ -20,53 +21,53 @@ META = {"status": "SUCCESS", "result": [1, "é"]}
 
 def test_metadata_round_trip():
     """State and children come back from the user metadata."""
-    stored = codec.metadata("PROGRÈS 50%", "proj.tasks.add", [[["child", None], None]])
-    assert codec.state_of(stored) == "PROGRÈS 50%"
-    assert codec.children_in(stored) == {"children": [[["child", None], None]]}
+    stored = result_metadata("PROGRÈS 50%", "proj.tasks.add", [[["child", None], None]])
+    assert state_of(stored) == "PROGRÈS 50%"
+    assert children_in(stored) == {"children": [[["child", None], None]]}
 
 
 @given(st.text(max_size=900), st.text(max_size=900), st.lists(st.text(max_size=40), max_size=60))
 def test_metadata_fits_in_headers(state, task, children):
     """Whatever the state, the task's name and the children are: ASCII, printable, within S3's 2 KB."""
-    stored = codec.metadata(state, task, children)
+    stored = result_metadata(state, task, children)
     assert all(value.isascii() and value.isprintable() for value in stored.values())
     assert sum(len(name) + len(value) for name, value in stored.items()) <= 2048
 
 
 def test_no_children_is_not_unknown_children():
     """Children ``None`` is an answer; no metadata is none."""
-    assert codec.children_in(codec.metadata("SUCCESS")) == {"children": None}
-    assert codec.children_in({}) == {}
-    assert codec.children_in({"celery-children": "garbage"}) == {}
+    assert children_in(result_metadata("SUCCESS")) == {"children": None}
+    assert children_in({}) == {}
+    assert children_in({"celery-children": "garbage"}) == {}
 
 
 def test_many_children_are_left_to_the_body():
     """A list of children that is too long for a header is left out rather than cut."""
-    assert codec.children_in(codec.metadata("SUCCESS", None, ["x" * 40] * 100)) == {}
+    assert children_in(result_metadata("SUCCESS", None, ["x" * 40] * 100)) == {}
 
 
 def test_foreign_object_has_no_state():
     """An object of another writer tells no state."""
-    assert codec.state_of({}) is None
+    assert state_of({}) is None
 
 
 def test_declared_type_wins():
     """A body is decoded by the serializer its object declares, where that is accepted."""
-    assert codec.loads(pickle.dumps(META), PICKLE, JSON, {JSON, PICKLE}) == META
-    assert codec.loads(json.dumps(META).encode(), "binary/octet-stream", JSON, {JSON}) == META
+    assert decoding.loads(pickle.dumps(META), PICKLE, JSON, {JSON, PICKLE}) == META
+    assert decoding.loads(json.dumps(META).encode(), "binary/octet-stream", JSON, {JSON}) == META
 
 
 def test_declared_type_must_be_accepted():
     """A declared type is no way round ``accept_content``."""
     with pytest.raises(ContentDisallowed):
-        codec.loads(pickle.dumps(META), PICKLE, JSON, {JSON})
+        decoding.loads(pickle.dumps(META), PICKLE, JSON, {JSON})
 
 
 @given(st.binary(min_size=1, max_size=200))
 def test_garbage(body):
     """Garbage decodes to something, or raises kombu's DecodeError: never anything else."""
     with suppress(DecodeError):
-        codec.loads(body, "", JSON, {JSON})
+        decoding.loads(body, "", JSON, {JSON})
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def lazy():
         loads.append(1)
         return {"status": "SUCCESS", "result": 42, "children": [], "traceback": None}
 
-    meta = codec.LazyMeta({"status": "SUCCESS", "children": None}, load)
+    meta = decoding.LazyMeta({"status": "SUCCESS", "children": None}, load)
     return meta, loads
 
 
@@ -112,7 +113,7 @@ def test_lazy_meta_kept_by_celery():
         loads.append(1)
         return {"status": "SUCCESS", "result": 42, "children": ["mine"]}
 
-    meta, result = codec.LazyMeta({"status": "SUCCESS"}, load), SimpleNamespace(app=None)
+    meta, result = decoding.LazyMeta({"status": "SUCCESS"}, load), SimpleNamespace(app=None)
     AsyncResult._set_cache(result, meta)
     assert (result._cache, loads) == (meta, [])
     assert (result._cache.get("children"), loads) == (["mine"], [1])
@@ -120,14 +121,14 @@ def test_lazy_meta_kept_by_celery():
 
 def test_lazy_meta_tells_the_state_of_its_body():
     """A state that was not final may have become another one by the time its value is fetched: they go together."""
-    meta = codec.LazyMeta({"status": "PROGRESS"}, lambda: {"status": "SUCCESS", "result": 42})
+    meta = decoding.LazyMeta({"status": "PROGRESS"}, lambda: {"status": "SUCCESS", "result": 42})
     assert (meta["status"], meta["result"], meta["status"]) == ("PROGRESS", 42, "SUCCESS")
 
 
 def test_lazy_meta_is_compared_and_joined_like_a_dict():
     """Comparing and joining see the whole meta."""
     whole = {"status": "SUCCESS", "result": 42}
-    lazy = lambda: codec.LazyMeta({"status": "SUCCESS"}, lambda: whole)  # noqa: E731
+    lazy = lambda: decoding.LazyMeta({"status": "SUCCESS"}, lambda: whole)  # noqa: E731
     assert lazy() == whole
     assert (lazy() != whole, whole != lazy()) == (False, False)
     assert lazy() != {"status": "SUCCESS"}

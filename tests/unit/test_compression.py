@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kombu import compression as registry
 from kombu.exceptions import DecodeError
 
-from celery_s3.compression import (
+from celery_s3.codec.compression import (
     COMPRESSED_PAYLOAD_MAGIC,
     SAMPLED,
     compress_payload,

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_s3.control import Control
 from celery_s3.errors import BadRequest, Conflict
 from celery_s3.settings import Settings
+from celery_s3.store.clients.control import Control
 
 RULE = {"ID": "a", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}
 
@@ -32,7 +32,7 @@ class Recorded(Control):
 
 def test_it_is_light():
     """The module is imported by every worker: boto3 comes with the first request only."""
-    code = "import sys, celery_s3.control; print('botocore' in sys.modules)"
+    code = "import sys, celery_s3.store.clients.control; print('botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -69,6 +69,6 @@ def test_a_bucket_of_ones_own():
 def test_skew(monkeypatch, date, skew):
     """How far the clocks are apart, as the last answer tells it; nothing where it tells nothing."""
     control = Control(Settings(bucket="results"))
-    monkeypatch.setattr("celery_s3.control.time.time", lambda: 1_795_428_060.0)
+    monkeypatch.setattr("celery_s3.store.clients.control.time.time", lambda: 1_795_428_060.0)
     control._note_date(http_response=SimpleNamespace(headers={"Date": date} if date else {}))
     assert control.skew == skew

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from celery_s3.control import Control, Identity
-from celery_s3.doctor import Case, access, bucket, examine, verbs
 from celery_s3.errors import AccessDenied, BadCredentials, BadRequest, BucketMissing, Unreachable, WrongRegion
 from celery_s3.expiry.rules import merge, wanted
 from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.operate.doctor import Case, access, bucket, examine, verbs
 from celery_s3.settings import Secret, Settings
+from celery_s3.store.clients.control import Control, Identity
 from celery_s3.store.memory import Fault, MemoryStore
 
 SECRET = "hush-hush-hush"
@@ -424,7 +424,7 @@ def test_latency(case, store, monkeypatch):
     before = len(store.requests)
     assert bucket.latency(one).level == "OK"
     assert len(store.requests) - before == 40
-    monkeypatch.setattr("celery_s3.doctor.bucket._FAR", -1.0)
+    monkeypatch.setattr("celery_s3.operate.doctor.bucket._FAR", -1.0)
     assert "region" in bucket.latency(one).remedy
 
 

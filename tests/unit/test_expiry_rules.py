@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3 import lifetime
 from celery_s3.errors import ConfigurationError
 from celery_s3.expiry.rules import LIMIT, covers, describe, hazards, merge, outdated, shared, wanted
 from celery_s3.expiry.terms import DAY, Prefixes, Terms
+from celery_s3.metadata import EXPIRY_TAG, EXPIRY_TAG_DAYS, expiry_tags, term_metadata
 
 PLACES = Prefixes(
     "results/",
@@ -116,9 +116,9 @@ def test_by_tag():
                 where = rule["Filter"]["And"]
                 assert where["Prefix"] == prefix
                 (tag,) = where["Tags"]
-                assert tag["Key"] == lifetime.TAG
+                assert tag["Key"] == EXPIRY_TAG
                 tagged[tag["Value"]] = rule["Expiration"]["Days"]
-        assert tagged == {"default": 3 + slack, **{str(days): days + slack for days in lifetime.DAYS}}
+        assert tagged == {"default": 3 + slack, **{str(days): days + slack for days in EXPIRY_TAG_DAYS}}
         assert name not in rules
     assert len({rule["ID"] for rule in rules.values()}) == len(rules)
 
@@ -141,20 +141,20 @@ def test_others_uploads():
 @given(st.none() | st.floats(0, 1000 * DAY, allow_nan=False))
 def test_a_tag_is_never_too_short(term):
     """The tag of a result with a term of its own names days that are enough; one for ever has none."""
-    metadata = {"celery-state": "SUCCESS", **lifetime.metadata(term)}
-    found = lifetime.tags({"team": "ops"}, metadata)
+    metadata = {"celery-state": "SUCCESS", **term_metadata(term)}
+    found = expiry_tags({"team": "ops"}, metadata)
     assert found.pop("team") == "ops"
     if term is None:
-        assert found == {lifetime.TAG: "default"}
+        assert found == {EXPIRY_TAG: "default"}
     elif not term or term > 365 * DAY:
         assert found == {}
     else:
-        assert int(found[lifetime.TAG]) * DAY >= term
+        assert int(found[EXPIRY_TAG]) * DAY >= term
 
 
 def test_only_results_are_tagged():
     """Parts of chords, messages and saved groups have rules by prefix."""
-    assert lifetime.tags({}, {}) == {}
+    assert expiry_tags({}, {}) == {}
 
 
 def test_versions():
@@ -289,7 +289,7 @@ def test_rules_by_tags():
     week = terms(results=7 * DAY, failures=7 * DAY)
     assert hazards([rule], PLACES, week) == hazards([rule], PLACES, week, {"team": "ops"}) == []
     assert hazards([rule], PLACES, week, {"team": "ops", "kind": "temporary"})
-    assert hazards([foreign(Filter={"Tag": {"Key": lifetime.TAG, "Value": "default"}}, days=1)], PLACES, week)
+    assert hazards([foreign(Filter={"Tag": {"Key": EXPIRY_TAG, "Value": "default"}}, days=1)], PLACES, week)
 
 
 @pytest.mark.parametrize("by_tag", [False, True])

@@ -23,13 +23,13 @@ from kombu.serialization import dumps, loads
 
 from celery_s3 import S3File, typed
 from celery_s3.backends import s3
+from celery_s3.bucket import Opened
 from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, FileNotStored, Throttled
 from celery_s3.files import file as files_file
-from celery_s3.files import home
 from celery_s3.files import store as files_store
+from celery_s3.files import whose
 from celery_s3.files.pointer import OBJECT, Pointer, folder
 from celery_s3.files.source import PIECE
-from celery_s3.store import Opened
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
@@ -46,10 +46,10 @@ class Conditional:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process():
-    used, sending = home.last_used.set(None), home.sending.set((None, None))
+    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
     yield
-    home.last_used.reset(used)
-    home.sending.reset(sending)
+    whose.last_used.reset(used)
+    whose.sending.reset(sending)
 
 
 @pytest.fixture
@@ -455,8 +455,8 @@ def test_two_servers(make, path):
     assert "minio" not in json.dumps(pointer)
     file = S3File.of(pointer)
     other = make(s3_backend_settings={**settings, "endpoint_url": "http://minio-2:9000"})
-    home.last_used.set(other.backend)
-    home.sending.set((None, None))
+    whose.last_used.set(other.backend)
+    whose.sending.set((None, None))
     assert S3File.of(pointer)._content._files is other.backend.files  # it may be the same by another name
     one.set_current()
     assert S3File.of(pointer)._content._files is file._content._files is one.backend.files
@@ -851,7 +851,7 @@ import sys
 from kombu.serialization import loads
 import celery_s3.backends.s3
 light = {name for name in sys.modules if name.startswith("celery_s3.files")}
-assert light == {"celery_s3.files", "celery_s3.files.home"}, light
+assert light == {"celery_s3.files", "celery_s3.files.hooks", "celery_s3.files.whose"}, light
 file = loads('{"__type__": "celery_s3.file", "__value__": {}}', "application/json", "utf-8")
 assert type(file).__name__ == "S3File"
 heavy = {"boto3", "botocore", "obstore", "cryptography", "celery_s3.files.store"} & set(sys.modules)

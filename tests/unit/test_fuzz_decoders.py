@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from celery_s3.errors import UnreadableResult
+from celery_s3.metadata import are_children
 
 SOAK = Path(__file__).parents[1] / "soak"
 sys.path.insert(0, str(SOAK))
@@ -31,7 +32,7 @@ def test_garbage(decoder):
 
 def test_metadata_that_is_nested():
     """Children in the user metadata that are nested without end are unknown children, not a RecursionError."""
-    assert fuzz.codec.children_in({"celery-children": "[" * 2000}) == {}
+    assert fuzz.children_in({"celery-children": "[" * 2000}) == {}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_metadata_that_is_nested():
 )
 def test_children_that_are_none(children):
     """Children of which Celery cannot make results are unknown in the metadata, and an error of ours in a body."""
-    assert fuzz.codec.children_in({"celery-children": json.dumps(children)}) == {}
+    assert fuzz.children_in({"celery-children": json.dumps(children)}) == {}
     body = json.dumps({"status": "SUCCESS", "result": 1, "children": children}).encode()
     with pytest.raises(UnreadableResult, match="its children are no results"):
         fuzz.reader(fuzz.JSON)(body)
@@ -50,10 +51,10 @@ def test_children_of_every_kind():
     task, group = fuzz.APP.AsyncResult("a"), fuzz.APP.GroupResult("g", [fuzz.APP.AsyncResult("b")])
     chained = fuzz.APP.AsyncResult("c", parent=fuzz.APP.GroupResult("h", [group, task], parent=task))
     stored = [one.as_tuple() for one in (task, group, chained)]
-    assert fuzz.codec.are_children(stored)
-    assert fuzz.codec.are_children(json.loads(json.dumps(stored)))
-    assert fuzz.codec.are_children(None)
-    assert fuzz.codec.are_children([task, ["old", None]])
+    assert are_children(stored)
+    assert are_children(json.loads(json.dumps(stored)))
+    assert are_children(None)
+    assert are_children([task, ["old", None]])
 
 
 class Harmful:

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3 import codec, inventory, toll
 from celery_s3.cli import query
 from celery_s3.errors import AccessDenied, Tampered
-from celery_s3.inventory import FRESH, Filter, Inventory
+from celery_s3.metadata import result_metadata
+from celery_s3.operate import budget, inventory
+from celery_s3.operate.budget import Toll
+from celery_s3.operate.inventory import FRESH, Filter, Inventory
 from celery_s3.settings import Settings
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.toll import Toll
 
 PREFIX = "base/celery-task-meta-"
 START = 1_900_000_000
@@ -40,7 +41,7 @@ class Bucket:
 
     def put(self, id, state="SUCCESS", task="proj.add", age=None, body=b"{}"):
         before, self.now = self.now, self.now if age is None else START - age
-        self.store.put(PREFIX + id, body, metadata=codec.metadata(state, task) if state else {})
+        self.store.put(PREFIX + id, body, metadata=result_metadata(state, task) if state else {})
         self.now = before
 
     def requests(self):
@@ -214,7 +215,7 @@ def test_known(bucket):
 
 def test_nobody_is_asked_about_a_thousand(bucket, monkeypatch):
     """Up to 1,000 requests are made without asking; before one more somebody is asked, once."""
-    monkeypatch.setattr(toll, "FREE", 10)
+    monkeypatch.setattr(budget, "FREE", 10)
     asked = []
     bucket = Bucket(ask=lambda spent, share: asked.append(spent.total()))
     for number in range(30):
@@ -227,7 +228,7 @@ def test_nobody_is_asked_about_a_thousand(bucket, monkeypatch):
 
 def test_no_means_no_request_more(monkeypatch):
     """Whoever says no has made no more than 1,000 requests."""
-    monkeypatch.setattr(toll, "FREE", 10)
+    monkeypatch.setattr(budget, "FREE", 10)
 
     def no(spent, share):
         raise click.Abort
@@ -243,7 +244,7 @@ def test_no_means_no_request_more(monkeypatch):
 
 def test_the_estimate(monkeypatch):
     """Celery's ids are random: how far a listing has come tells what all of it costs."""
-    monkeypatch.setattr(toll, "FREE", 2)
+    monkeypatch.setattr(budget, "FREE", 2)
     asked = []
     bucket = Bucket(ask=lambda spent, share: asked.append(share))
     for number in range(4000):
@@ -255,7 +256,7 @@ def test_the_estimate(monkeypatch):
         "This has taken 2 requests ($0.0000), for 50% of the results; all of them take about 4 requests ($0.0000)."
     )
     assert "how much is not known" in query._so_far(Counter(LIST=2), None, aws)
-    assert toll._share("my-own-id") is None
+    assert budget._share("my-own-id") is None
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ import traceback
 import pytest
 from celery import Celery
 
+from celery_s3.bucket import open_store
 from celery_s3.errors import ConfigurationError
 from celery_s3.sealing import kms
 from celery_s3.sealing.ciphers import Broken
 from celery_s3.sealing.keyring import StaticKey, keyring
 from celery_s3.settings import Secret, Settings, resolve
 from celery_s3.settings.keys import KEY_BYTES
-from celery_s3.store import open_store
 from celery_s3.store.retrying import Retrying
 
 KEY = base64.b64encode(b"LEAK" * 8).decode()

@@ -4,7 +4,7 @@ import pytest
 from celery import Celery, states
 from celery.result import AsyncResult, GroupResult
 
-from celery_s3.parents import Parents, checking
+from celery_s3.results.parents import Parents, checking
 
 PENDING = {"status": "PENDING", "result": None}
 

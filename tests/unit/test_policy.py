@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3.policy import ROLES, document
+from celery_s3.operate.policy import ROLES, document
 from celery_s3.settings import Secret, Settings
 
 

@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from celery_s3.dev import http1
-from celery_s3.dev.faults import ANSWERS, Fault, Faults
 from celery_s3.dev.process import S3Server
-from celery_s3.dev.proxy import Proxy
+from devtools.proxy import Proxy, http1
+from devtools.proxy.faults import ANSWERS, Fault, Faults
 
 BIG = 3_000_000
 
@@ -385,7 +384,7 @@ class TestEnds:
     def test_ends_with_its_parent(self, upstream):
         """A program that is killed leaves no proxy behind."""
         code = (
-            "import os, sys\nfrom celery_s3.dev.proxy import Proxy\n"
+            "import os, sys\nfrom devtools.proxy import Proxy\n"
             f"print(Proxy({upstream!r}).start().endpoint_url, flush=True)\nos._exit(9)"
         )
         url = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()

@@ -12,10 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_s3 import raw
-from celery_s3.chunks import Chunks, one_body
+from celery_s3.codec import raw
+from celery_s3.codec.chunks import Chunks, one_body
 from celery_s3.errors import Conflict, Interrupted, ObjectMissing, PreconditionFailed, StoreError, Throttled
-from celery_s3.results import AT_ONCE, HEAD_BYTES, LOST_RACES, PART_BYTES, VERSIONS, Outcome, Results, Whole
+from celery_s3.results.write_once import (
+    AT_ONCE,
+    HEAD_BYTES,
+    LOST_RACES,
+    PART_BYTES,
+    VERSIONS,
+    Outcome,
+    Results,
+    Whole,
+)
 from celery_s3.store import deadline
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool

@@ -10,9 +10,10 @@ import threading
 
 import pytest
 
+from celery_s3 import processes
+from celery_s3.bucket import open_store
 from celery_s3.errors import ConfigurationError, Unreachable
 from celery_s3.settings import Secret, Settings
-from celery_s3.store import open_store, situation
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.routing import BIG, Routing
 
@@ -26,8 +27,8 @@ PLAIN_KEYS = ["k", "a/b", "a.b", "...", "a/.b/c..", "a b", "ü", "%2F", "a\\b"]
 @pytest.fixture(autouse=True)
 def ancestry(monkeypatch):
     """As if no process had used obstore before, and none of the tests."""
-    ancestry = situation._Ancestry()
-    monkeypatch.setattr(situation, "_ancestry", ancestry)
+    ancestry = processes._Ancestry()
+    monkeypatch.setattr(processes, "_ancestry", ancestry)
     return ancestry
 
 
@@ -110,7 +111,7 @@ def test_uploads_are_boto3s(routing, monkeypatch, ancestry):
         store = routing(client=client)
         upload(store)
         assert list(used(store)) == ["boto3"]
-    monkeypatch.setattr(situation, "prefork_parent", lambda: True)
+    monkeypatch.setattr(processes, "prefork_parent", lambda: True)
     store = routing()
     upload(store)
     assert list(used(store)) == ["brief"]
@@ -134,7 +135,7 @@ def test_settings_that_need_boto3(routing, values):
 @pytest.mark.parametrize("client", ["auto", "obstore", "boto3"])
 def test_prefork_parent(routing, monkeypatch, ancestry, client):
     """A prefork worker's main process uses boto3 with short time-outs, and leaves obstore to its children."""
-    monkeypatch.setattr(situation, "prefork_parent", lambda: True)
+    monkeypatch.setattr(processes, "prefork_parent", lambda: True)
     store = routing(client=client)
     store.put("k", b"")
     store.get("k")
@@ -147,7 +148,7 @@ def test_a_process_becomes_a_prefork_parent(routing, monkeypatch):
     """The situation is looked at anew at each call: the pool may be imported after the first request."""
     store = routing()
     store.put("k", b"")
-    monkeypatch.setattr(situation, "prefork_parent", lambda: True)
+    monkeypatch.setattr(processes, "prefork_parent", lambda: True)
     store.put("k", b"")
     assert list(used(store)) == ["obstore", "brief"]
 
@@ -174,7 +175,7 @@ def test_boto3_by_choice_needs_no_warning(routing, ancestry, caplog):
 
 def test_greenlets(routing, monkeypatch):
     """Where sockets are patched, boto3 waits on them without blocking the hub."""
-    monkeypatch.setattr(situation, "greenlets", lambda: True)
+    monkeypatch.setattr(processes, "greenlets", lambda: True)
     store = routing()
     store.put("k", b"")
     assert list(used(store)) == ["boto3"]
@@ -183,8 +184,8 @@ def test_greenlets(routing, monkeypatch):
 @pytest.mark.parametrize(
     ("obstacle", "words"),
     [
-        (lambda patch: patch.setattr(situation, "obstore_forbidden", lambda: True), "forked"),
-        (lambda patch: patch.setattr(situation, "greenlets", lambda: True), "hub"),
+        (lambda patch: patch.setattr(processes, "obstore_forbidden", lambda: True), "forked"),
+        (lambda patch: patch.setattr(processes, "greenlets", lambda: True), "hub"),
         (lambda patch: None, "segments"),
     ],
 )
@@ -261,7 +262,7 @@ def test_opening_imports_and_connects_nothing():
     code = """
 import sys, threading
 from celery_s3.settings import Settings
-from celery_s3.store import open_store
+from celery_s3.bucket import open_store
 opened = open_store(Settings(bucket="b", endpoint_url="http://127.0.0.1:9"))
 opened.close()
 print([name for name in ("boto3", "botocore", "obstore") if name in sys.modules], threading.active_count())
@@ -286,7 +287,7 @@ def test_what_is_opened_belongs_together(monkeypatch):
 @pytest.mark.parametrize("parent", [False, True])
 def test_the_parent_gives_up_sooner(monkeypatch, parent):
     """The budget follows the process: two retries in a prefork parent, `max_retries` elsewhere."""
-    monkeypatch.setattr(situation, "prefork_parent", lambda: parent)
+    monkeypatch.setattr(processes, "prefork_parent", lambda: parent)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     keys = {"access_key_id": Secret("id"), "secret_access_key": Secret("secret")}
     endpoint = "http://127.0.0.1:9"

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_s3.errors import Interrupted, NotSealed, PreconditionFailed, StoreError, Tampered, UnknownKey, Untrusted
+from celery_s3.metadata import SEAL
 from celery_s3.sealing.ciphers import TAG_BYTES, Broken
-from celery_s3.sealing.format import FRAME, HEADER, STORED_FRAME, Header, plain_size
+from celery_s3.sealing.format import FRAME, STORED_FRAME, Header, plain_size
 from celery_s3.sealing.keyring import KeyRing, StaticKey
 from celery_s3.sealing.store import UNTYPED, Sealing
 from celery_s3.store.api import CREATE, Match
@@ -199,14 +200,14 @@ def test_every_character_of_the_header_counts(store, memory):
     """So is one with another header, be it by a letter's case or by unused bits of its base64."""
     store.put("k", b"one", metadata=META)
     metadata = memory.get("k").metadata
-    header = metadata[HEADER]
+    header = metadata[SEAL]
     for place, letter in enumerate(header):
         for other in {"A", "B", "x", "0", "-", ".", "=", " ", letter.swapcase(), chr(ord(letter) ^ 1)} - {letter}:
             changed = header[:place] + other + header[place + 1 :]
-            tamper(memory, metadata={**metadata, HEADER: changed})
+            tamper(memory, metadata={**metadata, SEAL: changed})
             refused(store)
     for changed in ("", header + ".", header + "A", header[:-1], header.replace("1.", "2.", 1)):
-        tamper(memory, metadata={**metadata, HEADER: changed})
+        tamper(memory, metadata={**metadata, SEAL: changed})
         refused(store, error=Tampered)
 
 
@@ -214,8 +215,8 @@ def test_every_character_of_the_header_counts(store, memory):
 def test_garbage_for_a_header(header):
     """Whatever stands in the header, it is one of our errors."""
     memory = MemoryStore()
-    memory.put("k", text(100), metadata={HEADER: header})
-    memory.put("l", text(100), metadata={HEADER: f"1.A256GCM.{KEY.id}.{header}"})
+    memory.put("k", text(100), metadata={SEAL: header})
+    memory.put("l", text(100), metadata={SEAL: f"1.A256GCM.{KEY.id}.{header}"})
     for key in "kl":
         refused(sealing(memory), key)
 
@@ -333,7 +334,7 @@ def test_encrypted_is_not_signed(memory):
     for algorithm, other in (ALGORITHMS, ALGORITHMS[::-1]):
         sealing(memory, algorithm=algorithm).put("k", b"one")
         metadata = memory.get("k").metadata
-        tamper(memory, metadata={HEADER: metadata[HEADER].replace(algorithm, other)})
+        tamper(memory, metadata={SEAL: metadata[SEAL].replace(algorithm, other)})
         refused(sealing(memory), error=Tampered)
 
 
@@ -382,7 +383,7 @@ def test_it_is_what_the_documentation_says(memory):
     """Another program can open an object by the text of `format.py`, with AES-GCM and AES Key Wrap alone."""
     sealing(memory).put("proj/k", text(FRAME + 5), metadata={"B": "2", "a": "1"}, content_type=JSON)
     found = memory.get("proj/k")
-    header = found.metadata[HEADER]
+    header = found.metadata[SEAL]
     version, name, key_id, wrapped, token = header.split(".")
     assert (version, name, key_id, token) == ("1", "A256GCM", KEY.id, "")
     wrapping = hmac.digest(b"k" * 32, b"celery-s3 v1 wrap", "sha256")
@@ -410,7 +411,7 @@ STORED = {
 def test_what_the_first_release_sealed_can_be_opened(memory, algorithm):
     """The format stays readable."""
     header, body = STORED[algorithm]
-    memory.put("celery-task-meta-1", bytes.fromhex(body), metadata={**META, HEADER: header}, content_type=JSON)
+    memory.put("celery-task-meta-1", bytes.fromhex(body), metadata={**META, SEAL: header}, content_type=JSON)
     assert sealing(memory).get("celery-task-meta-1").body == b'{"status": "SUCCESS", "result": 42}'
 
 
@@ -431,4 +432,4 @@ def test_headers_round_trip():
     for token in (b"", b"t" * 250):
         header = Header("A256GCM", "0" * 16, b"\xff" * 40, token)
         assert Header.loads(header.dumps()) == header
-        assert len(HEADER) + len(header.dumps()) < 448
+        assert len(SEAL) + len(header.dumps()) < 448

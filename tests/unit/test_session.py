@@ -1,7 +1,7 @@
 """Botocore sessions: what they share."""
 
 from celery_s3.settings import Settings
-from celery_s3.store.session import open_session
+from celery_s3.store.clients.session import open_session
 
 
 def test_service_models_are_parsed_once_a_process() -> None:

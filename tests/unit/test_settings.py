@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import ConfigurationError
 from celery_s3.settings import CredentialSource, Secret, Settings, resolve
-from celery_s3.settings.docs import written
 from celery_s3.settings.kinds import Wrong
 from celery_s3.settings.options import OPTIONS
 from celery_s3.settings.places import BasePath
+from devtools.reference.settings import written
 
 KEY_ID, SECRET, TOKEN = "AKIDLEAK", "SeKr/LEAK+x=", "ToKLEAK=="
 KEYS = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET}
@@ -649,7 +649,7 @@ def test_whether_the_server_is_amazons():
 
 
 def test_the_documented_table_is_the_generated_one():
-    """docs/settings.md has what `python -m celery_s3.settings.docs` writes."""
+    """docs/settings.md has what `python -m devtools.reference.settings` writes."""
     text = DOCS.read_text(encoding="utf-8")
     assert written(text) == text
 

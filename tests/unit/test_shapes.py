@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_s3.cli import s3
-from celery_s3.cost import price_table
-from celery_s3.shapes import Deployment, celery_own, celery_s3, cost_of
+from celery_s3.costs.model import Deployment, celery_own, celery_s3, cost_of
+from celery_s3.costs.prices import price_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "cost.md"
 STANDARD = price_table()["s3-standard"]

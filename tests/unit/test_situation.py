@@ -13,8 +13,8 @@ import weakref
 import billiard
 import pytest
 
-from celery_s3.store import situation
-from celery_s3.store.situation import PerProcess
+from celery_s3 import processes
+from celery_s3.processes import PerProcess
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -46,7 +46,7 @@ def run(code: str) -> str:
 def test_prefork_parent_by_the_pool_that_is_used(modules, expected):
     """The main process of a prefork worker, and not that of a pool which runs its tasks itself."""
     imports = "".join(f"import {CELERY_POOL}{name};" for name in modules)
-    code = f"{imports}from celery_s3.store import situation; print(situation.prefork_parent())"
+    code = f"{imports}from celery_s3 import processes; print(processes.prefork_parent())"
     assert run(code) == str(expected)
 
 
@@ -54,10 +54,10 @@ def test_children_of_a_prefork_parent_are_none():
     """What billiard forked is no parent; the answer changes in the moment of the fork."""
     code = f"""
 import billiard, {CELERY_POOL}prefork
-from celery_s3.store import situation
-def child(queue): queue.put(situation.prefork_parent())
+from celery_s3 import processes
+def child(queue): queue.put(processes.prefork_parent())
 queue = billiard.Queue()
-assert situation.prefork_parent()
+assert processes.prefork_parent()
 process = billiard.Process(target=child, args=(queue,))
 process.start(); print(queue.get()); process.join()
 """
@@ -81,12 +81,12 @@ process.start(); print(queue.get()); process.join()
 def test_greenlets_by_the_patched_socket(code, expected):
     """Not the library's import but the patched socket decides."""
     ignored = "import warnings; warnings.simplefilter('ignore')\n"
-    assert run(f"{ignored}{code}\nfrom celery_s3.store import situation\nprint(situation.greenlets())") == str(expected)
+    assert run(f"{ignored}{code}\nfrom celery_s3 import processes\nprint(processes.greenlets())") == str(expected)
 
 
 def test_greenlet_libraries_are_not_imported():
     """Asking costs no import."""
-    code = "from celery_s3.store import situation; situation.greenlets(); import sys; print('gevent' in sys.modules)"
+    code = "from celery_s3 import processes; processes.greenlets(); import sys; print('gevent' in sys.modules)"
     assert run(code) == "False"
 
 
@@ -94,8 +94,8 @@ def test_greenlet_libraries_are_not_imported():
 
 CHILD = """
 import os, sys, threading, time
-from celery_s3.store import situation
-used, forbidden = situation.obstore_used, situation.obstore_forbidden
+from celery_s3 import processes
+used, forbidden = processes.obstore_used, processes.obstore_forbidden
 def forked(question):
     pid = os.fork()
     if pid == 0:
@@ -108,22 +108,22 @@ def forked(question):
     ("code", "expected"),
     [
         # nobody used it
-        ("print(situation.obstore_forbidden(), forked(situation.obstore_forbidden))", "False False"),
+        ("print(processes.obstore_forbidden(), forked(processes.obstore_forbidden))", "False False"),
         # the parent did: it may go on, its child may not
         (
-            "situation.obstore_used(); print(situation.obstore_forbidden(), forked(situation.obstore_forbidden))",
+            "processes.obstore_used(); print(processes.obstore_forbidden(), forked(processes.obstore_forbidden))",
             "False True",
         ),
         # a grandparent did
-        ("situation.obstore_used(); print(forked(lambda: forked(situation.obstore_forbidden)))", "True"),
+        ("processes.obstore_used(); print(forked(lambda: forked(processes.obstore_forbidden)))", "True"),
         # a child did, after the fork: its sibling and its parent may
         (
-            "forked(situation.obstore_used);print(situation.obstore_forbidden(), forked(situation.obstore_forbidden))",
+            "forked(processes.obstore_used);print(processes.obstore_forbidden(), forked(processes.obstore_forbidden))",
             "False False",
         ),
         # a child did, and forked
         (
-            "print(forked(lambda: situation.obstore_used() or forked(situation.obstore_forbidden)))",
+            "print(forked(lambda: processes.obstore_used() or forked(processes.obstore_forbidden)))",
             "True",
         ),
         # a thread did
@@ -133,7 +133,7 @@ def forked(question):
         ),
         # the forbidden child says that it uses it: forbidden it remains
         (
-            "situation.obstore_used();print(forked(lambda: situation.obstore_used() or situation.obstore_forbidden()))",
+            "processes.obstore_used();print(forked(lambda: processes.obstore_used() or processes.obstore_forbidden()))",
             "True",
         ),
     ],
@@ -145,24 +145,24 @@ def test_ancestry(code, expected):
 
 def test_a_fork_without_hooks_is_found_by_its_pid(monkeypatch):
     """A process that differs from the one that used obstore is a fork of it, whatever Python was told."""
-    monkeypatch.setattr(situation, "_ancestry", situation._Ancestry())
-    situation.obstore_used()
+    monkeypatch.setattr(processes, "_ancestry", processes._Ancestry())
+    processes.obstore_used()
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
-    assert situation.obstore_forbidden()
+    assert processes.obstore_forbidden()
     # … for good, also when a grandchild gets the old pid
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    assert situation.obstore_forbidden()
+    assert processes.obstore_forbidden()
 
 
 def test_a_pid_that_was_reused_is_found_by_the_hook(monkeypatch):
     """A child that got the pid of the user of obstore is still its descendant."""
-    ancestry = situation._Ancestry()
-    monkeypatch.setattr(situation, "_ancestry", ancestry)
-    situation.obstore_used()
-    situation._after_in_child()
+    ancestry = processes._Ancestry()
+    monkeypatch.setattr(processes, "_ancestry", ancestry)
+    processes.obstore_used()
+    processes._after_in_child()
     assert ancestry.used_by == os.getpid()
-    assert situation.obstore_forbidden()
+    assert processes.obstore_forbidden()
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -171,10 +171,10 @@ def test_multiprocessing(method, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import billiard, multiprocessing
-from celery_s3.store import situation
-def child(queue): queue.put(situation.obstore_forbidden())
+from celery_s3 import processes
+def child(queue): queue.put(processes.obstore_forbidden())
 if __name__ == "__main__":
-    situation.obstore_used()
+    processes.obstore_used()
     for context in (multiprocessing.get_context("{method}"), billiard.get_context("{method}")):
         queue = context.Queue()
         process = context.Process(target=child, args=(queue,))
@@ -286,7 +286,7 @@ def test_making_a_value_may_fork():
 
 def test_locks_are_free_in_a_child(monkeypatch):
     """When the fork has waited long enough for another thread, the child can make its values nevertheless."""
-    monkeypatch.setattr(situation, "_FORK_WAIT", 0.05)
+    monkeypatch.setattr(processes, "_FORK_WAIT", 0.05)
     begun, release = threading.Event(), threading.Event()
     slow = PerProcess(lambda: begun.set() or release.wait(10))
     thread = threading.Thread(target=slow.get)

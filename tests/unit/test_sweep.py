@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3 import codec, lifetime
-from celery_s3.control import Upload
 from celery_s3.errors import AccessDenied, BadRequest, Interrupted, ServerFault
 from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.sweep import Sweep, areas
 from celery_s3.expiry.terms import DAY, Prefixes, Terms
 from celery_s3.expiry.uploads import StaleUploads
+from celery_s3.metadata import expires_at, result_metadata, term_asked, term_metadata, term_of
 from celery_s3.store.api import Object
+from celery_s3.store.clients.control import Upload
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
@@ -55,7 +55,7 @@ class Bucket:
 
     def put(self, id, age=0.0, state="SUCCESS", own=None, body=b"a result"):
         """Store a result that long before now."""
-        return self.write(PLACES.results + id, age, codec.metadata(state, expires=own), body)
+        return self.write(PLACES.results + id, age, result_metadata(state, expires=own), body)
 
     def write(self, key, age=0.0, metadata=None, body=b"bytes"):
         now, self.time = self.time, self.time - age
@@ -338,8 +338,8 @@ moments = st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1), timezones=zon
 def test_time_zones(moment, term, fold):
     """In every time zone, also while its clocks are put forward or back, the end is so many seconds after the start."""
     modified = moment.replace(microsecond=0, fold=int(fold))
-    found = Object("key", b"", 0, '"etag"', modified, lifetime.metadata(term))
-    end = lifetime.ends(found, DAY)
+    found = Object("key", b"", 0, '"etag"', modified, term_metadata(term))
+    end = expires_at(found, DAY)
     began = modified.astimezone(UTC)
     assert datetime.fromtimestamp(end, UTC) - began == timedelta(seconds=term + 1)
 
@@ -348,7 +348,7 @@ def test_the_hour_that_comes_twice():
     """A night of 25 hours is an hour longer than a day: a result of one day ends by elapsed time, not by the dial."""
     berlin = ZoneInfo("Europe/Berlin")
     stored = datetime(2026, 10, 24, 12, 0, tzinfo=berlin)
-    end = datetime.fromtimestamp(lifetime.ends(Object("k", b"", 0, "", stored), DAY), berlin)
+    end = datetime.fromtimestamp(expires_at(Object("k", b"", 0, "", stored), DAY), berlin)
     assert end == datetime(2026, 10, 25, 11, 0, 1, tzinfo=berlin)
 
 
@@ -393,14 +393,14 @@ class Request:
 @pytest.mark.parametrize("value", [0, 1, 60, 0.5, 3600.0, 10**12])
 def test_asked(value):
     """A number of seconds in the message's header is the result's term, and survives the user metadata exactly."""
-    assert lifetime.asked(Request(value)) == value
-    assert lifetime.own(lifetime.metadata(value)) == value
+    assert term_asked(Request(value)) == value
+    assert term_of(term_metadata(value)) == value
 
 
 @pytest.mark.parametrize("value", ["60", -1, True, float("nan"), float("inf"), [60], timedelta(1), "x" * 1000])
 def test_asked_for_nonsense(value, caplog):
     """A value that makes no sense is warned about, with the task and the remedy, and changes nothing."""
-    assert lifetime.asked(Request(value)) is None
+    assert term_asked(Request(value)) is None
     (record,) = caplog.records
     assert "Task the-task: the message header result_expires is" in record.getMessage()
     assert len(record.getMessage()) < 250
@@ -409,20 +409,20 @@ def test_asked_for_nonsense(value, caplog):
 @pytest.mark.parametrize("request_", [None, object(), type("Bunch", (), {"headers": None}), Request(None)])
 def test_nothing_asked(request_, caplog):
     """Most messages say nothing, and some requests are none of Celery's."""
-    assert lifetime.asked(request_) is None
+    assert term_asked(request_) is None
     assert not caplog.records
 
 
 @given(st.floats(0, 1e15))
 def test_metadata_is_exact(seconds):
     """What is written beside an object is what is read."""
-    assert lifetime.own(lifetime.metadata(seconds)) == seconds
+    assert term_of(term_metadata(seconds)) == seconds
 
 
 @given(st.text())
 def test_metadata_of_others(text):
     """Garbage beside an object is no term, and no error."""
-    own = lifetime.own({"celery-expires": text})
+    own = term_of({"celery-expires": text})
     assert own is None or own >= 0
 
 
@@ -430,7 +430,7 @@ def test_an_offset_is_no_other_time():
     """The same moment in another zone ends at the same time."""
     moment = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
     other = moment.astimezone(timezone(timedelta(hours=-9, minutes=-30)))
-    assert lifetime.ends(Object("k", b"", 0, "", moment), 60) == lifetime.ends(Object("k", b"", 0, "", other), 60)
+    assert expires_at(Object("k", b"", 0, "", moment), 60) == expires_at(Object("k", b"", 0, "", other), 60)
 
 
 # -- uploads

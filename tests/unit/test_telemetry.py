@@ -14,13 +14,13 @@ from celery import Celery
 from celery.signals import worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
 
 import celery_s3.store
-from celery_s3 import telemetry
+from celery_s3.bucket import open_store
+from celery_s3.costs import workers
+from celery_s3.costs.workers import COMMAND, Reporter, ask_workers, summary
 from celery_s3.errors import ConfigurationError, NoRemoteControl, PreconditionFailed, Throttled
 from celery_s3.settings import Settings
-from celery_s3.store import open_store
 from celery_s3.store.counting import CHILDREN, Counting, Tally
 from celery_s3.store.memory import Fault, MemoryStore
-from celery_s3.telemetry import COMMAND, Reporter, ask_workers, summary
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -120,7 +120,7 @@ def test_a_child_joins_before_its_first_request(tally):
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.INFO, "celery_s3.telemetry")
+    caplog.set_level(logging.INFO, "celery_s3.costs.workers")
     return caplog
 
 
@@ -202,12 +202,12 @@ def test_workers_have_the_command(tally):
 
 def test_processes_out_of_sight_are_told(tally, monkeypatch):
     """The answer says how many of the pool's processes it does not include."""
-    monkeypatch.setattr(telemetry, "prefork_parent", lambda: True)
+    monkeypatch.setattr(workers, "prefork_parent", lambda: True)
     pool = SimpleNamespace(info={"processes": [os.getpid(), 1, 2]})
     state = SimpleNamespace(
         app=SimpleNamespace(backend=SimpleNamespace(tally=tally)), consumer=SimpleNamespace(pool=pool)
     )
-    assert telemetry._answer(state)["uncounted"] == 2
+    assert workers._answer(state)["uncounted"] == 2
 
 
 def test_brokers_without_fanout():
@@ -236,7 +236,7 @@ def test_nobody_answers():
 @pytest.fixture
 def otel():
     pytest.importorskip("opentelemetry.sdk")
-    from celery_s3.store import otel
+    from celery_s3.store import tracing as otel
 
     return otel
 
@@ -357,8 +357,8 @@ def test_metrics(otel, monkeypatch):
 
 def test_opentelemetry_is_missing(monkeypatch):
     """Where the setting asks for it and the package is missing, the error names the extra."""
-    monkeypatch.delitem(sys.modules, "celery_s3.store.otel", raising=False)
-    monkeypatch.delattr(celery_s3.store, "otel", raising=False)
+    monkeypatch.delitem(sys.modules, "celery_s3.store.tracing", raising=False)
+    monkeypatch.delattr(celery_s3.store, "tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigurationError, match=r"celery-s3\[otel\]"):
         open_store(Settings(bucket="results", opentelemetry=True))
@@ -369,7 +369,7 @@ def test_a_backend_without_it_pays_nothing():
     code = (
         "import sys; from celery import Celery;"
         "Celery('x', backend='celery-s3://bucket').backend;"
-        "names = ('opentelemetry', 'celery_s3.cost', 'celery_s3.shapes', 'celery.worker.control');"
+        "names = ('opentelemetry', 'celery_s3.costs.prices', 'celery_s3.costs.model', 'celery.worker.control');"
         "print([name for name in names if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from celery_s3.templates import FORMATS, Blueprint
+from celery_s3.operate.templates import FORMATS, Blueprint
 
 RULES = [
     {

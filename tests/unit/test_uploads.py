@@ -23,7 +23,8 @@ from celery_s3.errors import (
     Throttled,
     UploadMissing,
 )
-from celery_s3.sealing.format import FRAME, HEADER, plain_size, stored_size
+from celery_s3.metadata import SEAL
+from celery_s3.sealing.format import FRAME, plain_size, stored_size
 from celery_s3.sealing.store import sealing
 from celery_s3.sealing.writer import SealingWriter
 from celery_s3.settings import Secret, Settings
@@ -34,7 +35,7 @@ from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.pieces import cut
 from celery_s3.store.retrying import Policy, Retrying
-from celery_s3.store.uploads import MARK, PART, PARTS, Uploads, part_bytes
+from celery_s3.store.uploads import PART, PARTS, UPLOAD, Uploads, part_bytes
 
 MIB = 1024 * 1024
 #: The bytes of a part in these tests.
@@ -99,7 +100,7 @@ def test_more_is_an_upload(memory, writer, size, told):
     assert sent[1:-1] == ["PART"] * -(-size // LENGTH)
     found = memory.get("k")
     assert (found.body, found.etag, found.content_type) == (body, etag, "x/y")
-    assert {name: value for name, value in found.metadata.items() if name != MARK} == {"a": "b"}
+    assert {name: value for name, value in found.metadata.items() if name != UPLOAD} == {"a": "b"}
 
 
 @given(st.lists(st.binary(max_size=35)), st.sampled_from([1, 16]), st.booleans())
@@ -436,7 +437,7 @@ def test_sealed(memory, sealed, monkeypatch, seal, size, step):
         found = store.get("k")
         assert (found.body, found.size, found.metadata["a"]) == (body, size, "b")
         stored = memory.get("k", length=1)
-        assert HEADER in stored.metadata
+        assert SEAL in stored.metadata
         assert stored.size == stored_size(size)
         assert plain_size(stored.size) == size
     if size > FRAME:
@@ -449,7 +450,7 @@ def test_sealed_and_lost(memory, sealed):
     memory.faults.append(Fault(PreconditionFailed("a second try is refused"), "COMPLETE", landed=True))
     writer.write("k", [b"x" * 500], precondition=CREATE)
     assert store.get("k").body == b"x" * 500
-    assert store.get("k").metadata.keys() == {MARK}
+    assert store.get("k").metadata.keys() == {UPLOAD}
 
 
 def test_every_seal_is_another(memory, sealed):

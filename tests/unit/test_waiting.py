@@ -3,7 +3,7 @@
 import pytest
 from celery.exceptions import TimeoutError
 
-from celery_s3 import waiting
+from celery_s3.results import waiting
 
 
 class Clock:

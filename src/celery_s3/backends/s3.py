@@ -14,23 +14,26 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.result import ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 
-from .. import codec, keys, raw, waiting
-from ..chunks import LARGE, Chunks, one_body
-from ..compression import compress_payload, compression_method
-from ..errors import ResultNotStored, StoreError
-from ..expiry.terms import Terms
-from ..groups import gather
-from ..parents import Parents, checking
-from ..reading import Decoder, Meta, Reader, Replaced, pending, ready
-from ..results import Results
-from ..settings import resolve
-from ..store import open_store
-from ..store.deadline import retried_until
-from ..store.situation import prefork_parent
-from ..telemetry import Reporter
-from .chords import ChordHooks
-from .expiry import ExpiryHooks
-from .files import FileHooks, transient
+from celery_s3 import keys
+from celery_s3.bucket import open_store
+from celery_s3.chords.hooks import ChordHooks
+from celery_s3.codec import decoding, raw
+from celery_s3.codec.chunks import LARGE, Chunks, one_body
+from celery_s3.codec.compression import compress_payload, compression_method
+from celery_s3.costs.workers import Reporter
+from celery_s3.errors import ResultNotStored, StoreError
+from celery_s3.expiry.hooks import ExpiryHooks
+from celery_s3.expiry.terms import Terms
+from celery_s3.files.hooks import FileHooks, transient
+from celery_s3.metadata import result_metadata
+from celery_s3.processes import prefork_parent
+from celery_s3.results import waiting
+from celery_s3.results.groups import gather
+from celery_s3.results.parents import Parents, checking
+from celery_s3.results.reader import Decoder, Meta, Reader, Replaced, pending, ready
+from celery_s3.results.write_once import Results
+from celery_s3.settings import resolve
+from celery_s3.store.deadline import retried_until
 
 __all__ = ["S3Backend"]
 
@@ -131,7 +134,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)
         body, content_type = self._body(meta)
-        beside = codec.metadata(
+        beside = result_metadata(
             state,
             getattr(request, "task", None),
             meta.get("children"),
@@ -191,7 +194,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
         # what has not been fetched yet goes through here when it is
-        return meta if isinstance(meta, codec.LazyMeta) else super().meta_from_decoded(meta)
+        return meta if isinstance(meta, decoding.LazyMeta) else super().meta_from_decoded(meta)
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether anything is stored for the task; one request, whatever its size."""
@@ -311,8 +314,8 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         )
 
 
-def _partial(meta: Meta | None) -> TypeGuard[codec.LazyMeta]:
-    return isinstance(meta, codec.LazyMeta) and meta.partial
+def _partial(meta: Meta | None) -> TypeGuard[decoding.LazyMeta]:
+    return isinstance(meta, decoding.LazyMeta) and meta.partial
 
 
 def _whole(meta: Meta | None, up_to: float = inf) -> Meta | None:

@@ -20,9 +20,10 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from ..errors import Garbled, ObjectMissing, PreconditionFailed
-from ..store.api import CREATE, Match, Object, Precondition, Store
-from .lines import parse
+from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed
+from celery_s3.store.api import CREATE, Match, Object, Precondition, Store
+
+from .parts import parse
 
 __all__ = ["Claim", "Held", "State", "is_of_process"]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from celery.result import ResultBase, ResultSet
 
-from .lines import parse
+from .parts import parse
 
 __all__ = ["Manifest", "Nesting", "arrange", "leaf_ids", "nesting"]
 

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from ..errors import CeleryS3Error, ObjectMissing, Untrusted
-from ..store.api import Entry
+from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
+from celery_s3.store.api import Entry
+
 from .manifest import Manifest
 from .service import Act
 from .survey import Chord, Folder, Run, Survey

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from ..errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from ..keys import encode_id
-from ..store.api import CREATE, Match, Object, Store
-from ..store.parallel import Pool
+from celery_s3.errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
+from celery_s3.keys import encode_id
+from celery_s3.store.api import CREATE, Match, Object, Store
+from celery_s3.store.parallel import Pool
+
 from .claim import Claim, Held, is_of_process
 from .manifest import Manifest
 from .tree import Leaves, Memory, Parts, Shape, Tree, frame

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Literal, Protocol
 
-from ..errors import ObjectMissing, Untrusted
-from ..keys import decode_id
-from ..store.api import Entry
+from celery_s3.errors import ObjectMissing, Untrusted
+from celery_s3.keys import decode_id
+from celery_s3.store.api import Entry
+
 from .claim import Held
 from .manifest import Manifest
 from .service import Chords, Ticket

@@ -19,11 +19,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from ..errors import Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from ..keys import encode_id
-from ..store.api import CREATE, Store
-from ..store.parallel import Pool
-from .lines import parse
+from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed, Untrusted
+from celery_s3.keys import encode_id
+from celery_s3.store.api import CREATE, Store
+from celery_s3.store.parallel import Pool
+
+from .parts import parse
 
 __all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "frame", "pack", "unframe", "unpack"]
 

@@ -16,8 +16,8 @@ from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
-from celery_s3.causes import INTRUDERS, brief, passing
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
+from celery_s3.interruptions import INTRUDERS, brief, passing
 
 from .content import decoded
 from .messages import is_removable, messages_of, sending_app

@@ -25,7 +25,8 @@ from celery.signals import task_success
 from kombu.exceptions import DecodeError
 
 from celery_s3 import keys
-from celery_s3.compression import compress_payload, compression_method, decompress_payload
+from celery_s3.bucket import open_store
+from celery_s3.codec.compression import compress_payload, compression_method, decompress_payload
 from celery_s3.errors import (
     ConfigurationError,
     MessageNotRead,
@@ -35,7 +36,6 @@ from celery_s3.errors import (
     StoreError,
 )
 from celery_s3.settings import Settings, resolve
-from celery_s3.store import open_store
 from celery_s3.store.api import Object, Store
 from celery_s3.store.parallel import Pool
 

@@ -44,7 +44,8 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from ..errors import CeleryS3Error
+        from celery_s3.errors import CeleryS3Error
+
         from .output import printable
 
         try:

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..cost import Prices, bill, price_table, prices_name
-from ..gauge import Gauge, Plan, Row
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.costs.prices import Prices, bill, price_table, prices_name
+from celery_s3.operate.bench import Gauge, Plan, Row
+
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
 from .output import data_size, print_json, print_table, printable
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 from kombu.exceptions import DecodeError
 
-from .. import raw
-from ..compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
-from ..errors import ObjectMissing, PreconditionFailed
-from ..results import PART_BYTES, Results
-from ..store.api import Object, Store
+from celery_s3.codec import raw
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
+from celery_s3.errors import ObjectMissing, PreconditionFailed
+from celery_s3.results.write_once import PART_BYTES, Results
+from celery_s3.store.api import Object, Store
+
 from .output import printable, progress
 
 __all__ = ["print_bytes", "print_raw", "size_of_bytes", "write_file"]

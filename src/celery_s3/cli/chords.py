@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..chords.manifest import Manifest
-from ..chords.survey import Chord
-from ..errors import CeleryS3Error
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.chords.manifest import Manifest
+from celery_s3.chords.survey import Chord
+from celery_s3.errors import CeleryS3Error
+
 from .context import dry_run_option, json_option, with_backend
 from .output import bar, duration, print_json, print_table, printable
 

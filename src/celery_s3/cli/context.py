@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from celery.exceptions import ImproperlyConfigured
 
-from ..backends.s3 import S3Backend
+from celery_s3.backends.s3 import S3Backend
 
 __all__ = ["dry_run_option", "json_option", "terminated_like_interrupted", "with_backend"]
 

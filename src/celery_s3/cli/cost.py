@@ -11,10 +11,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..backends.s3 import S3Backend
-from ..cost import Item, Prices, bill, price_table, prices_name, storage_cost
-from ..shapes import Deployment, Work, celery_own, celery_s3, cost_of
-from ..telemetry import ask_workers
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.costs.model import Deployment, Work, celery_own, celery_s3, cost_of
+from celery_s3.costs.prices import Item, Prices, bill, price_table, prices_name, storage_cost
+from celery_s3.costs.workers import ask_workers
+
 from .context import json_option, with_backend
 from .output import data_size, print_json, print_table
 
@@ -70,7 +71,7 @@ class _Between(click.FloatRange):
     "--prices",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Other prices than S3's in us-east-1; the form is that of celery_s3/prices.toml.",
+    help="Other prices than S3's in us-east-1; the form is that of celery_s3/costs/prices.toml.",
 )
 @click.option("--measured", is_flag=True, help="Ask running workers instead what they have asked of S3.")
 @click.option(

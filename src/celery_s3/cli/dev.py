@@ -9,8 +9,8 @@ from pprint import pformat
 
 import click
 
-from ..dev.seaweed import SeaweedFS
-from ..settings.kinds import Text, Wrong
+from celery_s3.dev.seaweed import SeaweedFS
+from celery_s3.settings.kinds import Text, Wrong
 
 __all__ = ["command"]
 

@@ -11,10 +11,11 @@ from dataclasses import asdict
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..control import Control
-from ..doctor import Case, Finding, Level, examine
-from ..store.routing import Routing
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.operate.doctor import Case, Finding, Level, examine
+from celery_s3.store.clients.control import Control
+from celery_s3.store.routing import Routing
+
 from .context import json_option, terminated_like_interrupted, with_backend
 from .output import print_json
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..inventory import Extent, Filter, Inventory
-from ..store.api import batches
-from ..store.counting import PAGE
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.operate.inventory import Extent, Filter, Inventory
+from celery_s3.store.api import batches
+from celery_s3.store.counting import PAGE
+
 from .context import dry_run_option, json_option, with_backend
 from .lookup import keys_of
 from .output import data_size, print_json, progress

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..control import Control
-from ..errors import CeleryS3Error
-from ..provision import Change, Plan, default_encryption, plan, why
-from ..templates import FORMATS, Blueprint
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.errors import CeleryS3Error
+from celery_s3.operate.init import Change, Plan, default_encryption, plan, why
+from celery_s3.operate.templates import FORMATS, Blueprint
+from celery_s3.store.clients.control import Control
+
 from .context import dry_run_option, json_option, with_backend
 from .output import print_json
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..backends.s3 import S3Backend
-from ..errors import CeleryS3Error, ResultNotRead, StoreError
-from ..keys import full_key
-from ..store.api import Object
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.errors import CeleryS3Error, ResultNotRead, StoreError
+from celery_s3.keys import full_key
+from celery_s3.store.api import Object
 
 __all__ = ["keys_of", "stored"]
 

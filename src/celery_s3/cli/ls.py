@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..inventory import Found, Inventory
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.operate.inventory import Found, Inventory
+
 from .context import json_option, with_backend
 from .output import data_size, duration, print_json, print_table
 from .query import filter_of, filter_options, inventory_of, yes_option

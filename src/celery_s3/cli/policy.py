@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from .. import policy
-from ..backends.s3 import S3Backend
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.operate import policy
+
 from .context import with_backend
 from .output import print_json
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..cost import price_table, prices_name, requests_cost
-from ..inventory import Filter, Inventory
-from ..keys import full_key
-from ..settings import Settings
-from ..toll import FREE, Toll
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.costs.prices import price_table, prices_name, requests_cost
+from celery_s3.keys import full_key
+from celery_s3.operate.budget import FREE, Toll
+from celery_s3.operate.inventory import Filter, Inventory
+from celery_s3.settings import Settings
 
 __all__ = [
     "confirm",

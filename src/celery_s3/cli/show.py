@@ -12,11 +12,13 @@ import click
 from celery import states
 from celery.result import AsyncResult, GroupResult, ResultBase, result_from_tuple
 
-from .. import codec, raw
-from ..backends.s3 import S3Backend
-from ..errors import ResultNotRead, StoreError, UnreadableResult
-from ..inventory import time_of
-from ..store.api import Object
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.codec import raw
+from celery_s3.errors import ResultNotRead, StoreError, UnreadableResult
+from celery_s3.metadata import state_of, task_of
+from celery_s3.operate.inventory import time_of
+from celery_s3.store.api import Object
+
 from .body import print_raw, size_of_bytes, write_file
 from .context import json_option, with_backend
 from .lookup import stored
@@ -86,8 +88,8 @@ class _Shown:
         found = self.found
         return {
             "id": self.id,
-            "state": codec.state_of(found.metadata),
-            "task": codec.task_of(found.metadata),
+            "state": state_of(found.metadata),
+            "task": task_of(found.metadata),
             "stored": found.modified,
             "done": None,
             "expires": time_of(self.backend.results.ends(found)),

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..control import Control
-from ..cost import price_table, prices_name, storage_cost
-from ..errors import StoreError
-from ..expiry.sweep import Sweep, Swept
-from ..store.counting import Snapshot, difference
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.costs.prices import price_table, prices_name, storage_cost
+from celery_s3.errors import StoreError
+from celery_s3.expiry.sweep import Sweep, Swept
+from celery_s3.store.clients.control import Control
+from celery_s3.store.counting import Snapshot, difference
+
 from .context import dry_run_option, json_option, with_backend
 from .output import data_size, print_json, print_table, progress
 from .query import expensive, price

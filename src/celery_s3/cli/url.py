@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from ..backends.s3 import S3Backend
-from ..control import Control
+from celery_s3.backends.s3 import S3Backend
+from celery_s3.store.clients.control import Control
+
 from .context import json_option, with_backend
 from .lookup import stored
 from .output import data_size, print_json

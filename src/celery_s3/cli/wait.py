@@ -10,7 +10,8 @@ import click
 from celery import states
 from celery.exceptions import TimeoutError
 
-from ..backends.s3 import S3Backend
+from celery_s3.backends.s3 import S3Backend
+
 from .body import print_bytes
 from .context import json_option, with_backend
 from .lookup import keys_of

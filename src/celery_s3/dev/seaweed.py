@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from celery_s3.dev.process import (
+from .process import (
     ACCESS_KEY,
     EmbeddedServer,
     ServerNotStarted,

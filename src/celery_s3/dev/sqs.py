@@ -10,16 +10,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from celery_s3.dev.process import (
-    ACCESS_KEY,
-    EmbeddedServer,
-    ServerNotStarted,
-    environment,
-    spawn,
-    stop,
-    tail,
-    wait_until,
-)
+from .process import ACCESS_KEY, EmbeddedServer, ServerNotStarted, environment, spawn, stop, tail, wait_until
 
 __all__ = ["SQSServer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..control import Control
+from celery_s3.store.clients.control import Control
 
 __all__ = ["server_clock"]
 

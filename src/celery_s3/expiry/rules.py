@@ -26,9 +26,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import lifetime
-from ..errors import ConfigurationError
-from ..files.pointer import SENT
+from celery_s3.errors import ConfigurationError
+from celery_s3.files.pointer import SENT
+from celery_s3.metadata import EXPIRY_TAG, EXPIRY_TAG_DAYS, EXPIRY_TAG_DEFAULT
+
 from .terms import DAY, SLACK, Prefixes, Terms
 
 __all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "outdated", "shared", "wanted"]
@@ -57,7 +58,7 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
     """
     found: list[Rule] = []
     if by_tag:
-        days = {lifetime.PLAIN: terms.results, **{str(days): days * DAY for days in lifetime.DAYS}}
+        days = {EXPIRY_TAG_DEFAULT: terms.results, **{str(days): days * DAY for days in EXPIRY_TAG_DAYS}}
         found += [
             _expiring(prefixes, f"{kind}-{value}", prefix, term + slack, versioned, value)
             for kind, prefix, slack in (("results", prefixes.results, 0), ("files", prefixes.files, SLACK))
@@ -92,7 +93,7 @@ def _expiring(prefixes: Prefixes, kind: str, prefix: str, term: float, versioned
 def _rule(prefixes: Prefixes, kind: str, prefix: str, tag: str = "", **actions: Any) -> Rule:
     where: dict[str, Any] = {"Prefix": prefix}
     if tag:
-        where = {"And": {"Prefix": prefix, "Tags": [{"Key": lifetime.TAG, "Value": tag}]}}
+        where = {"And": {"Prefix": prefix, "Tags": [{"Key": EXPIRY_TAG, "Value": tag}]}}
     # several deployments may share a bucket: each has rules of its own
     digest = hashlib.sha256(prefixes.results.encode()).hexdigest()[:8]
     return {"ID": f"{_OURS}{digest}-{kind}", "Status": "Enabled", "Filter": where, **actions}
@@ -192,7 +193,7 @@ def hazards(
 
 def _may_fit(rule: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
     """Whether the rule's tags are such as our objects may have; each result has its own value of one of them."""
-    return all(key == lifetime.TAG or tags.get(key) == value for key, value in _tags(rule))
+    return all(key == EXPIRY_TAG or tags.get(key) == value for key, value in _tags(rule))
 
 
 def outdated(existing: Iterable[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import uuid4
 
-from .. import lifetime
-from ..control import Upload
-from ..errors import ObjectMissing, Refused
-from ..files.pointer import OBJECT, SENT
-from ..inventory import Extent
-from ..store.api import Entry, Store, batches
-from ..store.counting import PAGE
-from ..store.parallel import Pool
+from celery_s3.errors import ObjectMissing, Refused
+from celery_s3.files.pointer import OBJECT, SENT
+from celery_s3.metadata import expires_at
+from celery_s3.operate.inventory import Extent
+from celery_s3.store.api import Entry, Store, batches
+from celery_s3.store.clients.control import Upload
+from celery_s3.store.counting import PAGE
+from celery_s3.store.parallel import Pool
+
 from .terms import SLACK, Prefixes, Terms
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
@@ -248,7 +249,7 @@ class Sweep:
             found = self.store.get(entry.key, length=1)
         except ObjectMissing:
             return None
-        end = lifetime.ends(found, area.expires)
+        end = expires_at(found, area.expires)
         gone = end is not None and self.now() >= end + area.slack
         return Entry(found.key, found.size, found.modified, found.etag) if gone else None
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ..chords.repair import KEPT
-from ..errors import ConfigurationError
+from celery_s3.chords.repair import KEPT
+from celery_s3.errors import ConfigurationError
 
 __all__ = ["DAY", "SLACK", "Prefixes", "Terms"]
 

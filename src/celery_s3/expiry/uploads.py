@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..control import Control, Upload
-from ..files.pointer import OBJECT
+from celery_s3.files.pointer import OBJECT
+from celery_s3.store.clients.control import Control, Upload
+
 from .terms import DAY, Prefixes
 
 __all__ = ["StaleUploads"]

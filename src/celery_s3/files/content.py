@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
 
 from celery_s3.errors import FileNotRead
 
-from . import home
+from . import whose
 from .pointer import Pointer, check_content_type, check_name, clean_name
 from .source import PathSource, Source, StreamSource, check_size
 
@@ -99,7 +99,7 @@ class Remote:
 
     @cached_property
     def _files(self) -> Files:
-        files, nearest = home.files_at(self._pointer.at, self._pointer.server, self._home)
+        files, nearest = whose.files_at(self._pointer.at, self._pointer.server, self._home)
         if files is None:
             here = f"this process has its files in {nearest}" if nearest else "the current app's results are not in S3"
             raise FileNotRead(

@@ -14,11 +14,11 @@ from weakref import WeakValueDictionary
 
 from celery._state import get_current_task
 
-from celery_s3 import lifetime
 from celery_s3.errors import ConfigurationError, FileNotStored, StoreError
+from celery_s3.metadata import term_asked
 from celery_s3.serializers import Pointed
 
-from . import home
+from . import whose
 from .content import Broken, Content, Local, Remote
 from .pointer import Pointer
 
@@ -170,7 +170,7 @@ class S3File(Pointed):
 
     def pointer(self) -> Any:
         """What travels in its place; it is uploaded now, unless it is already or the call stays in this process."""
-        if isinstance(self._content, Local) and home.eager():
+        if isinstance(self._content, Local) and whose.eager():
             _here[self._token] = self
             return {"here": self._token}
         if isinstance(self._content, Local):
@@ -180,14 +180,14 @@ class S3File(Pointed):
 
     def _uploaded(self, local: Local) -> Remote:
         """It goes with one task's result and is deleted with it, so another task's is another object."""
-        files, owner, now = _files_for(local), home.owner(), time.time()
-        whose = (files.server, files.at, owner, home.run())
-        known, began = self._sent.get(whose, (None, 0.0))
+        files, owner, now = _files_for(local), whose.owner(), time.time()
+        asking = (files.server, files.at, owner, whose.run())
+        known, began = self._sent.get(asking, (None, 0.0))
         if known is not None and 0 <= now - began < (_OF_A_TASK if owner else _OF_A_CALLER):
             return known
-        remote = Remote(_upload(local, files, owner), home.current())
-        self._sent.pop(whose, None)
-        self._sent[whose] = remote, now
+        remote = Remote(_upload(local, files, owner), whose.current())
+        self._sent.pop(asking, None)
+        self._sent[asking] = remote, now
         if len(self._sent) > _REMEMBERED:
             self._sent.pop(next(iter(self._sent)))
         return remote
@@ -204,13 +204,13 @@ class S3File(Pointed):
 
 def _content_of(pointer: object) -> Content:
     try:
-        return Remote(Pointer.loads(pointer), home.current())
+        return Remote(Pointer.loads(pointer), whose.current())
     except ValueError as exc:
         return Broken(pointer, str(exc))
 
 
 def _files_for(local: Local) -> Files:
-    files = home.files_here()
+    files = whose.files_here()
     if files is None:
         raise ConfigurationError(
             f"{local!r} cannot be uploaded: the current app's results are not in S3 by celery-s3. Set `result_backend`"
@@ -228,7 +228,7 @@ def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
             size=local.size,
             name=local.name,
             content_type=local.content_type,
-            term=lifetime.asked(task and task.request),
+            term=term_asked(task and task.request),
         )
     except StoreError as exc:
         # without its cause nobody tries again: `result_backend_always_retry`

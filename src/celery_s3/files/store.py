@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from urllib.parse import quote
 from uuid import uuid4
 
-from celery_s3 import lifetime
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
+from celery_s3.metadata import FILE_NAME, term_metadata
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
@@ -88,7 +88,7 @@ class Files:
         key = f"{folder(owner) if owner else SENT}{uuid4().hex}"
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         passed = _Passed(pieces)
-        metadata = {lifetime.FILE: (not sealed and quote(name)) or "file", **lifetime.metadata(term)}
+        metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
         self.uploads.write(self.prefix + key, passed, size=size, metadata=metadata, content_type=content_type)
         if owner:
             self._count(owner)
@@ -169,7 +169,7 @@ class Files:
                 f"there is no link to {self.at}{pointer.key}: it is sealed by `seal_keys`, and a link would give out"
                 " what nobody can read. Let a program that has the keys hand out what `open()` gives"
             )
-        from celery_s3.control import Control  # imported where it is used
+        from celery_s3.store.clients.control import Control  # imported where it is used
 
         try:
             return Control(self.settings).presign(

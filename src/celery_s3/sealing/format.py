@@ -30,7 +30,6 @@ from .ciphers import TAG_BYTES, Broken, Cipher
 
 __all__ = [
     "FRAME",
-    "HEADER",
     "STORED_FRAME",
     "Header",
     "Span",
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 #: The name in the user metadata.
-HEADER = "celery-seal"
 
 VERSION = "1"
 FRAME = 16 * 1024

@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 from celery_s3.errors import KeyRefused, KeyUnavailable, StoreError, Transient
+from celery_s3.processes import PerProcess, prefork_parent
 from celery_s3.settings import Settings
-from celery_s3.store.situation import PerProcess, prefork_parent
 
 from .ciphers import Broken
 
@@ -75,7 +75,7 @@ class KMSKey:
         slot.key, slot.until = key, self._clock() + LIFETIME
 
     def _ask(self, operation: str, method: str, **parameters: Any) -> dict[str, Any]:
-        from celery_s3.store.boto3_errors import FAILURES
+        from celery_s3.store.clients.boto3_errors import FAILURES
 
         # The key is named, so that a key of somebody else's is refused, and the bucket is bound in.
         parameters |= {"KeyId": self._name, "EncryptionContext": {"celery-s3": self._settings.bucket}}
@@ -89,8 +89,8 @@ class KMSKey:
         raise error
 
     def _translated(self, exc: BaseException, operation: str) -> Exception:
-        from celery_s3.store.boto3_errors import translated
-        from celery_s3.store.translate import Request
+        from celery_s3.store.clients.boto3_errors import translated
+        from celery_s3.store.clients.translate import Request
 
         found = translated(exc, Request(operation), self._settings)
         if found.code in _NOT_OURS:
@@ -130,7 +130,7 @@ class _Cache:
 def _client(name: str, settings: Settings) -> Any:
     from botocore.config import Config
 
-    from celery_s3.store.session import client_factory
+    from celery_s3.store.clients.session import client_factory
 
     if not settings.on_aws:
         # those are another server's

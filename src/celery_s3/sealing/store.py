@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from celery_s3.errors import BadRequest, NotSealed, Tampered, UnknownKey
+from celery_s3.metadata import SEAL
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Precondition, Store
 
 from .ciphers import ENCRYPTION, SIGNATURE, Broken, Cipher, algorithm
-from .format import HEADER, Header, Span, context, opened, plain_size, sealed
+from .format import Header, Span, context, opened, plain_size, sealed
 from .keyring import KeyRing, keyring
 
 __all__ = ["Sealing", "sealing"]
@@ -82,7 +83,7 @@ class Sealing:
         content_type = content_type or UNTYPED
         header, cipher = self._new(self._writes)
         bound = context(header, self._bucket, key, content_type, metadata)
-        return Envelope(cipher, bound, {**metadata, HEADER: header}, content_type)
+        return Envelope(cipher, bound, {**metadata, SEAL: header}, content_type)
 
     def _new(self, name: str) -> tuple[str, Cipher]:
         token, ring_key = self._ring.first.sealing()
@@ -100,7 +101,7 @@ class Sealing:
         low = min(start, span.low) if self._accepts else span.low
         asked = None if span.high is None else span.high - low
         found = self._inner.get(key, start=low, length=asked, if_match=if_match)
-        header = found.metadata.get(HEADER)
+        header = found.metadata.get(SEAL)
         if header is None:
             return self._unsealed(found, start - low, length)
         try:
@@ -118,7 +119,7 @@ class Sealing:
         size = plain_size(found.size)
         if span.start and span.start >= size:
             raise BadRequest("the range begins behind the end", "get", self._bucket, found.key, 416, "InvalidRange")
-        metadata = {name: value for name, value in found.metadata.items() if name != HEADER}
+        metadata = {name: value for name, value in found.metadata.items() if name != SEAL}
         bound = context(text, self._bucket, found.key, found.content_type, metadata)
         stored = self._frames(found, span, low)
         plain = opened(self._cipher(found.key, text), bound, stored, span.first, found.size)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from celery_s3.metadata import UPLOAD
 from celery_s3.store.api import Chunk, Precondition, Writer
 from celery_s3.store.pieces import measured
-from celery_s3.store.uploads import MARK, new_mark
+from celery_s3.store.uploads import new_mark
 
 from .format import sealed_chunks, stored_size
 from .store import Sealing
@@ -37,7 +38,7 @@ class SealingWriter:
         content_type: str = "",
     ) -> str:
         # The seal binds the metadata, so the upload's mark must be among it already.
-        envelope = self._sealing.envelope(key, {MARK: new_mark(), **(metadata or {})}, content_type)
+        envelope = self._sealing.envelope(key, {UPLOAD: new_mark(), **(metadata or {})}, content_type)
         if envelope is not None:
             metadata, content_type = envelope.metadata, envelope.content_type
             if size is not None:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import ConfigurationError
+from celery_s3.errors import ConfigurationError
+
 from .aws import AwsEnvironment
 from .kinds import Wrong
 from .model import Settings

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from billiard import process
 
 from celery_s3.errors import StoreError, Unreachable
+from celery_s3.processes import PerProcess
 
 from .api import Bucket, Entry, Object, Precondition
-from .situation import PerProcess
 
 __all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
 

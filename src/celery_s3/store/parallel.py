@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
-from .situation import PerProcess, without_sigterm
+from celery_s3.processes import PerProcess, without_sigterm
 
 __all__ = ["Pool"]
 

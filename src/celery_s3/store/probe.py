@@ -8,10 +8,10 @@ import threading
 import uuid
 
 from celery_s3.errors import BadRequest, ConfigurationError, PreconditionFailed, StoreError
+from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
 from .api import CREATE, Match, Precondition, Store
-from .situation import PerProcess
 
 __all__ = ["PROBE", "ConditionalWrites"]
 

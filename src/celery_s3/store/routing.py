@@ -16,12 +16,12 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from celery_s3 import processes
 from celery_s3.errors import ConfigurationError
+from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
-from . import situation
 from .api import Bucket, Entry, Object, Precondition, Store
-from .situation import PerProcess
 
 __all__ = ["Routing"]
 
@@ -104,25 +104,25 @@ class Routing:
         """The client for a key and, where it matters, a big body."""
         chosen = self._settings.client
         # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
-        if chosen == "boto3" or (big and chosen == "auto") or situation.prefork_parent():
+        if chosen == "boto3" or (big and chosen == "auto") or processes.prefork_parent():
             return self._boto3_client()
         if reason := self._not_obstore(key):
             if chosen == "obstore":
                 raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
             return self._boto3_client()
-        situation.obstore_used()
+        processes.obstore_used()
         return self._obstore.get()
 
     def _boto3_client(self) -> Bucket:
-        return (self._brief if situation.prefork_parent() else self._boto3).get()
+        return (self._brief if processes.prefork_parent() else self._boto3).get()
 
     def _not_obstore(self, key: str) -> str:
         """Why obstore cannot serve a key here, empty if it can."""
-        if situation.obstore_forbidden():
+        if processes.obstore_forbidden():
             if self._settings.client == "auto":
                 self._told.get()
             return "it was used before this process was forked, and would hang"
-        if situation.greenlets():
+        if processes.greenlets():
             return "it would block the hub of gevent or eventlet"
         if self._reason:
             return self._reason
@@ -130,19 +130,21 @@ class Routing:
 
 
 def _obstore(settings: Settings) -> Store:
-    from .obstore_client import ObstoreClient  # imported where it is used: a process needs one client, rarely two
+    from celery_s3.store.clients.obstore_client import (
+        ObstoreClient,  # imported where it is used: a process needs one client, rarely two
+    )
 
     return ObstoreClient(settings)
 
 
 def _boto3(settings: Settings) -> Bucket:
-    from .boto3_client import Boto3Client
+    from celery_s3.store.clients.boto3_client import Boto3Client
 
     return Boto3Client(settings)
 
 
 def _brief(settings: Settings) -> Bucket:
-    from .boto3_client import Boto3Client
+    from celery_s3.store.clients.boto3_client import Boto3Client
 
     return Boto3Client(
         settings,

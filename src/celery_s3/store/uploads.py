@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from celery_s3.errors import Ambiguous, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
+from celery_s3.metadata import UPLOAD
 
 from .api import Bucket, Chunk, Precondition
 from .deadline import retried_until, retried_while
 from .parallel import Pool
 from .pieces import cut, measured
 
-__all__ = ["MARK", "PART", "Uploads", "new_mark", "part_bytes"]
+__all__ = ["PART", "Uploads", "new_mark", "part_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ UNKNOWN_PART = 16 * _MIB
 PARTS = 10_000
 #: The parts under way at a time.
 AT_ONCE = 8
-#: The user metadata that tells an upload's object from any other, should the completion's answer be lost.
-MARK = "celery-upload"
 #: Seconds that an abort waits for parts under way, and that it is tried for.
 _PATIENCE, _ABORTING = 5.0, 5.0
 
@@ -71,12 +70,12 @@ class Uploads:
         if len(first) < 2:
             body = first.pop() if first else b""
             return self._bucket.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
-        marked = {MARK: new_mark(), **(metadata or {})}
+        marked = {UPLOAD: new_mark(), **(metadata or {})}
         upload_id = self._bucket.create_upload(key, metadata=marked, content_type=content_type)
         upload = _Upload(self._bucket, key, upload_id)
         try:
             etags = upload.send(self._pool, _numbered(key, first, bodies))
-            return upload.complete(etags, precondition, marked[MARK])
+            return upload.complete(etags, precondition, marked[UPLOAD])
         except BaseException:
             upload.abort()
             raise
@@ -91,7 +90,7 @@ def part_bytes(size: int | None) -> int:
 
 
 def new_mark() -> str:
-    """A value of :data:`MARK` that no other upload has."""
+    """A value of :data:`UPLOAD` that no other upload has."""
     return os.urandom(8).hex()
 
 
@@ -178,7 +177,7 @@ class _Upload:
             stored = self._bucket.get(self._key, length=1)
         except ObjectMissing:
             return None
-        return stored.etag if stored.metadata.get(MARK) == mark else None
+        return stored.etag if stored.metadata.get(UPLOAD) == mark else None
 
     def abort(self) -> None:
         """Delete the parts, once none is under way: one that landed after that would stay."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar, overload
 
-from .shapes import shape_of
+from .classes import shape_of
 from .standard import STANDARD
 
 __all__ = ["named", "of", "register"]

@@ -12,7 +12,8 @@ from math import isfinite
 from types import NoneType
 from typing import Any
 
-from ..errors import NotDecodable, NotEncodable
+from celery_s3.errors import NotDecodable, NotEncodable
+
 from .registry import named, of
 from .standard import expect
 

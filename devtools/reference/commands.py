@@ -1,0 +1,81 @@
+"""Write the reference of the commands from their help texts: ``python -m devtools.reference.commands FILE``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from celery_s3.cli import s3
+
+__all__ = ["page"]
+
+_HEAD = """\
+<!-- made by python -m devtools.reference.commands, do not edit -->
+# Commands
+
+`celery -A proj s3 …` looks after the results that Celery keeps in S3. It comes with the package; with
+`pip install 'celery-s3[cli]'` its tables fit the terminal. The exit code is 0 only when all is well; an error is told
+in one line and makes it 1, a wrong option 2.
+"""
+
+
+def page() -> str:
+    """Every command with its help and its options, as Markdown."""
+    context = click.Context(s3, info_name="celery -A proj s3")
+    commands = [command for name in s3.list_commands(context) if (command := s3.get_command(context, name))]
+    lines = [_HEAD, "| Command | |", "|---|---|", *map(_entry, commands), ""]
+    return "\n".join([*lines, *(line for command in commands for line in _section(command, context))])
+
+
+def _entry(command: click.Command) -> str:
+    return f"| [`{command.name}`](#{command.name}) | {command.get_short_help_str(200)} |"
+
+
+def _section(command: click.Command, parent: click.Context) -> Iterator[str]:
+    context = click.Context(command, parent=parent, info_name=command.name)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield f"## {command.name}\n\n```\n{usage}\n```\n"
+    yield _help(command) + "\n"
+    yield "| Option | |\n|---|---|"
+    options = (one for one in command.params if isinstance(one, click.Option) and not one.hidden)
+    yield from (_option(option) for option in options)
+    yield ""
+
+
+def _help(command: click.Command) -> str:
+    """The help text; what click must not wrap, after a line with a backspace, is code."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return "\n\n".join(f"```\n{one[2:]}\n```" if one.startswith("\b\n") else one for one in paragraphs)
+
+
+def _option(option: click.Option) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag or option.count else f" {_value(option)}"
+    default = f" Default: `{_number(option.default)}`." if option.show_default else ""
+    return f"| `{names}{value}` | {option.help}{_range(option.type)}{default} |"
+
+
+def _value(option: click.Option) -> str:
+    if isinstance(option.type, click.Choice):
+        return " or ".join(map(str, option.type.choices))
+    return option.metavar or ("N" if isinstance(option.default, int | float) else option.type.name.upper())
+
+
+def _range(kind: object) -> str:
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return ""
+    if kind.min is None or kind.max is None:
+        return "" if kind.min is None else f" At least {_number(kind.min)}."
+    return f" {_number(kind.min)} to {_number(kind.max)}."
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")

@@ -1,0 +1,88 @@
+"""The bucket that the settings describe: the wrappers in their order, composed in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery_s3 import processes
+from celery_s3.errors import ConfigurationError
+from celery_s3.settings import Settings
+from celery_s3.store.api import Bucket, Store, Writer
+from celery_s3.store.counting import Counting, Tally
+from celery_s3.store.parallel import Pool
+from celery_s3.store.probe import ConditionalWrites
+from celery_s3.store.retrying import Retrying, policy_for
+from celery_s3.store.routing import Routing
+from celery_s3.store.uploads import Uploads
+
+__all__ = ["Opened", "open_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A bucket and what belongs to it; made without any request, to be used in this process and those it forks.
+
+    Attributes:
+        store: makes the requests, and tries again.
+        plain: the same, and leaves seals unopened.
+        uploads: writes objects of any size.
+        tally: what this process has asked.
+        conditional: whether conditional writes work here.
+        pool: for reading in parallel.
+    """
+
+    store: Store
+    plain: Store
+    uploads: Writer
+    tally: Tally
+    conditional: ConditionalWrites
+    pool: Pool
+
+    def close(self) -> None:
+        """Let go of connections and threads; everything may be used again."""
+        self.pool.close()
+        self.store.close()
+
+
+def open_store(settings: Settings) -> Opened:
+    """The bucket that the settings describe.
+
+    Raises:
+        ConfigurationError: `seal_keys` or `opentelemetry` needs a package that is missing.
+    """
+    tally = Tally()
+    counting: Bucket = Counting(Routing(settings), tally)
+    pool = Pool(settings.concurrency)
+    if settings.opentelemetry:
+        counting, pool = _observed(counting, tally, settings)
+    retrying = Retrying(
+        counting,
+        policy=lambda: policy_for(settings, prefork_parent=processes.prefork_parent()),
+        tally=tally,
+        missing_as_403=settings.missing_as_403,
+        base=settings.base,
+    )
+    store, uploads = _sealed(retrying, Uploads(retrying, pool), settings)
+    # The probe is no secret, and is shared with processes that have no keys.
+    return Opened(store, retrying, uploads, tally, ConditionalWrites(settings, retrying), pool)
+
+
+def _observed(store: Bucket, tally: Tally, settings: Settings) -> tuple[Bucket, Pool]:
+    try:
+        from celery_s3.store import tracing  # imported where it is used
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"`opentelemetry` needs a package that is missing ({exc}): `pip install 'celery-s3[otel]'`, or unset it."
+        ) from exc
+    tracing.measure(tally, settings)
+    return tracing.Tracing(store, settings), tracing.TracedPool(settings.concurrency)
+
+
+def _sealed(store: Store, uploads: Writer, settings: Settings) -> tuple[Store, Writer]:
+    if not settings.seal_keys:
+        return store, uploads
+    from celery_s3.sealing.store import sealing  # imported where it is used
+    from celery_s3.sealing.writer import SealingWriter
+
+    sealed = sealing(store, settings)
+    return sealed, SealingWriter(uploads, sealed)

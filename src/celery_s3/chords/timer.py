@@ -1,0 +1,75 @@
+"""What is to be done later: one thread for all of it, as long as there is any."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from celery_s3.processes import PerProcess, without_sigterm
+
+__all__ = ["Agenda"]
+
+logger = logging.getLogger(__name__)
+
+
+class Agenda:
+    """Runs functions after some seconds, each in a thread of its own; what is left when the process ends is lost.
+
+    Celery's own timers do not serve: a child of a prefork worker has none, and threads that sleep are not free
+    where many chords wait for a lease.
+    """
+
+    def __init__(self) -> None:
+        self._entries = PerProcess(_Entries)
+
+    def __call__(self, seconds: float, fn: Callable[[], None]) -> None:
+        self._entries.get().add(time.monotonic() + seconds, fn)
+
+
+def _in_a_thread(fn: Callable[[], None]) -> None:
+    with without_sigterm():
+        threading.Thread(target=fn, name="celery-s3-chord", daemon=True).start()
+
+
+class _Entries:
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._running = False
+
+    def add(self, due: float, fn: Callable[[], None]) -> None:
+        with self._changed:
+            heapq.heappush(self._heap, (due, next(self._numbers), fn))
+            self._changed.notify()
+            if not self._running:
+                try:
+                    _in_a_thread(self._run)
+                except RuntimeError:
+                    logger.warning("No thread can be started; what is to be done later waits for the next such thing.")
+                else:
+                    self._running = True
+
+    def _run(self) -> None:
+        while (fn := self._next()) is not None:
+            try:
+                _in_a_thread(fn)
+            except RuntimeError:  # no more threads: this one does it
+                fn()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for the next one that is due; ``None`` where there is none left."""
+        with self._changed:
+            while self._heap:
+                due, _, fn = self._heap[0]
+                pause = due - time.monotonic()
+                if pause <= 0:
+                    heapq.heappop(self._heap)
+                    return fn
+                self._changed.wait(pause)
+            self._running = False
+            return None

@@ -1,0 +1,1 @@
+"""Bytes and values: encoding, decoding, compression, raw bytes."""

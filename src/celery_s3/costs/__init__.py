@@ -1,0 +1,1 @@
+"""Prices, the model of what a deployment asks for, what workers tell."""

@@ -1,0 +1,156 @@
+"""Each request that a worker or a client makes, tried on a scratch object."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from dataclasses import replace
+
+from celery_s3.bucket import open_store
+from celery_s3.errors import AccessDenied, BadRequest, ObjectMissing, PreconditionFailed, StoreError
+from celery_s3.store.api import CREATE, Match, Precondition
+
+from .case import Case
+from .findings import Finding, denied, fail, ok, warn
+
+__all__ = ["conditional", "delete", "delete_many", "listing", "missing", "read", "read_range", "sealed", "write"]
+
+#: What a server that does not know a header answers.
+_NOT_UNDERSTOOD = (400, 501)
+
+
+def write(case: Case) -> Finding:
+    case.object, body = case.scratch.key("object"), os.urandom(1024)
+    try:
+        case.store.put(case.object, body, metadata={"state": "DOCTOR"}, content_type="application/octet-stream")
+    except StoreError as exc:
+        if isinstance(exc, AccessDenied):  # other errors leave open whether it was written
+            case.scratch.forget(case.object)
+        return denied(exc, case.settings, ["s3:PutObject", *(["s3:PutObjectTagging"] if case.settings.tags else [])])
+    case.body = body
+    return ok("an object of 1 KB is stored")
+
+
+def read(case: Case) -> Finding:
+    try:
+        found = case.store.get(case.object)
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:GetObject"])
+    if found.body != case.body:
+        return fail("what comes back is not what was stored", "Is there a cache or a proxy before the server?")
+    if found.metadata.get("state") != "DOCTOR":
+        return fail("the user metadata is lost on the way", "Is there a proxy that removes x-amz-meta-* headers?")
+    return ok("the same bytes and metadata come back")
+
+
+def read_range(case: Case) -> Finding:
+    try:
+        found = case.store.get(case.object, start=100, length=50)
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:GetObject"])
+    if found.body != (case.body or b"")[100:150]:
+        return fail("other bytes come back than were asked for", "Large results need ranges: upgrade the server.")
+    return ok("a part of it, as large results are read")
+
+
+def listing(case: Case) -> Finding:
+    try:
+        entries = list(case.store.list(case.scratch.folder))
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:ListBucket"])
+    for entry in entries:
+        case.scratch.adopt(entry.key, entry.modified)
+    if case.body is not None and case.object not in [entry.key for entry in entries]:
+        return fail("the object just stored is not listed", "Chords are repaired from listings: upgrade the server.")
+    return ok("the object is listed at once")
+
+
+def missing(case: Case) -> Finding:
+    """A result that is not there yet must not look like an error."""
+    try:
+        case.store.get(case.scratch.unwritten("missing"))
+    except ObjectMissing:
+        return ok("404 for a result that is not there yet")
+    except AccessDenied as exc:
+        text = f"403 instead of 404 for a result that is not there yet: {exc.reason}"
+        if case.settings.missing_as_403:
+            return ok("403 for a result that is not there yet, as `missing_as_403` expects")
+        return warn(text, "Allow s3:ListBucket on the bucket, or set `missing_as_403`.")
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:GetObject"])
+    return fail("an object that was never written is there", "Is there a proxy that answers in the server's place?")
+
+
+def conditional(case: Case) -> Finding:
+    """Whether a SUCCESS can be protected by the write itself."""
+    try:
+        refused = _refused(case, CREATE) and _refused(case, Match('"00000000000000000000000000000000"'))
+        replaced = refused and not _refused(case, Match(case.store.get(case.object).etag))
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:PutObject"])
+    if replaced:
+        return ok("create and replace are honoured: a stored SUCCESS is final, chords need no polling task")
+    what = "a replacement of the right version is refused" if refused else "If-None-Match or If-Match is ignored"
+    mode = case.settings.conditional_writes
+    if mode == "off":
+        return ok(f"{what}; `conditional_writes` is off")
+    remedy = "Upgrade the server; until then each result is read before it is written, and chords poll."
+    return fail(what, remedy) if mode == "required" or refused else warn(what, remedy)
+
+
+def _refused(case: Case, precondition: Precondition) -> bool:
+    try:
+        case.store.put(case.object, case.body or b"", precondition=precondition)
+    except PreconditionFailed:
+        return True
+    except BadRequest as exc:
+        if exc.status not in _NOT_UNDERSTOOD:
+            raise
+    return False
+
+
+def sealed(case: Case) -> Finding:
+    """Whether the keys that seal can be used from here; results are stored through them."""
+    if not case.settings.seal_keys:
+        return ok("off: `seal_keys` is not set")
+    key = case.scratch.key("sealed")
+    with closing(open_store(replace(case.settings, max_retries=0, opentelemetry=False))) as opened:
+        try:
+            opened.store.put(key, b"sealed")
+            found = opened.store.get(key).body
+        except StoreError as exc:
+            return denied(exc, case.settings, ["s3:PutObject", "s3:GetObject"])
+    return ok("what is sealed can be opened") if found == b"sealed" else fail("sealed bytes come back changed")
+
+
+def delete(case: Case) -> Finding:
+    key = case.scratch.key("delete")
+    try:
+        case.store.put(key, b"to be deleted")
+        case.store.delete(key)
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:DeleteObject"])
+    return _gone(case, key)
+
+
+def delete_many(case: Case) -> Finding:
+    keys = [case.scratch.key(f"delete-{number}") for number in (1, 2)]
+    try:
+        for key in keys:
+            case.store.put(key, b"to be deleted")
+        case.store.delete_many(keys)
+    except StoreError as exc:
+        return denied(exc, case.settings, ["s3:DeleteObject"])
+    return _gone(case, *keys)
+
+
+def _gone(case: Case, *keys: str) -> Finding:
+    for key in keys:
+        try:
+            case.store.get(key)
+        except (ObjectMissing, AccessDenied):  # denied: so S3 answers where listing is denied too
+            continue
+        except StoreError as exc:
+            return denied(exc, case.settings, ["s3:GetObject"])
+        return fail("a deleted object is still there", "Is there a cache before the server?")
+    return ok("deleted objects are gone at once")

@@ -1,0 +1,205 @@
+"""From the bucket as it is to the bucket as it should be: what is to change, then the changes, one after the other.
+
+Each change is shown before it is made, may be made twice, and leaves alone what is not this package's. Whoever dies
+in between runs it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
+from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
+from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.expiry.uploads import StaleUploads
+from celery_s3.settings import Settings
+from celery_s3.store.clients.control import Control, Upload
+
+__all__ = ["Change", "Plan", "default_encryption", "plan", "why"]
+
+#: What a server answers that lacks a part of S3's API.
+_LACKING = (405, 501)
+#: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
+_DEFAULT = "ApplyServerSideEncryptionByDefault"
+_KMS = ("aws:kms", "aws:kms:dsse")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to change.
+
+    Attributes:
+        lines: what comes (``+``), what goes (``-``), and what stays (``=``).
+        make: makes it.
+    """
+
+    what: str
+    lines: tuple[str, ...]
+    make: Callable[[], None] = field(repr=False)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to change.
+
+    Attributes:
+        troubles: what could not be looked at or changed, by what it is; the bucket may not be as it should be.
+        lacking: what the server has no API for, likewise; nobody can do more there.
+        warnings: what other rules do to the objects of this deployment.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def note(self, what: str, error: CeleryS3Error) -> None:
+        """Note why something could not be looked at or changed."""
+        (self.lacking if _lacks(error) else self.troubles)[what] = why(error)
+
+
+def plan(control: Control, rules: Callable[[bool], list[Rule]], prefixes: Prefixes, terms: Terms) -> Plan:
+    """Look at the bucket; nothing is changed.
+
+    Arguments:
+        rules: the lifecycle rules that there should be, for a bucket that keeps versions or not.
+
+    Raises:
+        StoreError: the bucket cannot be looked at.
+    """
+    found = Plan()
+    exists = True
+    try:
+        control.region()
+    except BucketMissing:
+        exists = False
+        where = f"+ create {control.settings.bucket} in {control.settings.region}"
+        found.changes.append(Change("bucket", (where,), control.create))
+    looks = {
+        "public access": partial(_public_access, control),
+        "encryption": partial(_encryption, control),
+        "lifecycle": partial(_lifecycle, control, rules, prefixes, terms, found.warnings),
+        "uploads": partial(_uploads, control, prefixes),
+    }
+    for what, look in looks.items():
+        try:
+            found.changes += [Change(what, tuple(lines), make) for lines, make in look(exists)]
+        except CeleryS3Error as exc:
+            found.note(what, exc)
+    return found
+
+
+def why(error: CeleryS3Error) -> str:
+    """Why something cannot be looked at or changed, in a line."""
+    if isinstance(error, BadRequest) and _lacks(error):
+        return f"the server has no such thing ({error.status}): it stays as it is"
+    if isinstance(error, AccessDenied):
+        return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
+    return error.reason if isinstance(error, StoreError) else str(error)
+
+
+def _lacks(error: CeleryS3Error) -> bool:
+    return isinstance(error, BadRequest) and error.status in _LACKING
+
+
+_Step = Iterator[tuple[Sequence[str], Callable[[], None]]]
+
+
+def _public_access(control: Control, exists: bool) -> _Step:
+    if not (exists and control.public_access_blocked()):
+        yield ["+ block every kind of public access to the bucket"], control.block_public_access
+
+
+def default_encryption(settings: Settings) -> dict[str, Any]:
+    """The bucket's default encryption that the settings ask for, empty where they say nothing."""
+    if not settings.sse:
+        return {}
+    rule: dict[str, Any] = {"SSEAlgorithm": settings.sse}
+    if settings.sse_kms_key_id:
+        rule["KMSMasterKeyID"] = settings.sse_kms_key_id
+    key = {} if settings.bucket_key is None else {"BucketKeyEnabled": settings.bucket_key}
+    return {_DEFAULT: rule, **key}
+
+
+def _encryption(control: Control, exists: bool) -> _Step:
+    wanted = default_encryption(control.settings)
+    if not wanted:
+        return
+    standing = control.encryption() if exists else {}
+    merged = _strengthened(standing, wanted)
+    if merged != standing:
+        lines = [*([f"- {_shown(standing)}"] if standing else []), f"+ {_shown(merged)}"]
+        yield lines, partial(control.put_encryption, merged)
+
+
+def _strengthened(standing: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The rule as wanted, but never weaker than it stands, nor without the key that it stands with."""
+    before, after = standing.get(_DEFAULT, {}), wanted[_DEFAULT]
+    if _strength(before) > _strength(after):
+        return standing
+    key = before.get("KMSMasterKeyID")
+    if key and after["SSEAlgorithm"] in _KMS:
+        after = {"KMSMasterKeyID": key, **after}
+    # whatever else the rule holds stays
+    return {**standing, **wanted, _DEFAULT: after}
+
+
+def _strength(default: dict[str, Any]) -> int:
+    """An algorithm that nobody here knows was chosen by somebody who does: it stays."""
+    order = ("", "AES256", *_KMS)
+    algorithm = default.get("SSEAlgorithm", "")
+    return order.index(algorithm) if algorithm in order else len(order)
+
+
+def _shown(rule: dict[str, Any]) -> str:
+    default = rule.get(_DEFAULT, {})
+    key = f" with {default['KMSMasterKeyID']}" if "KMSMasterKeyID" in default else ""
+    return f"{default.get('SSEAlgorithm', '')}{key}{', bucket key' if rule.get('BucketKeyEnabled') else ''}"
+
+
+def _lifecycle(
+    control: Control,
+    rules: Callable[[bool], list[Rule]],
+    prefixes: Prefixes,
+    terms: Terms,
+    warnings: list[str],
+    exists: bool,
+) -> _Step:
+    standing = control.lifecycle() if exists else []
+    warnings += hazards(standing, prefixes, terms, control.settings.tags)
+    merged = merge(standing, rules(exists and _versioned(control)))
+    warnings += shared(merged, prefixes)
+    if merged != standing:
+        yield list(_difference(standing, merged)), partial(control.put_lifecycle, merged, replacing=standing)
+
+
+def _versioned(control: Control) -> bool:
+    try:
+        return control.versioning() != ""  # suspended, it keeps what it has
+    except StoreError:  # a server that knows no versions
+        return False
+
+
+def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[str]:
+    yield from (f"- {describe(rule)}" for rule in standing if rule not in merged)
+    yield from (f"+ {describe(rule)}" for rule in merged if rule not in standing)
+    kept = sum(rule in merged for rule in standing)
+    if kept:
+        yield f"= {kept} other rule{'s' if kept > 1 else ''} as before"
+
+
+def _uploads(control: Control, prefixes: Prefixes, exists: bool) -> _Step:
+    uploads = StaleUploads(control, prefixes)
+    # by the server's clock, which has answered already
+    stale = list(uploads.found(time.time() - (control.skew or 0.0))) if exists else []
+    if stale:
+        yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, uploads, stale)
+
+
+def _abort(uploads: StaleUploads, stale: Sequence[Upload]) -> None:
+    for one in stale:
+        uploads.abort(one)

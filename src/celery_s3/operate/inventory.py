@@ -1,0 +1,344 @@
+"""The results in the bucket: which there are, what is known of them without decoding one, and deleting many.
+
+S3 lists by key and tells no more than size and time; state and task name are in the user metadata, which costs a
+GET of one byte. So a listing is read once, in pages of 1,000; metadata is read for what is shown, or filtered by,
+and never for what could not be among the newest any more. Memory grows with what is shown, not with the bucket.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import chain, count
+
+from celery.states import READY_STATES
+
+from celery_s3 import keys
+from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
+from celery_s3.files.pointer import folder
+from celery_s3.files.store import Files, written
+from celery_s3.metadata import files_in, state_of, task_of
+from celery_s3.store.api import Entry, Object, Store, batches
+from celery_s3.store.counting import PAGE
+from celery_s3.store.parallel import Pool
+
+from .budget import Toll
+
+__all__ = ["Extent", "Filter", "Found", "Inventory", "time_of"]
+
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
+
+#: Seconds for which what was seen of a result is good enough to delete it.
+FRESH = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored result.
+
+    Attributes:
+        seen: when it was looked at, by the inventory's clock.
+        state, task: ``None`` where only the listing was looked at, or another writer left none.
+        expires: when it reads as missing; ``None`` where only the listing was looked at, or never.
+        files: how many its task has uploaded; ``None`` where that is not known.
+    """
+
+    id: str
+    entry: Entry
+    seen: float = 0.0
+    state: str | None = None
+    task: str | None = None
+    expires: datetime | None = None
+    files: int | None = None
+
+    @property
+    def age_key(self) -> tuple[datetime, str]:
+        """Larger for newer ones, and never the same."""
+        return self.entry.modified, self.entry.key
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results are meant.
+
+    Arguments:
+        states: in lower case; empty: any.
+        task: a task's name, or a pattern with ``*``, ``?`` and ``[…]``; empty: any.
+        since: written then or later.
+        before: written before then.
+    """
+
+    states: frozenset[str] = frozenset()
+    task: str = ""
+    since: datetime | None = None
+    before: datetime | None = None
+
+    @property
+    def needs_metadata(self) -> bool:
+        """Whether a listing is not enough to tell."""
+        return bool(self.states or self.task)
+
+    def in_time(self, modified: datetime) -> bool:
+        return (self.since is None or modified >= self.since) and (self.before is None or modified < self.before)
+
+    def until(self, moment: datetime) -> Filter:
+        """The same, without what was written in a later second."""
+        end = moment + timedelta(seconds=1)
+        return replace(self, before=end if self.before is None else min(self.before, end))
+
+    def fits(self, found: Found) -> bool:
+        """Whether it is meant; one whose writer left no state or task fits no filter by these."""
+        return (
+            self.in_time(found.entry.modified)
+            and (not self.states or (found.state or "").casefold() in self.states)
+            and (not self.task or (found.task is not None and fnmatchcase(found.task, self.task)))
+        )
+
+
+@dataclass(slots=True)
+class Extent:
+    """How many results, their bytes, and when the newest was written."""
+
+    count: int = 0
+    size: int = 0
+    newest: datetime = _UNKNOWN
+
+    def add(self, entry: Entry) -> None:
+        self.count += 1
+        self.size += entry.size
+        self.newest = max(self.newest, entry.modified)
+
+
+class Inventory:
+    """The results under a key prefix.
+
+    Arguments:
+        prefix: what the key of every result begins with, up to its id.
+        toll: counts the requests.
+        ends: when an object expires, in seconds since the epoch; ``None``: never.
+        clock: seconds.
+        files: the files that go with them.
+
+    All methods raise :class:`~celery_s3.errors.StoreError` where the store fails.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        prefix: str,
+        toll: Toll,
+        *,
+        ends: Callable[[Object], float | None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        files: Files | None = None,
+    ) -> None:
+        self.files = files
+        self.store = store
+        self.pool = pool
+        self.prefix = prefix
+        self.toll = toll
+        self.ends = ends
+        self.clock = clock
+        #: what the last listing has covered so far, whatever the filter
+        self.listed = Extent()
+
+    # -- looking
+
+    def newest(self, wanted: Filter, limit: int) -> list[Found]:
+        """The newest results that are wanted, at most ``limit`` of them, newest first, with state and task."""
+        newest = _Newest(limit)
+        candidates = (found for found in self.listing(wanted) if newest.takes(found))
+        if wanted.needs_metadata:
+            # one that is too old by the time its turn comes is not read at all
+            for found in self._told(candidates):
+                if wanted.fits(found):
+                    newest.add(found)
+            return newest.sorted()
+        for found in candidates:
+            newest.add(found)
+        return sorted(self._told(newest.sorted()), key=lambda found: found.age_key, reverse=True)
+
+    def extent(self, wanted: Filter) -> Extent:
+        """How many results are of that time; for nothing but a listing, so state and task do not count."""
+        extent = Extent()
+        for found in self.listing(wanted):
+            extent.add(found.entry)
+        return extent
+
+    def matching(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
+        """Every result that is wanted, as they come.
+
+        Arguments:
+            looked: told how many more of that time have been looked at.
+        """
+        listing = self.listing(wanted)
+        for found in self._told(listing) if wanted.needs_metadata else listing:
+            looked(1)
+            if wanted.fits(found):
+                yield found
+
+    def listing(self, wanted: Filter) -> Iterator[Found]:
+        """The results of that time, in the order of their keys; a request for each 1,000 that are stored."""
+        for entry in self._entries():
+            id = keys.result_id(entry.key, self.prefix)
+            if id is not None and wanted.in_time(entry.modified):
+                yield Found(id, entry, self.clock())
+
+    def _entries(self) -> Iterator[Entry]:
+        listed = self.listed = Extent()
+        for entry in self._pages(self.store.list(self.prefix)):
+            self.toll.position = entry.key[len(self.prefix) :]
+            listed.add(entry)
+            yield entry
+
+    def _pages(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The same, and each page is counted."""
+        for number in count():
+            # here the next page is asked for, unless the last one was full by chance
+            turn = number % PAGE == 0
+            if turn:
+                self.toll.check()
+            entry = next(entries, None)
+            if turn and (entry is not None or not number):
+                self.toll.spent["LIST"] += 1
+            if entry is None:
+                return
+            yield entry
+
+    def known(self, ids: Iterable[str]) -> list[Found]:
+        """Those of these ids that have a result, with state and task; a request each."""
+        entries = (Entry(keys.full_key(self.prefix, keys.encode_id(id)), 0, _UNKNOWN) for id in ids)
+        return list(self._told(Found(keys.result_id(entry.key, self.prefix) or "", entry) for entry in entries))
+
+    def _told(self, results: Iterable[Found]) -> Iterator[Found]:
+        """The same with what their metadata says, in order of completion, without those that are gone."""
+        return (found for found in self.pool.map_unordered(self._look, self._paid(results)) if found is not None)
+
+    def _paid(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
+        for found in results:
+            self.toll.pay(verb)
+            yield found
+
+    def _look(self, found: Found) -> Found | None:
+        try:
+            seen = self.store.get(found.entry.key, length=1)
+        except ObjectMissing:
+            return None
+        except Untrusted:
+            # whatever is written beside it may be anybody's
+            return replace(found, seen=self.clock())
+        # it may have been written again since it was listed
+        entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
+        state, task = state_of(seen.metadata), task_of(seen.metadata)
+        ends, files = time_of(self.ends(seen)), files_in(seen.metadata)
+        return Found(found.id, entry, self.clock(), state, task, ends, files)
+
+    # -- deleting
+
+    def forget(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
+        """Delete every result that is wanted with its files, and yield it then.
+
+        What is deleted was looked at a moment before, again if need be, and only if it is still the same: what has
+        been written meanwhile stays. On a server that ignores conditions, that moment remains.
+
+        Arguments:
+            looked: told how many more of that time have been looked at.
+        """
+        for batch in batches(self.matching(wanted, looked), PAGE):
+            doomed = {found.entry.key: found for found in self._still(wanted, batch)}
+            if doomed:
+                # the files before the results that tell of them: interrupted, it may simply be run again
+                running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
+                self._delete(self._listed_files(found for found in doomed.values() if found not in running))
+                self.toll.pay("DELETE_OBJECTS")
+                kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
+                gone = [found for key, found in doomed.items() if key not in kept]
+                # a task that has ended meanwhile keeps its result, and the files
+                self._delete(self._listed_files(found for found in running if found in gone))
+                yield from gone
+
+    def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
+        """Those that are still wanted; which a batch that took long to fill up may hold others than."""
+        now, stale = self.clock(), []
+        for found in batch:
+            if now - found.seen <= FRESH:
+                yield found
+            else:
+                stale.append(found)
+        yield from (found for found in self._told(stale) if wanted.fits(found))
+
+    # -- files
+
+    def files_of(self, ids: Iterable[str]) -> list[str]:
+        """The keys of the files that go with these results; a request for each id, and one more where there are any."""
+        files, results = self.files, (found for found in self.known(ids) if found.files != 0)
+        if files is None:
+            return []
+
+        def keys_of(one: Found) -> list[str]:
+            try:
+                return files.keys_of(one.id, one.entry.modified)
+            except AccessDenied:
+                if one.files is None:  # most such results have no files: to forget them takes no further permission
+                    return []
+                raise
+
+        return list(chain.from_iterable(self.pool.map(keys_of, self._paid(results, "LIST"))))
+
+    def _listed_files(self, results: Iterable[Found]) -> list[str]:
+        """Those that are not newer than the result: a task that runs again may be uploading others."""
+        owners = [found for found in results if found.files != 0]
+        return [
+            key for found in owners for key in written(self.folders.get(folder(found.id), ()), found.entry.modified)
+        ]
+
+    @cached_property
+    def folders(self) -> dict[str, list[Entry]]:
+        """All files, by whose they are: cheaper than a look at each of many results. A request for each 1,000."""
+        folders: dict[str, list[Entry]] = {}
+        files = self.files
+        if files is None:
+            return folders
+        for entry in self._pages(files.store.list(files.prefix)):
+            folders.setdefault(files.folder_of(entry), []).append(entry)
+        return folders
+
+    def _delete(self, doomed: Sequence[str]) -> None:
+        for batch in batches(doomed, PAGE):
+            self.toll.pay("DELETE_OBJECTS")
+            self.store.delete_many(batch)
+
+
+class _Newest:
+    """The newest results seen so far, at most ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[tuple[datetime, str], Found]] = []
+
+    def takes(self, found: Found) -> bool:
+        return len(self._heap) < self._limit or found.age_key > self._heap[0][0]
+
+    def add(self, found: Found) -> None:
+        item = (found.age_key, found)
+        if len(self._heap) < self._limit:
+            heapq.heappush(self._heap, item)
+        else:
+            heapq.heappushpop(self._heap, item)
+
+    def sorted(self) -> list[Found]:
+        return [found for _, found in sorted(self._heap, key=lambda item: item[0], reverse=True)]
+
+
+def time_of(seconds: float | None) -> datetime | None:
+    """A time in seconds since the epoch as such; ``None`` for none, and for one that no calendar has."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -1,0 +1,64 @@
+"""The results of a group, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from celery.result import ResultBase, ResultSet
+from kombu.utils.encoding import bytes_to_str
+
+from celery_s3.codec.decoding import LazyMeta
+
+__all__ = ["gather"]
+
+Meta = dict[str, Any]
+
+
+def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, Meta]]]) -> Iterator[tuple[str, Any]]:
+    """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group.
+
+    What a member knows already is not fetched again, and each keeps what is: ``get()`` after ``ready()``, or a
+    second one, costs nothing, and neither does ``join_native()``, which asks the members of a group in the group.
+
+    Arguments:
+        fetch: reads the metas of the given tasks and yields each with its id when it is ready.
+    """
+    own = {bytes_to_str(member.id) for member in result.results if not isinstance(member, ResultSet)}
+    groups = [(group, set(_leaves(group))) for group in result.results if isinstance(group, ResultSet)]
+    yield from ((group.id, group.results) for group, missing in groups if not missing)
+    leaves = _leaves(result)
+    known = {id: meta for id, same in leaves.items() if (meta := _known(same))}
+    for id, meta in chain(known.items(), fetch([id for id in leaves if id not in known])):
+        for leaf in leaves[id]:
+            leaf._maybe_set_cache(meta)  # noqa: SLF001 (as Celery's own backends do)
+        if id in own:
+            yield id, meta
+        for group, missing in groups:
+            if id in missing:
+                missing.remove(id)
+                if not missing:
+                    yield group.id, group.results
+
+
+def _leaves(result: ResultBase) -> dict[str, list[Any]]:
+    """The results of single tasks by id, in their order; an id may be there several times."""
+    leaves: dict[str, list[Any]] = {}
+    for leaf in _walk(result):
+        leaves.setdefault(bytes_to_str(leaf.id), []).append(leaf)
+    return leaves
+
+
+def _walk(result: ResultBase) -> Iterator[Any]:
+    if isinstance(result, ResultSet):
+        for member in result.results:
+            yield from _walk(member)
+    else:
+        yield result
+
+
+def _known(same: list[Any]) -> Meta | None:
+    """What one of the results of a task knows; a large one's value must be there, else it is read with the others'."""
+    metas = (leaf._cache for leaf in same)  # noqa: SLF001
+    return next((meta for meta in metas if meta and not (isinstance(meta, LazyMeta) and meta.partial)), None)

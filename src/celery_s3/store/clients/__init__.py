@@ -1,0 +1,1 @@
+"""The only room that imports boto3 and obstore: two data planes, the control plane, their errors."""

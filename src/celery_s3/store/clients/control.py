@@ -1,0 +1,311 @@
+"""The control plane: the bucket itself, its rules, its encryption, and who is asking.
+
+What the commands need and no worker does; always boto3, which is imported at the first request. Each method is one
+request unless it says otherwise, and raises :class:`celery_s3.errors.StoreError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any, TypeVar
+
+from celery_s3.errors import BadRequest, Conflict, PreconditionFailed, StoreError
+from celery_s3.settings import Settings
+
+from .translate import Request
+
+__all__ = ["BLOCK", "Control", "Identity", "Upload"]
+
+_T = TypeVar("_T")
+
+#: How often a request is tried: each of them may be repeated.
+_ATTEMPTS = 3
+#: What S3 answers where nothing was configured; not an error.
+_NOTHING = frozenset(
+    {
+        "NoSuchLifecycleConfiguration",
+        "NoSuchPublicAccessBlockConfiguration",
+        "ServerSideEncryptionConfigurationNotFoundError",
+    }
+)
+#: Every kind of public access, as S3's API names its refusal.
+BLOCK = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the credentials belong to; neither is a secret."""
+
+    account: str
+    arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload that was begun and neither completed nor aborted; its parts are billed."""
+
+    key: str
+    id: str
+    started: datetime
+
+
+class Control:
+    """The control plane of the bucket that the settings name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        #: seconds by which this machine's clock is ahead of the server's, as its last answer told, within half a
+        #: second; ``None`` before any
+        self.skew: float | None = None
+
+    # -- who asks
+
+    @property
+    def credentials_found(self) -> str:
+        """How botocore found the credentials, as ``env``, ``sso`` or ``iam-role``; no request to S3.
+
+        Raises:
+            BadCredentials: there are none.
+        """
+
+        def look() -> str:
+            from botocore.exceptions import NoCredentialsError
+
+            from .session import open_session
+
+            found = (self.settings.session or open_session(self.settings)).get_credentials()
+            if found is None:
+                raise NoCredentialsError
+            return str(found.method)
+
+        return self._translated(Request("get_credentials"), look)
+
+    def identity(self) -> Identity:
+        """Whose credentials these are, as STS tells it.
+
+        A server that is not Amazon's is asked itself, never AWS; where it knows nothing of STS, that raises.
+        """
+        answer = self._translated(Request("get_caller_identity"), lambda: self._sts().get_caller_identity())
+        return Identity(answer.get("Account", ""), answer.get("Arn", ""))
+
+    # -- the bucket
+
+    def region(self) -> str:
+        """The region that the bucket is in, empty where the server does not say.
+
+        A listing of one key: a HEAD would not tell why it is refused, and a policy may allow the base alone.
+
+        Raises:
+            BucketMissing: there is no such bucket.
+            WrongRegion: it is in another region than the settings say.
+            AccessDenied: it is another's, or these credentials lack ``s3:ListBucket``.
+        """
+        answer = self._call("list_objects_v2", Prefix=self.settings.base, MaxKeys=1, **self._payer)
+        return str(answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", ""))
+
+    def create(self) -> None:
+        """Create the bucket in the settings' region; one that is one's own already stays as it is."""
+        region = self.settings.region
+        # us-east-1 has no name where a location is asked for
+        place = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region != "us-east-1" else {}
+        try:
+            self._call("create_bucket", **place)
+        except Conflict as exc:
+            if exc.code == "BucketAlreadyOwnedByYou":
+                return
+            if exc.code == "BucketAlreadyExists":
+                taken = "another account has a bucket of this name: choose another `bucket`"
+                raise BadRequest(taken, exc.operation, exc.bucket, "", exc.status, exc.code) from exc
+            raise
+
+    def public_access_blocked(self) -> bool:
+        """Whether the bucket refuses every kind of public access."""
+        answer = self._configured("get_public_access_block")
+        block = answer.get("PublicAccessBlockConfiguration", {})
+        return all(block.get(name) for name in BLOCK)
+
+    def block_public_access(self) -> None:
+        self._call("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(BLOCK, True))
+
+    def encryption(self) -> dict[str, Any]:
+        """The bucket's default encryption as S3 tells it, empty where there is none."""
+        answer = self._configured("get_bucket_encryption")
+        rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+        return dict(rules[0]) if rules else {}
+
+    def put_encryption(self, rule: Mapping[str, Any]) -> None:
+        """Make a rule, as :meth:`encryption` returns it, the bucket's default."""
+        self._call("put_bucket_encryption", ServerSideEncryptionConfiguration={"Rules": [dict(rule)]})
+
+    def versioning(self) -> str:
+        """``Enabled``, ``Suspended``, or empty where the bucket was never versioned."""
+        return str(self._call("get_bucket_versioning").get("Status", ""))
+
+    # -- the lifecycle
+
+    def lifecycle(self) -> list[dict[str, Any]]:
+        """The bucket's lifecycle rules in their order, as S3's API has them."""
+        return list(self._configured("get_bucket_lifecycle_configuration").get("Rules", []))
+
+    def put_lifecycle(
+        self, rules: Sequence[Mapping[str, Any]], *, replacing: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Make these the bucket's lifecycle rules, all of them; none deletes the configuration. Two requests.
+
+        S3 knows no condition for this write: what stands there is read right before it.
+
+        Arguments:
+            replacing: the rules that are to be replaced; ``None``: whichever stand there.
+
+        Raises:
+            PreconditionFailed: others stand there than ``replacing``. Nothing is changed.
+        """
+        standing = self._configured("get_bucket_lifecycle_configuration")
+        if replacing is not None and list(replacing) != standing.get("Rules", []):
+            changed = "the lifecycle rules were changed meanwhile: look again"
+            raise PreconditionFailed(changed, "put_bucket_lifecycle_configuration", self.settings.bucket)
+        if not rules:
+            self._call("delete_bucket_lifecycle")
+            return
+        # else S3 puts its default in the place of what was chosen
+        size = standing.get("TransitionDefaultMinimumObjectSize")
+        self._call(
+            "put_bucket_lifecycle_configuration",
+            LifecycleConfiguration={"Rules": [dict(rule) for rule in rules]},
+            **({"TransitionDefaultMinimumObjectSize": size} if size else {}),
+        )
+
+    # -- one object, as no other part of the code needs to see it
+
+    def stored(self, key: str) -> dict[str, Any]:
+        """What S3 tells beside an object: ``ServerSideEncryption``, ``SSEKMSKeyId``, ``StorageClass`` and the like.
+
+        A GET, since a HEAD would not tell why it is refused.
+        """
+        answer = self._call("get_object", Key=key, **self._payer)
+        answer.pop("Body").close()
+        return answer
+
+    def put_with_checksum(self, key: str, body: bytes) -> None:
+        """Write an object with the CRC32 that boto3 sends to Amazon by default."""
+        from .boto3_client import storage_parameters
+
+        how = storage_parameters(self.settings)
+        self._call("put_object", Key=key, Body=body, ChecksumAlgorithm="CRC32", **how, **self._payer)
+
+    # -- uploads in parts
+
+    def uploads(self, prefix: str) -> Iterator[Upload]:
+        """The unfinished uploads of keys that begin so; one request for each 1,000."""
+        marker: dict[str, Any] = {}
+        while True:
+            answer = self._call("list_multipart_uploads", Prefix=prefix, **self._payer, **marker)
+            for one in answer.get("Uploads", []):
+                yield Upload(one["Key"], one["UploadId"], one["Initiated"])
+            if not answer.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def abort(self, upload: Upload) -> None:
+        """Abort an upload; one that was completed or aborted meanwhile is no error."""
+        try:
+            self._call("abort_multipart_upload", Key=upload.key, UploadId=upload.id, **self._payer)
+        except StoreError as exc:
+            if exc.code != "NoSuchUpload":
+                raise
+
+    # -- links
+
+    def presign(self, key: str, seconds: int, *, filename: str = "", content_type: str = "") -> str:
+        """A link by which anybody can GET an object until ``seconds`` from now; no request.
+
+        S3 accepts 7 days (604,800) at most, and the link ends with the credentials that signed it.
+
+        Arguments:
+            filename: under which a browser saves it.
+            content_type: that is answered in place of the stored one.
+        """
+        given = {
+            "ResponseContentDisposition": f'attachment; filename="{filename}"' if filename else "",
+            "ResponseContentType": content_type,
+        }
+        parameters = {name: value for name, value in given.items() if value}
+        parameters |= {"Bucket": self.settings.bucket, "Key": key, **self._payer}
+
+        def sign() -> str:
+            return str(self._s3.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+
+        return self._translated(Request("presign", key), sign)
+
+    # -- the client
+
+    @property
+    def _payer(self) -> dict[str, str]:
+        return {"RequestPayer": "requester"} if self.settings.request_payer else {}
+
+    def _configured(self, operation: str) -> dict[str, Any]:
+        """The answer, empty where S3 says that nothing was configured."""
+        try:
+            return self._call(operation)
+        except StoreError as exc:
+            if exc.code in _NOTHING:
+                return {}
+            raise
+
+    def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        parameters["Bucket"] = self.settings.bucket
+        if self.settings.expected_bucket_owner and operation != "create_bucket":
+            parameters["ExpectedBucketOwner"] = self.settings.expected_bucket_owner
+        return self._translated(Request(operation), lambda: getattr(self._s3, operation)(**parameters))
+
+    def _translated(self, request: Request, action: Callable[[], _T]) -> _T:
+        from .boto3_errors import FAILURES, translated
+
+        try:
+            return action()
+        except FAILURES as exc:
+            error = translated(exc, request, self.settings)
+        # outside of the handler: the original, which may hold a secret, does not become the context
+        raise error
+
+    @cached_property
+    def _s3(self) -> Any:
+        from .boto3_client import connect
+
+        # a directory bucket signs as its session does; everywhere else a link is to be signed by version 4
+        signature = {} if self.settings.bucket.endswith("--x-s3") else {"signature_version": "s3v4"}
+        retries = {"total_max_attempts": _ATTEMPTS, "mode": "standard"}
+        client = connect(self.settings, retries=retries, **signature)
+        client.meta.events.register("after-call.s3", self._note_date)
+        return client
+
+    def _note_date(self, http_response: Any, **_: Any) -> None:
+        with suppress(KeyError, TypeError, ValueError):
+            date = parsedate_to_datetime(http_response.headers["Date"])
+            # the header has whole seconds, cut off
+            self.skew = time.time() - date.timestamp() - 0.5
+
+    def _sts(self) -> Any:
+        from botocore.config import Config
+
+        from .session import client_factory
+
+        settings = self.settings
+        timeouts = Config(
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )
+        return client_factory(settings)(
+            "sts",
+            region_name=settings.region,
+            endpoint_url=None if settings.on_aws else settings.endpoint_url,
+            verify=None if settings.verify is True else settings.verify,
+            config=timeouts,
+        )

@@ -1,0 +1,201 @@
+"""What an S3 answer means: status and code to the classes of :mod:`celery_s3.errors`, for both clients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from celery_s3.errors import (
+    AccessDenied,
+    BadCredentials,
+    BadRequest,
+    BucketMissing,
+    Conflict,
+    Interrupted,
+    ObjectMissing,
+    PreconditionFailed,
+    ServerFault,
+    StoreError,
+    Throttled,
+    UploadMissing,
+    WrongRegion,
+)
+from celery_s3.metadata import expiry_tags
+from celery_s3.settings import Settings
+from celery_s3.store.api import Object
+
+__all__ = ["ROUTINE", "Answer", "Request", "check_headers", "cut", "meaning", "object_tags", "path_style"]
+
+_CREDENTIAL_CODES = (
+    "AuthFailure",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidIdentityToken",
+    "InvalidSecurity",
+    "InvalidToken",
+    "MissingAuthenticationToken",
+    "NotSignedUp",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
+)
+_REGION_CODES = ("IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect")
+_THROTTLE_CODES = (
+    "RequestLimitExceeded",
+    "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+)
+
+_BY_CODE: Mapping[str, type[StoreError]] = {
+    "AccessDenied": AccessDenied,
+    "ConditionalRequestConflict": Conflict,
+    "InternalError": ServerFault,
+    "NoSuchBucket": BucketMissing,
+    "NoSuchKey": ObjectMissing,
+    "NoSuchUpload": UploadMissing,
+    "NotImplemented": BadRequest,
+    "OperationAborted": Conflict,
+    "PreconditionFailed": PreconditionFailed,
+    # a 400: the server waited for the body in vain
+    "RequestTimeout": Interrupted,
+    **dict.fromkeys(_CREDENTIAL_CODES, BadCredentials),
+    **dict.fromkeys(_REGION_CODES, WrongRegion),
+    **dict.fromkeys(_THROTTLE_CODES, Throttled),
+}
+
+_BY_STATUS: Mapping[int, type[StoreError]] = {
+    301: WrongRegion,
+    302: WrongRegion,
+    307: WrongRegion,
+    308: WrongRegion,
+    401: BadCredentials,
+    403: AccessDenied,
+    404: ObjectMissing,
+    408: Interrupted,
+    409: Conflict,
+    412: PreconditionFailed,
+    429: Throttled,
+    501: BadRequest,
+}
+
+#: Outcomes rather than failures; their class says all that the server says.
+ROUTINE = (ObjectMissing, PreconditionFailed)
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked, so far as it decides what an answer means.
+
+    ``replaces`` tells that the write had an ``If-Match``.
+    """
+
+    operation: str
+    key: str = ""
+    replaces: bool = False
+
+    def error(
+        self, kind: type[StoreError], settings: Settings, detail: str = "", status: int | None = None, code: str = ""
+    ) -> StoreError:
+        """The error to raise; whatever secret the detail holds is masked."""
+        return kind(settings.redact(detail), self.operation, settings.bucket, self.key, status, code)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that is not a success.
+
+    ``status`` is ``None`` for an error inside a successful answer; ``foreign`` tells that the body is not S3's.
+    """
+
+    status: int | None
+    code: str = ""
+    message: str = ""
+    region: str = ""
+    foreign: bool = False
+
+    def error(self, request: Request, settings: Settings) -> StoreError:
+        kind = meaning(self, request)
+        if kind in ROUTINE:
+            return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
+        detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
+        if kind is WrongRegion and self.region:
+            detail = f"it is in {self.region}"
+        return request.error(kind, settings, detail, self.status, self.code)
+
+
+def meaning(answer: Answer, request: Request) -> type[StoreError]:
+    """The class that an answer to a request stands for."""
+    if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
+        return WrongRegion
+    kind = _BY_CODE.get(answer.code) or _of_status(answer.status)
+    if kind is AccessDenied and answer.code not in ("", "AccessDenied"):
+        # as InvalidObjectState of an archived object: it is there, and must never read as missing
+        kind = BadRequest
+    return _absent(answer, request) if kind is ObjectMissing else kind
+
+
+def _of_status(status: int | None) -> type[StoreError]:
+    # an error inside a 200 has no status that says whether the request was carried out
+    if status is None or status < 300:
+        return ServerFault
+    return _BY_STATUS.get(status, ServerFault if status >= 500 else BadRequest)
+
+
+def _absent(answer: Answer, request: Request) -> type[StoreError]:
+    """What a 404 says is missing; a web server's own page must not read as an absent result."""
+    if answer.foreign:
+        return BadRequest
+    if request.replaces:
+        return PreconditionFailed
+    # nothing else can be missing where a listing or a write finds nothing
+    return ObjectMissing if request.operation in ("get", "delete") else BucketMissing
+
+
+def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
+    """Why these cannot be sent as HTTP headers, empty if they can.
+
+    Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
+    """
+    for name, value in metadata.items():
+        if not _NAME.fullmatch(name) or not _plain(value):
+            return f"the metadata {name!r} is not printable ASCII"
+    return "" if _plain(content_type) else "the content type is not printable ASCII"
+
+
+def object_tags(settings: Settings, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The tags that an object gets."""
+    return expiry_tags(settings.tags, metadata) if settings.expiry_tags else dict(settings.tags)
+
+
+def path_style(settings: Settings) -> bool:
+    """Whether the bucket is the first segment of the path instead of the first label of the host.
+
+    ``auto`` means the host on AWS and the path elsewhere, for both clients alike; the name of a bucket that has
+    dots in it would not match AWS's certificate.
+    """
+    if settings.addressing_style != "auto":
+        return settings.addressing_style == "path"
+    return settings.endpoint_url is not None or "." in settings.bucket
+
+
+def cut(found: Object, start: int, length: int | None) -> Object:
+    """The bytes that were asked for, of an object that a server without ranges sent whole."""
+    if start and not found.complete:
+        return found
+    return replace(found, body=found.body[start : None if length is None else start + length])
+
+
+def _plain(value: str) -> bool:
+    return value.isascii() and value.isprintable()
