@@ -1,0 +1,143 @@
+"""What we use of Celery and kombu that they do not promise: the one file that a new Celery may touch.
+
+Verified on Celery 5.4.0, 5.5.3, 5.6.2 and 5.7.0; ``tests/unit/test_architecture.py`` keeps such names out of every
+other module. What is optional on one of these versions has its fallback here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import celery
+from celery import canvas
+from celery._state import _task_stack, get_current_task
+from celery.result import AsyncResult
+from kombu.serialization import registry
+
+__all__ = [
+    "checked_parents_of",
+    "current_task",
+    "decoder_of",
+    "is_chain",
+    "keep_meta",
+    "known_meta",
+    "lost_request",
+    "parents_of",
+    "publish",
+    "sending_as",
+    "who_asks_for_children",
+]
+
+
+# -- tasks and requests
+
+
+def current_task() -> Any:
+    """The task that this thread runs, ``None`` outside of one."""
+    return get_current_task()
+
+
+@contextmanager
+def sending_as(task: Any, **request: Any) -> Iterator[None]:
+    """What is sent in here has this request of ``task`` for its parent."""
+    task.push_request(**request)
+    _task_stack.push(task)
+    try:
+        yield
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+
+
+def publish(app: Any, send: Callable[..., Any], *args: Any) -> Any:
+    """Send a message by Celery's own retries, which 5.4 does not have."""
+    retry = getattr(app.amqp, "_retry_publish", None)
+    return retry(send, *args) if retry is not None else send(*args)
+
+
+def is_chain(signature: Any) -> bool:
+    """Whether a signature is a chain."""
+    return isinstance(signature, canvas._chain)
+
+
+def lost_request() -> tuple[Any, int | None] | None:
+    """The task's request and its child's pid, when Celery 5.7 asks the backend whether a lost task has succeeded.
+
+    It gives the backend no more than the id: the request is read off the call stack, where
+    ``celery.worker.request.Request._success_was_stored`` stands.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(8):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "_success_was_stored" and frame.f_globals["__name__"] == "celery.worker.request":
+            asking = frame.f_locals["self"]
+            return asking._context, asking.worker_pid
+        frame = frame.f_back
+    return None
+
+
+# -- results
+
+
+def parents_of(result: AsyncResult) -> Iterator[Any]:
+    """The results before this one in its chain, the nearest first; a header's is a GroupResult."""
+    return iter(result._parents())
+
+
+def known_meta(result: Any) -> dict[str, Any] | None:
+    """The final meta that a result keeps, ``None`` where it has none yet."""
+    found: dict[str, Any] | None = result._cache
+    return found
+
+
+def keep_meta(result: Any, meta: dict[str, Any]) -> None:
+    """Let a result keep a meta, if it is final."""
+    result._maybe_set_cache(meta)
+
+
+_CHECK = AsyncResult._maybe_reraise_parent_error.__code__
+
+
+def checked_parents_of() -> AsyncResult | None:
+    """The result whose parents Celery is checking, when called in a hook that answers it.
+
+    ``AsyncResult.get()`` asks for every parent before it waits and on each interval, and gives no word of it: it is
+    read off the call stack, where ``AsyncResult._maybe_reraise_parent_error`` stands.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
+        if frame.f_code is _CHECK:
+            waited: AsyncResult = frame.f_locals["self"]
+            return waited
+        frame = frame.f_back
+    return None
+
+
+#: Where Celery keeps a meta that it was given: it makes results of the children, whoever may want them.
+_KEEPING = AsyncResult._set_cache.__code__
+#: Where it looks for those results.
+_TELLING = AsyncResult.children.fget.__code__
+
+
+def who_asks_for_children() -> str:
+    """``keeping`` or ``telling`` where Celery's AsyncResult asks a meta for its children, empty for anybody else."""
+    asking = sys._getframe(2).f_code
+    return "keeping" if asking is _KEEPING else "telling" if asking is _TELLING else ""
+
+
+# -- serializers
+
+
+def decoder_of(content_type: str) -> Callable[..., Any] | None:
+    """Kombu's decoder of a content type, ``None`` where it knows none; kombu has no public way to ask."""
+    found: Callable[..., Any] | None = registry._decoders.get(content_type)
+    return found
+
+
+#: Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.
+NUMBERS_HEADERS = celery.VERSION >= (5, 6)
