@@ -1,0 +1,53 @@
+"""The tasks of ``outage.py``; what ran is written down, line by line, in ``events``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from celery import Celery
+
+CONF = json.loads(os.environ["OUTAGE_CONF"])
+EVENTS = Path(os.environ["OUTAGE_EVENTS"])
+
+app = Celery("outage")
+app.conf.update(CONF)
+
+
+def event(kind: str, name: str) -> None:
+    """One line, written whole whatever happens to this process."""
+    with EVENTS.open("ab", buffering=0) as file:
+        file.write(f"{json.dumps([time.time(), kind, name])}\n".encode())
+
+
+@app.task(name="plain", bind=True)
+def plain(self: object, number: int, seconds: float = 0.0) -> int:
+    time.sleep(seconds)
+    return number
+
+
+@app.task(name="reports", bind=True)
+def reports(self: object, number: int) -> int:
+    """Tells its progress, which may fail quietly."""
+    for step in range(3):
+        self.update_state(state="PROGRESS", meta={"step": step})  # type: ignore[attr-defined]
+    return number
+
+
+@app.task(name="overruns", time_limit=2)
+def overruns() -> None:
+    time.sleep(60)
+
+
+@app.task(name="dies")
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="body", bind=True)
+def body(self: object, values: list[int], size: int) -> int:
+    event("ran" if values == list(range(size)) else "wrong", self.request.id)  # type: ignore[attr-defined]
+    return len(values)
