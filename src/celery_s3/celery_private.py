@@ -15,10 +15,12 @@ from typing import Any
 import celery
 from celery import canvas
 from celery._state import _task_stack, get_current_task
+from celery.backends.base import KeyValueStoreBackend
 from celery.result import AsyncResult
 from kombu.serialization import registry
 
 __all__ = [
+    "ResultBackend",
     "checked_parents_of",
     "current_task",
     "decoder_of",
@@ -31,6 +33,78 @@ __all__ = [
     "sending_as",
     "who_asks_for_children",
 ]
+
+
+# -- the backend
+
+
+class ResultBackend(KeyValueStoreBackend):
+    """Celery's base class of result backends, with public names for the hooks and attributes that it keeps private.
+
+    A backend implements ``store_state``, ``fetch_meta``, ``fetch_group`` and ``key_for``, may extend ``serialize`` and
+    ``forget_result``, and calls the others.
+    """
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        self.store_state(task_id, result, state, traceback, request)
+        return result
+
+    def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
+        """Store a task's state.
+
+        Arguments:
+            result: the value or exception, as ``encode_result`` has made it of what the task returned or raised.
+            request: the task's; ``None`` or incomplete where another process reports for it.
+        """
+        raise NotImplementedError
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        return self.fetch_meta(task_id)
+
+    def fetch_meta(self, task_id: str) -> dict[str, Any]:
+        """The stored meta of a task, that of PENDING where nothing is stored; remembered by the caller."""
+        raise NotImplementedError
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        return self.fetch_group(group_id)
+
+    def fetch_group(self, group_id: str) -> dict[str, Any] | None:
+        """``{"result": GroupResult}`` of a saved group, ``None`` where there is none."""
+        raise NotImplementedError
+
+    def _get_key_for(self, prefix: str, id: Any, key: str = "") -> str:
+        return self.key_for(prefix, id, key)
+
+    def key_for(self, prefix: str, id: Any, suffix: str) -> str:
+        """The key under which something of a task or group is stored."""
+        raise NotImplementedError
+
+    def _forget(self, task_id: str) -> None:
+        self.forget_result(task_id)
+
+    def forget_result(self, task_id: str) -> None:
+        """Delete what is stored for a task."""
+        super()._forget(task_id)
+
+    def serialize(self, data: Any) -> bytes | str:
+        """What ``result_serializer`` makes of something, before compression."""
+        payload: bytes | str = self._encode(data)[2]
+        return payload
+
+    def result_meta(self, result: Any, state: str, traceback: str | None, request: Any) -> dict[str, Any]:
+        """The meta that is to be stored; call it once a result, for it asks the clock."""
+        meta: dict[str, Any] = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        return meta
+
+    @property
+    def known_metas(self) -> Any:
+        """The metas that this process remembers, a mapping by id."""
+        return self._cache
+
+    #: Warn where results are asked for that eager tasks do not store; the warning names the caller's line.
+    warn_if_eager = KeyValueStoreBackend._ensure_not_eager
 
 
 # -- tasks and requests

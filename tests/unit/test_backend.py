@@ -14,6 +14,7 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from celery_s3.backends import s3
 from celery_s3.bucket import Opened
+from celery_s3.celery_private import ResultBackend
 from celery_s3.errors import (
     AccessDenied,
     BucketMissing,
@@ -76,9 +77,11 @@ def test_what_celery_is_told(make):
 def test_overridden_hooks_are_celerys():
     """What is overridden is there to override in this Celery: a hook that is renamed would never be called."""
     later = {"task_result_exists", "prepare_compression"}  # Celery 5.7
-    hooks = {name for name in vars(s3.S3Backend) if callable(getattr(s3.S3Backend, name)) and not name.startswith("__")}
     own = {"_full", "_changed", "_cached", "_fetch", "_body", "_packed", "_packed_raw"}
-    assert {name for name in hooks - own - later if not hasattr(KeyValueStoreBackend, name)} == set()
+    public_names = {name for name in vars(ResultBackend) if not name.startswith("_")}
+    for cls, extra in ((s3.S3Backend, own | later | public_names), (ResultBackend, public_names)):
+        hooks = {name for name in vars(cls) if callable(getattr(cls, name)) and not name.startswith("__")}
+        assert {name for name in hooks - extra if not hasattr(KeyValueStoreBackend, name)} == set()
 
 
 def test_the_key_value_verbs(make, store):

@@ -16,6 +16,7 @@ from kombu.utils.encoding import bytes_to_str
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
+from celery_s3.celery_private import ResultBackend
 from celery_s3.chords.hooks import ChordHooks
 from celery_s3.codec import decoding, raw
 from celery_s3.codec.chunks import LARGE, Chunks, one_body
@@ -38,7 +39,7 @@ from celery_s3.store.deadline import retried_until
 __all__ = ["S3Backend"]
 
 
-class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
+class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
     """Stores results in S3: one PUT to store, one GET to fetch, a SUCCESS never overwritten.
 
     Settings: ``result_backend = "celery_s3.backends.S3Backend"`` with the dict ``s3_backend_settings``, or
@@ -100,12 +101,12 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         return transient(exc) and not prefork_parent()
 
     def _changed(self, task_id: str) -> None:
-        self._cache.pop(task_id, None)
+        self.known_metas.pop(task_id, None)
 
     # -- keys
 
-    def _get_key_for(self, prefix: str, id: Any, key: str = "") -> str:
-        return f"{prefix}{keys.encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{key}"
+    def key_for(self, prefix: str, id: Any, suffix: str) -> str:
+        return f"{prefix}{keys.encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{suffix}"
 
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
@@ -128,10 +129,8 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
 
     # -- storing
 
-    def _store_result(
-        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
-    ) -> Any:
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+    def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
+        meta = self.result_meta(result, state, traceback, request)
         meta["task_id"] = bytes_to_str(task_id)
         body, content_type = self._body(meta)
         beside = result_metadata(
@@ -146,15 +145,14 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             self.results.write(key, body, state, beside, content_type, rerun=_is_rerun(request))
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {task_id} was not stored: {exc}", str(task_id), state) from exc
-        return result
 
     def _body(self, meta: Meta) -> tuple[bytes | Chunks, str]:
         """A meta as it is stored, and its content type; bytes stay what they are where text would be made of them."""
         value = meta["result"]
         if type(value) is not bytes or meta["status"] != states.SUCCESS or self.content_type not in raw.PLAIN:
-            return one_body(*self._packed(self._encode(meta)[2])), self.content_type
+            return one_body(*self._packed(self.serialize(meta))), self.content_type
         meta["result"] = len(value)
-        frame = raw.frame(self._encode(meta)[2], self.content_type)
+        frame = raw.frame(self.serialize(meta), self.content_type)
         return one_body(*self._packed_raw(frame, value)), raw.CONTENT_TYPE
 
     def _packed_raw(self, frame: bytes, value: bytes) -> tuple[bytes | str, ...]:
@@ -165,7 +163,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         return frame, value  # apart: where compression does not help, no second copy is kept
 
     def encode(self, data: Any) -> bytes | str:
-        first, *more = self._packed(self._encode(data)[2])
+        first, *more = self._packed(self.serialize(data))
         return b"".join(map(_bytes, (first, *more))) if more else first
 
     def _packed(self, payload: bytes | str) -> tuple[bytes | str, ...]:
@@ -179,14 +177,14 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        if not (cache and task_id in self._cache):
+        if not (cache and task_id in self.known_metas):
             waited = checking()
             if waited is not None:
                 return self._parents.meta(waited, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 
-    def _get_task_meta_for(self, task_id: str) -> Meta:
+    def fetch_meta(self, task_id: str) -> Meta:
         meta = self.reader.meta(task_id, self._full(self.get_key_for_task(task_id)))
         if meta["status"] == states.SUCCESS and prefork_parent():
             self._child_was_lost()
@@ -200,7 +198,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         """Whether anything is stored for the task; one request, whatever its size."""
         return self.reader.exists(task_id, self._full(self.get_key_for_task(task_id)))
 
-    def _restore_group(self, group_id: str) -> Meta | None:
+    def fetch_group(self, group_id: str) -> Meta | None:
         return self.reader.group(
             group_id,
             self._full(self.get_key_for_group(group_id)),
@@ -220,7 +218,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         no_ack: bool = True,
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
-        self._ensure_not_eager()
+        self.warn_if_eager()
         with self._parents.waiting(task_id), retried_until(_moment(timeout)):
             return waiting.until(
                 # with its value: a timeout bounds that too
@@ -272,14 +270,14 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             on_interval=on_interval,
             passes=max_iterations,
         ):
-            self._cache[id] = meta
+            self.known_metas[id] = meta
             if on_message is not None:
                 on_message(meta)
             yield id, meta
 
     def _cached(self, id: str, ready_states: frozenset[str]) -> Meta | None:
         try:
-            return ready(self._cache[id], ready_states)
+            return ready(self.known_metas[id], ready_states)
         except KeyError:  # asking first would not help: another thread may push it out in between
             return None
 
@@ -290,7 +288,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         read: Callable[[str], Meta] | None = None,
     ) -> Iterator[tuple[str, Meta | None]]:
         """Read metas in parallel, unready ones as ``None``."""
-        for id, meta in self.pool.stream(read or self._get_task_meta_for, ids):
+        for id, meta in self.pool.stream(read or self.fetch_meta, ids):
             if isinstance(meta, BaseException):
                 raise meta
             yield id, ready(meta, ready_states)
@@ -305,7 +303,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
-        self._ensure_not_eager()
+        self.warn_if_eager()
         return gather(
             result,
             lambda ids: self.get_many(
