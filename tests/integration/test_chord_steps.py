@@ -196,7 +196,7 @@ def test_owner_dies_before_an_outer_chord_hears_of_the_failure(work, monkeypatch
         if message is not fail:
             broker.run(message)
     with monkeypatch.context() as patch:
-        patch.setattr(app.backend, "_fail_ends", lambda *_: (_ for _ in ()).throw(Died))
+        patch.setattr(app.backend.chord_sender, "fail_ends", lambda *_: (_ for _ in ()).throw(Died))
         with pytest.raises(Died):
             broker.run(fail)
     monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
@@ -352,7 +352,7 @@ def test_a_value_that_cannot_be_read(work, monkeypatch):
     """Whatever goes wrong with the values ends the chord in an error that says so."""
     app, tasks, broker = work()
     result = chord(values(tasks, 1), tasks["note"].s()).apply_async()
-    monkeypatch.setattr(app.backend, "_value", lambda payload: json.loads("garbage"))
+    monkeypatch.setattr(app.backend.chord_sender, "_value", lambda payload: json.loads("garbage"))
     broker.drain()
     error = result.get(timeout=5, propagate=False)
     assert isinstance(error, ChordError)

@@ -5,27 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from math import inf
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import ResultSet, result_from_tuple
+from celery.canvas import Signature
+from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
 from celery_s3.celery_private import ResultBackend
-from celery_s3.chords.hooks import ChordHooks
+from celery_s3.chords import Chords, Timer
+from celery_s3.chords.claim import lease_for
+from celery_s3.chords.members import Members
+from celery_s3.chords.mending import MemberResults, Mending
+from celery_s3.chords.producer import Producer
+from celery_s3.chords.repair import Repair
+from celery_s3.chords.sender import Sender
 from celery_s3.codec import decoding, raw
 from celery_s3.codec.chunks import LARGE, Chunks, one_body
 from celery_s3.codec.compression import compress_payload, compression_method
 from celery_s3.costs.workers import Reporter
 from celery_s3.errors import ResultNotStored, StoreError
-from celery_s3.expiry.hooks import ExpiryHooks
-from celery_s3.expiry.terms import Terms
-from celery_s3.files.hooks import FileHooks, transient
+from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.metadata import result_metadata
 from celery_s3.processes import prefork_parent
 from celery_s3.results import waiting
@@ -36,10 +42,16 @@ from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
 from celery_s3.store.deadline import retried_until
 
+if TYPE_CHECKING:
+    from celery_s3.expiry.rules import Rule
+    from celery_s3.expiry.service import Expiry
+    from celery_s3.expiry.sweep import Sweep
+    from celery_s3.files.store import Files
+
 __all__ = ["S3Backend"]
 
 
-class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
+class S3Backend(ResultBackend):
     """Stores results in S3: one PUT to store, one GET to fetch, a SUCCESS never overwritten.
 
     Settings: ``result_backend = "celery_s3.backends.S3Backend"`` with the dict ``s3_backend_settings``, or
@@ -52,6 +64,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
     persistent = True
     supports_native_join = True
     supports_result_compression = True
+    supports_failure_expires = True
     implements_incr = False
     key_t = bytes_to_str
 
@@ -63,11 +76,22 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
         self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
         self.terms = Terms.of(self.app.conf, self.expires)
-        opened = open_store(self.settings)
+        self.prefixes = self._prefixes()
+        self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
         self._reporter = Reporter(self.tally, self.settings)
         self._decoder = Decoder(self.content_type, self.accept)
+        self.files_of_tasks = FilesOfTasks(
+            self.store,
+            self._plain_store,
+            self.uploads,
+            self.pool,
+            self.settings,
+            prefix=self.prefixes.files,
+            serializer=self.serializer,
+            key_of=self._key_of_task,
+        )
         self.results = Results(
             self.store,
             self.uploads,
@@ -83,11 +107,33 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
-            self._noticed,
+            self.files_of_tasks.noticed,
         )
-        self._open_files()
         self._parents = Parents(self._fetch, self.settings.concurrency)
-        self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
+        self._open_chords()
+
+    def _open_chords(self) -> None:
+        self._timer = Timer()
+        lease = lease_for(self.app.conf)
+        self.chords = Chords(self.store, self.pool, self.prefixes.chords, lease=lease, later=self._timer)
+        self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
+        self.chord_sender = Sender(self, resend=self.settings.chord_resend)
+        self.chord_members = Members(self, self.chords, self.chord_sender)
+        self.mending = Mending(
+            self.chords,
+            self.chord_sender,
+            MemberResults(self.results, self._decoder.take, self.encode, self._key_of_task),
+            self.chord_producer.native,
+            kept=self.terms.decided,
+            dead=self.terms.chords,
+        )
+        self.mending.start_with_worker()
+
+    def close(self) -> None:
+        """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
+        self.mending.close()
+        self._timer.close()
+        self._opened.close()
 
     def as_uri(self, include_password: bool = False) -> str:
         """Bucket and prefix; there is never a secret to include."""
@@ -111,6 +157,20 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
+    def _key_of_task(self, task_id: str) -> str:
+        return self._full(self.get_key_for_task(task_id))
+
+    def _prefixes(self) -> Prefixes:
+        beside = self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix))
+        return Prefixes(
+            base=self.settings.base,
+            results=self._full(self.task_keyprefix),
+            groups=self._full(self.group_keyprefix),
+            chords=f"{beside}chords/",
+            messages=self._full(keys.MESSAGES),
+            files=beside + keys.FILES,
+        )
+
     # -- the key/value verbs of Celery's base class
 
     def get(self, key: str | bytes) -> bytes | None:
@@ -129,6 +189,12 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
 
     # -- storing
 
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
+        return self.chord_members.store(store, task_id, result, state, request)
+
     def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
         meta = self.result_meta(result, state, traceback, request)
         meta["task_id"] = bytes_to_str(task_id)
@@ -137,11 +203,11 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             state,
             getattr(request, "task", None),
             meta.get("children"),
-            self._term_of(state, request),
-            self._files_so_far(meta["task_id"], rerun=_is_rerun(request)),
+            self.terms.own(state, request),
+            self.files_of_tasks.count(meta["task_id"], rerun=_is_rerun(request)),
         )
         try:
-            key = self._full(self.get_key_for_task(task_id))
+            key = self._key_of_task(task_id)
             self.results.write(key, body, state, beside, content_type, rerun=_is_rerun(request))
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {task_id} was not stored: {exc}", str(task_id), state) from exc
@@ -161,6 +227,10 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             if len(packed) > 1:
                 return packed
         return frame, value  # apart: where compression does not help, no second copy is kept
+
+    def serialize(self, data: Any) -> bytes | str:
+        with self.files_of_tasks.stores(data):
+            return super().serialize(data)
 
     def encode(self, data: Any) -> bytes | str:
         first, *more = self._packed(self.serialize(data))
@@ -185,9 +255,9 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
-        meta = self.reader.meta(task_id, self._full(self.get_key_for_task(task_id)))
+        meta = self.reader.meta(task_id, self._key_of_task(task_id))
         if meta["status"] == states.SUCCESS and prefork_parent():
-            self._child_was_lost()
+            self.chord_members.child_was_lost()
         return meta
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
@@ -196,7 +266,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether anything is stored for the task; one request, whatever its size."""
-        return self.reader.exists(task_id, self._full(self.get_key_for_task(task_id)))
+        return self.reader.exists(task_id, self._key_of_task(task_id))
 
     def fetch_group(self, group_id: str) -> Meta | None:
         return self.reader.group(
@@ -209,6 +279,12 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
         return self._decoder.loads(_bytes(payload))
 
     # -- waiting
+
+    def wait_for_pending(
+        self, result: AsyncResult, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any
+    ) -> Any:
+        watching = self.mending.watching(result, on_interval)
+        return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
 
     def wait_for(
         self,
@@ -252,7 +328,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             meta = self._cached(id, READY_STATES)
             if meta is None:
                 with retried_until(until):
-                    meta = self.reader.meta(id, self._full(self.get_key_for_task(id)))
+                    meta = self.reader.meta(id, self._key_of_task(id))
             return whole(ready(meta, READY_STATES), LARGE) or pending()
 
         def look(wanted: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
@@ -310,6 +386,74 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
                 ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
             ),
         )
+
+    # -- chords
+
+    def apply_chord(self, header_result_args: Any, body: Signature, **kwargs: Any) -> None:
+        self.ensure_chords_allowed()
+        self.files_of_tasks.sends()
+        if not self.chord_producer.open(header_result_args[0], header_result_args[1], body):
+            super().apply_chord(header_result_args, body, **kwargs)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Nothing to do: the manifest has it."""
+
+    def add_to_chord(self, chord_id: str, result: ResultBase) -> None:
+        self.chord_members.add(result)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        self.chord_members.returned(request, result, state)
+
+    @property
+    def repairs(self) -> Repair:
+        """To see chords, and to mend them without one of their tasks."""
+        return self.mending.repairs()
+
+    # -- files
+
+    @property
+    def files(self) -> Files:
+        """The files of this backend's tasks."""
+        return self.files_of_tasks.files
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:
+        self.files_of_tasks.sends(task_id)
+        return super().on_task_call(producer, task_id)
+
+    def forget_result(self, task_id: str) -> None:
+        self.files_of_tasks.delete(bytes_to_str(task_id))
+        super().forget_result(task_id)
+
+    # -- expiry
+
+    @cached_property
+    def expiry(self) -> Expiry:
+        """Deletes what has expired, and knows the rules that do."""
+        # Commands, beat and the daily cleanup use it: it would cost the start of every worker 20 ms.
+        from celery_s3.expiry.service import Expiry
+
+        repairs, native = self.mending.repairs, self.chord_producer.native
+        return Expiry(self.settings, self.prefixes, self.terms, self._plain_store, self.pool, repairs, native)
+
+    @cached_property
+    def supports_autoexpire(self) -> bool:
+        """Whether the bucket's lifecycle rules delete all results and files: then `celery beat` schedules no cleanup.
+
+        Asked once in a process, in one request that only beat makes; ``False`` where that fails.
+        """
+        return self.expiry.left_to_rules()
+
+    def lifecycle_rules(self, *, versioned: bool = False) -> list[Rule]:
+        """The lifecycle rules that the bucket should have, for one that keeps versions or not."""
+        return self.expiry.rules(versioned=versioned)
+
+    def sweep(self, *, dry_run: bool = False, thorough: bool = False) -> Sweep:
+        """A sweep, ready to run: see :meth:`celery_s3.expiry.service.Expiry.sweep`."""
+        return self.expiry.sweep(dry_run=dry_run, thorough=thorough)
+
+    def cleanup(self) -> None:
+        """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired."""
+        self.expiry.cleanup()
 
 
 def _partial(meta: Meta | None) -> TypeGuard[decoding.LazyMeta]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from celery_s3.chords import Chords, Manifest
-from celery_s3.chords.tree import INLINE_BYTES
+from celery_s3.chords.parts import INLINE_BYTES
 from celery_s3.codec.chunks import LARGE
 from celery_s3.results import waiting
 from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
