@@ -303,7 +303,7 @@ def test_a_child_that_is_lost_after_it_has_claimed(work, monkeypatch, own):
         raise Killed
 
     with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        patched.setattr(app.backend, "_decide", die)
+        patched.setattr(app.backend.chord_sender, "decide", die)
         broker.run((request.id, "add", request.args, request.kwargs, vars(request._context)))
     with monkeypatch.context() as patched:
         patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from datetime import timedelta
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
@@ -227,7 +228,8 @@ def soon_expired(backend, monkeypatch):
     """Let everything expire within a moment."""
     for module in ("sweep", "terms"):
         monkeypatch.setattr(f"celery_s3.expiry.{module}.SLACK", 0.0)
-    backend.terms = Terms(0.1, 0.1, 0.1, 0.1, 0.1)
+    backend.expiry._terms = Terms(0.1, 0.1, 0.1, 0.1, 0.1)
+    backend.mending._kept = backend.mending._dead = timedelta(seconds=0.1)
     time.sleep(2.2)  # Last-Modified has whole seconds
 
 

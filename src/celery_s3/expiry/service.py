@@ -14,7 +14,7 @@ from celery_s3.store.clients.control import Control
 from celery_s3.store.counting import PAGE
 from celery_s3.store.parallel import Pool
 
-from .clock import server_clock
+from . import clock
 from .rules import Rule, covers, wanted
 from .sweep import CAREFUL, Sweep, Swept, areas
 from .terms import Prefixes, Terms
@@ -94,7 +94,7 @@ class Expiry:
             StoreError: the bucket cannot be listed.
         """
         control = Control(self._settings)
-        now = server_clock(control)
+        now = clock.server_clock(control)
         repairs = self._repairs(lambda: datetime.fromtimestamp(now(), UTC))
         # On AWS what was written after the look is certain to stay, however long it has been.
         batch = PAGE if self._settings.on_aws else CAREFUL
