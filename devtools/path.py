@@ -15,6 +15,7 @@ from itertools import pairwise
 from statistics import median
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import obstore.store
 from celery import Celery
@@ -25,8 +26,6 @@ __all__ = ["main"]
 RESULT = {"order": 4711, "state": "shipped", "lines": [1, 2, 3]}
 #: Timed are so many batches of so many.
 BATCHES, BATCH = 40, 250
-
-_BUCKET = obstore.store.MemoryStore()
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
 
 def _backend() -> Any:
     # before our modules import it: nothing of theirs is different
-    obstore.store.S3Store = lambda *args, **options: _BUCKET  # type: ignore[assignment, misc]
+    patch.object(obstore.store, "S3Store", return_value=obstore.store.MemoryStore()).start()
     app = Celery("path", set_as_current=False, broker="memory://")
     app.conf.update(
         result_backend="celery_s3.backends.S3Backend",

@@ -19,11 +19,11 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, GroupResult
 from celery.signals import worker_process_init, worker_ready
 
+from celery_s3.codec.decoding import Decoder
 from celery_s3.errors import CeleryS3Error, NotRepaired, ObjectMissing, PreconditionFailed, Untrusted
 from celery_s3.expiry.terms import DAY, Terms
-from celery_s3.interruptions import INTRUDERS
+from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.processes import prefork_parent
-from celery_s3.results.reader import Decoder
 from celery_s3.results.write_once import Results
 from celery_s3.store.api import CREATE, Match, Precondition, Store
 
@@ -146,9 +146,9 @@ class RepairHooks:
         if whole is None:
             return None
         try:
-            meta = self._decoder.take(whole)
+            meta = self._decoder.decode(whole)
             state, value = meta["status"], meta["result"]
-        except INTRUDERS:
+        except INTERRUPTIONS:
             raise
         except Exception:
             logger.warning(
