@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import celery
 from celery import canvas
@@ -198,8 +198,12 @@ _KEEPING = AsyncResult._set_cache.__code__
 _TELLING = AsyncResult.children.fget.__code__
 
 
-def who_asks_for_children() -> str:
-    """``keeping`` or ``telling`` where Celery's AsyncResult asks a meta for its children, empty for anybody else."""
+def who_asks_for_children() -> Literal["keeping", "telling", ""]:
+    """Why a meta's ``get("children")``, which calls this, was called: by whom in Celery, empty for anybody else.
+
+    ``keeping``: an AsyncResult was given the meta, and makes results of the children before anybody wants them.
+    ``telling``: somebody asks the AsyncResult for its children.
+    """
     asking = sys._getframe(2).f_code
     return "keeping" if asking is _KEEPING else "telling" if asking is _TELLING else ""
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property, partial
-from math import inf
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.base import KeyValueStoreBackend
 from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend
+from celery_s3.celery_private import ResultBackend, checked_parents_of
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -25,22 +22,20 @@ from celery_s3.chords.mending import MemberResults, Mending
 from celery_s3.chords.producer import Producer
 from celery_s3.chords.repair import Repair
 from celery_s3.chords.sender import Sender
-from celery_s3.codec import decoding, raw
-from celery_s3.codec.chunks import LARGE, Chunks, one_body
-from celery_s3.codec.compression import compress_payload, compression_method
+from celery_s3.codec.compression import compression_method
+from celery_s3.codec.decoding import Decoder
+from celery_s3.codec.encoding import Encoder
+from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
-from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.expiry.terms import Prefixes, Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
-from celery_s3.metadata import result_metadata
 from celery_s3.processes import prefork_parent
-from celery_s3.results import waiting
 from celery_s3.results.groups import gather
-from celery_s3.results.parents import Parents, checking
-from celery_s3.results.reader import Decoder, Meta, Reader, Replaced, pending, ready
+from celery_s3.results.reader import Meta, Reader
+from celery_s3.results.recorder import Recorder, is_rerun
+from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
-from celery_s3.store.deadline import retried_until
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -81,6 +76,9 @@ class S3Backend(ResultBackend):
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
         self._reporter = Reporter(self.tally, self.settings)
+        self._encoder = Encoder(
+            self.serialize, self.content_type, self.compression, self.settings.compression_threshold
+        )
         self._decoder = Decoder(self.content_type, self.accept)
         self.files_of_tasks = FilesOfTasks(
             self.store,
@@ -90,7 +88,7 @@ class S3Backend(ResultBackend):
             self.settings,
             prefix=self.prefixes.files,
             serializer=self.serializer,
-            key_of=self._key_of_task,
+            key_of=self.task_key,
         )
         self.results = Results(
             self.store,
@@ -100,16 +98,18 @@ class S3Backend(ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
         )
+        self.recorder = Recorder(self.results, self._encoder, self.task_key)
         self.reader = Reader(
             self.results,
             self._decoder,
             self.settings.bucket,
+            self.task_key,
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
             self.files_of_tasks.noticed,
         )
-        self._parents = Parents(self._fetch, self.settings.concurrency)
+        self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
         self._open_chords()
 
     def _open_chords(self) -> None:
@@ -122,7 +122,7 @@ class S3Backend(ResultBackend):
         self.mending = Mending(
             self.chords,
             self.chord_sender,
-            MemberResults(self.results, self._decoder.take, self.encode, self._key_of_task),
+            MemberResults(self.results, self._decoder.decode, self.encode, self.task_key),
             self.chord_producer.native,
             kept=self.terms.decided,
             dead=self.terms.chords,
@@ -157,7 +157,8 @@ class S3Backend(ResultBackend):
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
-    def _key_of_task(self, task_id: str) -> str:
+    def task_key(self, task_id: str) -> str:
+        """The key of a task's result, that of the base path included."""
         return self._full(self.get_key_for_task(task_id))
 
     def _prefixes(self) -> Prefixes:
@@ -182,7 +183,7 @@ class S3Backend(ResultBackend):
         return self.pool.map(self.get, keys)
 
     def set(self, key: str | bytes, value: bytes | str) -> None:
-        self.store.put(self._full(key), _bytes(value), content_type=self.content_type)
+        self.store.put(self._full(key), str_to_bytes(value), content_type=self.content_type)
 
     def delete(self, key: str | bytes) -> None:
         self.results.delete(self._full(key))
@@ -197,49 +198,16 @@ class S3Backend(ResultBackend):
 
     def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
         meta = self.result_meta(result, state, traceback, request)
-        meta["task_id"] = bytes_to_str(task_id)
-        body, content_type = self._body(meta)
-        beside = result_metadata(
-            state,
-            getattr(request, "task", None),
-            meta.get("children"),
-            self.terms.own(state, request),
-            self.files_of_tasks.count(meta["task_id"], rerun=_is_rerun(request)),
-        )
-        try:
-            key = self._key_of_task(task_id)
-            self.results.write(key, body, state, beside, content_type, rerun=_is_rerun(request))
-        except (StoreError, ValueError) as exc:
-            raise ResultNotStored(f"{state} of task {task_id} was not stored: {exc}", str(task_id), state) from exc
-
-    def _body(self, meta: Meta) -> tuple[bytes | Chunks, str]:
-        """A meta as it is stored, and its content type; bytes stay what they are where text would be made of them."""
-        value = meta["result"]
-        if type(value) is not bytes or meta["status"] != states.SUCCESS or self.content_type not in raw.PLAIN:
-            return one_body(*self._packed(self.serialize(meta))), self.content_type
-        meta["result"] = len(value)
-        frame = raw.frame(self.serialize(meta), self.content_type)
-        return one_body(*self._packed_raw(frame, value)), raw.CONTENT_TYPE
-
-    def _packed_raw(self, frame: bytes, value: bytes) -> tuple[bytes | str, ...]:
-        if self.compression:
-            packed = self._packed(frame + value)
-            if len(packed) > 1:
-                return packed
-        return frame, value  # apart: where compression does not help, no second copy is kept
+        meta["task_id"] = id = bytes_to_str(task_id)
+        files = self.files_of_tasks.count(id, rerun=is_rerun(request))
+        self.recorder.record(meta, request, expires=self.terms.own(state, request), files=files)
 
     def serialize(self, data: Any) -> bytes | str:
         with self.files_of_tasks.stores(data):
             return super().serialize(data)
 
     def encode(self, data: Any) -> bytes | str:
-        first, *more = self._packed(self.serialize(data))
-        return b"".join(map(_bytes, (first, *more))) if more else first
-
-    def _packed(self, payload: bytes | str) -> tuple[bytes | str, ...]:
-        if not self.compression:
-            return (payload,)
-        return compress_payload(payload, self.compression, self.settings.compression_threshold)
+        return self._encoder.payload(data)
 
     def prepare_compression(self, compression: str | None) -> str | None:
         return compression_method(compression)
@@ -247,26 +215,25 @@ class S3Backend(ResultBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        if not (cache and task_id in self.known_metas):
-            waited = checking()
-            if waited is not None:
-                return self._parents.meta(waited, task_id)
+        waited = None if cache and task_id in self.known_metas else checked_parents_of()
+        if waited is not None:
+            return self.waiter.parents.meta(waited, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
-        meta = self.reader.meta(task_id, self._key_of_task(task_id))
+        meta = self.reader.meta(task_id)
         if meta["status"] == states.SUCCESS and prefork_parent():
             self.chord_members.child_was_lost()
         return meta
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
-        # what has not been fetched yet goes through here when it is
-        return meta if isinstance(meta, decoding.LazyMeta) else super().meta_from_decoded(meta)
+        # A large one's body comes through here when it is fetched.
+        return meta if isinstance(meta, LazyMeta) else super().meta_from_decoded(meta)
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether anything is stored for the task; one request, whatever its size."""
-        return self.reader.exists(task_id, self._key_of_task(task_id))
+        return self.reader.exists(task_id)
 
     def fetch_group(self, group_id: str) -> Meta | None:
         return self.reader.group(
@@ -276,7 +243,7 @@ class S3Backend(ResultBackend):
         )
 
     def decode(self, payload: bytes | str) -> Any:
-        return self._decoder.loads(_bytes(payload))
+        return self._decoder.loads(str_to_bytes(payload))
 
     # -- waiting
 
@@ -295,14 +262,7 @@ class S3Backend(ResultBackend):
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
         self.warn_if_eager()
-        with self._parents.waiting(task_id), retried_until(_moment(timeout)):
-            return waiting.until(
-                # with its value: a timeout bounds that too
-                lambda: _whole(ready(self.get_task_meta(task_id))),
-                delay=waiting.schedule(interval),
-                timeout=timeout,
-                on_interval=on_interval,
-            )
+        return self.waiter.one(task_id, timeout=timeout, interval=interval, on_interval=on_interval)
 
     def get_many(
         self,
@@ -316,58 +276,15 @@ class S3Backend(ResultBackend):
         READY_STATES: frozenset[str] = states.READY_STATES,
     ) -> Iterator[tuple[str, Meta]]:
         """Yield ``(id, meta)`` of each task as it becomes ready."""
-        ids = list(dict.fromkeys(bytes_to_str(id) for id in task_ids))
-        until = _moment(timeout)
-
-        def whole(meta: Meta | None, up_to: float = inf) -> Meta | None:
-            with retried_until(until):
-                found = _whole(meta, up_to)
-            return found and ready(found, READY_STATES)
-
-        def read(id: str) -> Meta:
-            meta = self._cached(id, READY_STATES)
-            if meta is None:
-                with retried_until(until):
-                    meta = self.reader.meta(id, self._key_of_task(id))
-            return whole(ready(meta, READY_STATES), LARGE) or pending()
-
-        def look(wanted: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
-            for id, meta in self._fetch(wanted, READY_STATES, read):
-                # in this thread: in one of the pool's, the parts of a large one would come one after the other
-                yield id, whole(meta)
-
-        known = {id: meta for id in ids if (meta := self._cached(id, READY_STATES)) and not _partial(meta)}
-        yield from known.items()
-        for id, meta in waiting.each(
-            (id for id in ids if id not in known),
-            look,
-            delay=waiting.schedule(interval),
+        return self.waiter.many(
+            task_ids,
             timeout=timeout,
+            interval=interval,
+            on_message=on_message,
             on_interval=on_interval,
             passes=max_iterations,
-        ):
-            self.known_metas[id] = meta
-            if on_message is not None:
-                on_message(meta)
-            yield id, meta
-
-    def _cached(self, id: str, ready_states: frozenset[str]) -> Meta | None:
-        try:
-            return ready(self.known_metas[id], ready_states)
-        except KeyError:  # asking first would not help: another thread may push it out in between
-            return None
-
-    def _fetch(
-        self,
-        ids: Iterable[str],
-        ready_states: frozenset[str] = states.READY_STATES,
-        read: Callable[[str], Meta] | None = None,
-    ) -> Iterator[tuple[str, Meta | None]]:
-        """Read metas in parallel, unready ones as ``None``."""
-        for id, meta in self.pool.stream(read or self.fetch_meta, ids):
-            if isinstance(meta, BaseException):
-                raise meta
-            yield id, ready(meta, ready_states)
+            ready_states=READY_STATES,
+        )
 
     def iter_native(
         self,
@@ -454,30 +371,3 @@ class S3Backend(ResultBackend):
     def cleanup(self) -> None:
         """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired."""
         self.expiry.cleanup()
-
-
-def _partial(meta: Meta | None) -> TypeGuard[decoding.LazyMeta]:
-    return isinstance(meta, decoding.LazyMeta) and meta.partial
-
-
-def _whole(meta: Meta | None, up_to: float = inf) -> Meta | None:
-    """A meta with its value, if its object has no more than so many bytes; ``None`` where it is another one by now."""
-    if _partial(meta) and meta.size <= up_to:
-        with suppress(Replaced):
-            return meta.whole()
-        return None
-    return meta
-
-
-def _moment(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _is_rerun(request: Any) -> bool:
-    """Whether the task has run before, elsewhere perhaps: after a retry or a redelivery."""
-    delivery = getattr(request, "delivery_info", None) or {}
-    return bool(getattr(request, "retries", 0) or delivery.get("redelivered"))
-
-
-def _bytes(payload: bytes | str) -> bytes:
-    return payload.encode() if isinstance(payload, str) else payload

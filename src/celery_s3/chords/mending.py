@@ -17,10 +17,11 @@ from celery.result import AsyncResult, GroupResult
 from celery.signals import worker_process_init, worker_ready
 
 from celery_s3.celery_private import parents_of
+from celery_s3.codec.decoding import Whole
 from celery_s3.errors import CeleryS3Error, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.interruptions import INTRUDERS
+from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.processes import prefork_parent
-from celery_s3.results.write_once import Results, Whole
+from celery_s3.results.write_once import Results
 from celery_s3.store.api import CREATE, Match, Precondition
 
 from .repair import Repair
@@ -195,7 +196,7 @@ class MemberResults:
         try:
             meta = self._decode(whole)
             return meta["status"], meta["result"]
-        except INTRUDERS:
+        except INTERRUPTIONS:
             raise
         except Exception:
             key = whole.about.key

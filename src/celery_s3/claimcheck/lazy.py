@@ -17,7 +17,7 @@ from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
-from celery_s3.interruptions import INTRUDERS, brief, passing
+from celery_s3.interruptions import INTERRUPTIONS, brief, unwrapping
 
 from .content import decoded
 from .messages import is_removable, messages_of, sending_app
@@ -99,10 +99,10 @@ class Claim:
                 raise Ignore("the task has succeeded already, and its arguments are removed") from None
             raise
         try:
-            with passing():
+            with unwrapping():
                 args, kwargs = decoded(content, self.inner)
                 return list(args), dict(kwargs)
-        except INTRUDERS:
+        except INTERRUPTIONS:
             raise
         except Exception as exc:  # every serializer has errors of its own
             raise MessageNotRead(f"{self} cannot be decoded: {brief(exc)}") from exc
