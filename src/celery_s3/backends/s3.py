@@ -76,24 +76,21 @@ class S3Backend(ResultBackend):
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
         self._reporter = Reporter(self.tally, self.settings)
+        self.files_of_tasks = FilesOfTasks(
+            opened, self.settings, prefix=self.prefixes.files, serializer=self.serializer, key_of=self.task_key
+        )
+        self._open_results()
+        self._open_chords()
+
+    def _open_results(self) -> None:
         self._encoder = Encoder(
             self.serialize, self.content_type, self.compression, self.settings.compression_threshold
         )
         self._decoder = Decoder(self.content_type, self.accept)
-        self.files_of_tasks = FilesOfTasks(
-            self.store,
-            self._plain_store,
-            self.uploads,
-            self.pool,
-            self.settings,
-            prefix=self.prefixes.files,
-            serializer=self.serializer,
-            key_of=self.task_key,
-        )
         self.results = Results(
             self.store,
             self.uploads,
-            opened.conditional,
+            self._opened.conditional,
             self.pool,
             state_in=self._decoder.state_in,
             expires=self.terms.results,
@@ -110,7 +107,6 @@ class S3Backend(ResultBackend):
             self.files_of_tasks.noticed,
         )
         self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
-        self._open_chords()
 
     def _open_chords(self) -> None:
         self._timer = Timer()
@@ -124,6 +120,7 @@ class S3Backend(ResultBackend):
             self.chord_sender,
             MemberResults(self.results, self._decoder.decode, self.encode, self.task_key),
             self.chord_producer.native,
+            mended=f"{self.prefixes.chords.removesuffix('/')}-repaired",
             kept=self.terms.decided,
             dead=self.terms.chords,
         )
@@ -350,7 +347,7 @@ class S3Backend(ResultBackend):
         from celery_s3.expiry.service import Expiry
 
         repairs, native = self.mending.repairs, self.chord_producer.native
-        return Expiry(self.settings, self.prefixes, self.terms, self._plain_store, self.pool, repairs, native)
+        return Expiry(self._opened, self.settings, self.prefixes, self.terms, repairs, native)
 
     @cached_property
     def supports_autoexpire(self) -> bool:

@@ -49,6 +49,7 @@ class Mending:
         sender: sends their bodies.
         final: reads what a member would have delivered.
         native: whether there are chords of ours at all.
+        mended: the key of the object that tells when chords were mended last.
         kept: seconds that a decided chord's claim and manifest stay.
         dead: seconds after which a chord that waits for members is given up; ``None``: never.
     """
@@ -60,6 +61,7 @@ class Mending:
         final: Final,
         native: Callable[[], bool],
         *,
+        mended: str,
         kept: float,
         dead: float | None,
     ) -> None:
@@ -67,6 +69,7 @@ class Mending:
         self._sender = sender
         self._final = final
         self._native = native
+        self._mended = mended
         self._kept = timedelta(seconds=kept)
         self._dead = None if dead is None else timedelta(seconds=dead)
         self._started = False
@@ -137,8 +140,7 @@ class Mending:
 
     def first_to_look(self) -> bool:
         """Whether no other worker has looked lately: one object tells, and its conditional write decides."""
-        store = self._chords.store
-        key = f"{self._chords.prefix.removesuffix('/')}-repaired"
+        store, key = self._chords.store, self._mended
         precondition: Precondition = CREATE
         try:
             found = store.get(key)

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from celery_s3.bucket import Opened
 from celery_s3.chords.repair import Repair
 from celery_s3.errors import StoreError
 from celery_s3.settings import Settings
-from celery_s3.store.api import Store
 from celery_s3.store.clients.control import Control
 from celery_s3.store.counting import PAGE
-from celery_s3.store.parallel import Pool
 
 from . import clock
 from .rules import Rule, covers, wanted
@@ -32,28 +31,26 @@ class Expiry:
     """The expiry of what one backend stores.
 
     Arguments:
+        bucket: that which it is stored in.
         prefixes: where everything is.
         terms: how long everything lives.
-        store: lists and deletes, and leaves seals unopened.
         repairs: chords, given the time.
         native: whether there are chords of ours at all.
     """
 
     def __init__(
         self,
+        bucket: Opened,
         settings: Settings,
         prefixes: Prefixes,
         terms: Terms,
-        store: Store,
-        pool: Pool,
         repairs: Callable[[Callable[[], datetime]], Repair],
         native: Callable[[], bool],
     ) -> None:
+        self._bucket = bucket
         self._settings = settings
         self._prefixes = prefixes
         self._terms = terms
-        self._store = store
-        self._pool = pool
         self._repairs = repairs
         self._native = native
 
@@ -99,8 +96,8 @@ class Expiry:
         # On AWS what was written after the look is certain to stay, however long it has been.
         batch = PAGE if self._settings.on_aws else CAREFUL
         return Sweep(
-            self._store,
-            self._pool,
+            self._bucket.plain,
+            self._bucket.pool,
             areas(self._prefixes, self._terms, batch=batch, thorough=thorough),
             lambda: repairs.remains(mend=mend),
             StaleUploads(control, self._prefixes),

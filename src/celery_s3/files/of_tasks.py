@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from kombu.exceptions import EncodeError
 
+from celery_s3.bucket import Opened
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
 from celery_s3.metadata import files_in, state_of
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings
-from celery_s3.store.api import Object, Store, Writer
-from celery_s3.store.parallel import Pool
+from celery_s3.store.api import Object
 
 from .whose import last_used, sending, storing
 
@@ -38,9 +38,7 @@ class FilesOfTasks:
     """The files that go with the results and arguments of one backend's tasks.
 
     Arguments:
-        store: reads and deletes files.
-        plain: the same, and leaves seals unopened.
-        uploads: writes objects of any size.
+        bucket: the bucket that they are in.
         prefix: what the keys of all files begin with.
         serializer: the name of the backend's `result_serializer`.
         key_of: the key of a task's result.
@@ -48,20 +46,14 @@ class FilesOfTasks:
 
     def __init__(
         self,
-        store: Store,
-        plain: Store,
-        uploads: Writer,
-        pool: Pool,
+        bucket: Opened,
         settings: Settings,
         *,
         prefix: str,
         serializer: str,
         key_of: Callable[[str], str],
     ) -> None:
-        self._store = store
-        self._plain = plain
-        self._uploads = uploads
-        self._pool = pool
+        self._bucket = bucket
         self._settings = settings
         self._prefix = prefix
         self._serializer = serializer
@@ -76,7 +68,8 @@ class FilesOfTasks:
         """To write, read and delete them."""
         from .store import Files
 
-        return Files(self._store, self._uploads, self._pool, self._settings, self._prefix, self._uploaded)
+        bucket = self._bucket
+        return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self._uploaded)
 
     def count(self, task_id: str, *, rerun: bool) -> int | None:
         """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""
@@ -124,7 +117,7 @@ class FilesOfTasks:
             StoreError: some of them may be left.
         """
         if keys := self._keys_of(task_id):
-            self._store.delete_many(keys)
+            self._bucket.store.delete_many(keys)
 
     def _keys_of(self, task_id: str) -> list[str]:
         known = self._read.pop(task_id)
@@ -141,7 +134,7 @@ class FilesOfTasks:
     def _look(self, task_id: str) -> int:
         """How many files a result has by its metadata, which the first byte of it comes with."""
         try:
-            files = files_in(self._plain.get(self._key_of(task_id), length=1).metadata)
+            files = files_in(self._bucket.plain.get(self._key_of(task_id), length=1).metadata)
         except ObjectMissing:
             return 0
         return UNTOLD if files is None else files
