@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import pickle
 import threading
@@ -10,6 +12,7 @@ import pytest
 from celery import Celery, states
 from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutError
+from celery.signals import worker_ready
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_s3.backends import s3
@@ -225,3 +228,23 @@ def test_nothing_of_a_secret(make, store, caplog):
             backend.get_task_meta("job")
     texts = (str(caught.value), repr(caught.value), caplog.text, repr(vars(backend)), str(pickle.dumps(backend)))
     assert not [text for text in texts if secret in text or "AKIDOFTHETEST" in text]
+
+
+def test_closed(make, store):
+    """A closed backend does nothing later: its timers are dropped, and no worker that starts wakes it."""
+    backend = make()
+    backend.chords.later(60, lambda: None)
+    backend.close()
+    assert backend._timer._entries.peek()._heap == []
+    worker_ready.send(sender="here")
+    assert backend._timer._entries.peek()._heap == []
+    assert store.requests == []
+
+
+def test_hooks_hand_over():
+    """The backend has one base class, Celery's, and each hook of it is a few statements that hand over to a room."""
+    assert s3.S3Backend.__bases__ == (ResultBackend,)
+    tree = ast.parse(inspect.getsource(s3.S3Backend))
+    hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and hasattr(ResultBackend, node.name)]
+    sizes = {hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 for hook in hooks}
+    assert {name: size for name, size in sizes.items() if size > 5 and name != "__init__"} == {}

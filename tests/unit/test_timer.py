@@ -82,3 +82,41 @@ def test_no_thread_to_be_had_for_a_while(monkeypatch):
 
 def _no_thread(thread):
     raise RuntimeError("can't start new thread")
+
+
+def test_closed():
+    """What waits when it is closed is never done, nor what is added afterwards; its thread ends."""
+    timer, done = Timer(), []
+    before = _waiting()
+    timer(0.05, lambda: done.append(1))
+    timer.close()
+    _wait(lambda: _waiting() == before)
+    timer(0, lambda: done.append(2))
+    time.sleep(0.1)
+    assert done == []
+
+
+def test_what_has_begun_when_it_is_closed():
+    """It ends, and what it wants to be done later is not done."""
+    timer, begun, go_on, done = Timer(), threading.Event(), threading.Event(), []
+
+    def work():
+        begun.set()
+        go_on.wait(10)
+        timer(0, lambda: done.append("later"))
+        done.append("now")
+
+    timer(0, work)
+    begun.wait(10)
+    timer.close()
+    go_on.set()
+    _wait(lambda: done)
+    time.sleep(0.05)
+    assert done == ["now"]
+
+
+def test_closed_before_anything():
+    """One that was never used makes nothing to close it."""
+    timer = Timer()
+    timer.close()
+    assert timer._entries.peek() is None
