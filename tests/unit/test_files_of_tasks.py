@@ -71,16 +71,14 @@ def made(store):
 
 def test_files_in_a_result_go_with_its_task(files):
     """While a result's meta is encoded, a file in it goes to this backend and with the result's task."""
-    with files.stores({"task_id": "t"}):
-        assert whose.files_here() is files.files
-        assert whose.owner() == "t"
+    assert files.encoded({"task_id": "t"}, lambda _: (whose.files_here(), whose.owner())) == (files.files, "t")
     assert whose.storing.get() == (None, None)
 
 
 def test_files_in_anything_else(files):
     """What is no result has no task that its files go with."""
-    with files.stores(["a part of a chord"]):
-        assert (whose.files_here(), whose.owner()) == (files.files, None)
+    found = files.encoded(["a part of a chord"], lambda _: (whose.files_here(), whose.owner()))
+    assert found == (files.files, None)
 
 
 def test_files_among_arguments(files):
@@ -111,8 +109,10 @@ def test_other_values_that_cannot_be_encoded(store, serializer, data):
 
 
 def _encode(files, data):
-    with files.stores(data):
+    def refuse(data):
         raise EncodeError("no")
+
+    files.encoded(data, refuse)
 
 
 # -- what is known

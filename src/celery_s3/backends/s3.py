@@ -200,8 +200,7 @@ class S3Backend(ResultBackend):
         self.recorder.record(meta, request, expires=self.terms.own(state, request), files=files)
 
     def serialize(self, data: Any) -> bytes | str:
-        with self.files_of_tasks.stores(data):
-            return super().serialize(data)
+        return self.files_of_tasks.encoded(data, super().serialize)
 
     def encode(self, data: Any) -> bytes | str:
         return self._encoder.payload(data)

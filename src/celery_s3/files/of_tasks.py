@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -82,16 +81,15 @@ class FilesOfTasks:
         last_used.set(self)
         sending.set((self, task_id))
 
-    @contextmanager
-    def stores(self, data: Any) -> Iterator[None]:
-        """While ``data``, a result's meta for one, is encoded: files in it go here, and with the result's task.
+    def encoded(self, data: Any, encode: Callable[[Any], bytes | str]) -> bytes | str:
+        """``encode(data)``; files in ``data``, a result's meta for one, go here, and with the result's task.
 
         Raises:
             EncodeError: what the serializer raised, with the remedy where a file is the reason.
         """
         token = storing.set((self, data.get("task_id") if isinstance(data, dict) else None))
         try:
-            yield
+            return encode(data)
         except EncodeError as exc:
             if self._serializer not in ABLE and _has_file(data):
                 raise EncodeError(f"{self._serializer} cannot hold an S3File: {exc}. {REMEDY}") from exc
