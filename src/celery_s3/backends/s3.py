@@ -74,12 +74,12 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.task_key)
+        self.recorder = Recorder(self.results, self._encoder, self._key_of_task)
         self.reader = Reader(
             self.results,
             self._decoder,
             self.settings.bucket,
-            self.task_key,
+            self._key_of_task,
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
@@ -87,7 +87,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
         )
         self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
         self._open_files()
-        self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
+        self._open_chords(self._full(self._key_of_taskprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
 
     def as_uri(self, include_password: bool = False) -> str:
         """Bucket and prefix; there is never a secret to include."""
@@ -105,14 +105,10 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
 
     # -- keys
 
-    def key_for(self, prefix: str, id: Any, suffix: str) -> str:
-        return f"{prefix}{keys.encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{suffix}"
-
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
-    def task_key(self, task_id: str) -> str:
-        """The key of a task's result, that of the base path included."""
+    def _key_of_task(self, task_id: str) -> str:
         return self._full(self.get_key_for_task(task_id))
 
     # -- the key/value verbs of Celery's base class
@@ -133,11 +129,10 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
 
     # -- storing
 
-    def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
-        meta = self.result_meta(result, state, traceback, request)
-        meta["task_id"] = id = bytes_to_str(task_id)
-        files = self._files_so_far(id, rerun=is_rerun(request))
-        self.recorder.record(meta, request, expires=self._term_of(state, request), files=files)
+    def store_meta(self, meta: Meta, request: Any) -> None:
+        rerun, expires = is_rerun(request), self._term_of(meta["status"], request)
+        files = self._files_so_far(meta["task_id"], rerun=rerun)
+        self.recorder.record(meta, getattr(request, "task", None), expires=expires, files=files, rerun=rerun)
 
     def encode(self, data: Any) -> bytes | str:
         return self._encoder.payload(data)

@@ -153,7 +153,10 @@ class Results:
                 if not large:
                     raise  # the store has tried again
             else:
-                self._remember(draft, etag)
+                if state in states.READY_STATES or not etag:
+                    self._versions.pop(key)
+                else:
+                    self._versions.put(key, etag)
                 return Outcome.WRITTEN
         if precondition is CREATE:
             # SeaweedFS takes the directory of longer keys for an object.
@@ -182,13 +185,6 @@ class Results:
         return self.store.put(
             key, body, precondition=precondition, metadata=draft.metadata, content_type=draft.content_type
         )
-
-    def _remember(self, draft: _Draft, etag: str) -> None:
-        """Keep the version of a state that this process may follow up, to replace it without a look."""
-        if draft.state in states.READY_STATES or not etag:
-            self._versions.pop(draft.key)
-        else:
-            self._versions.put(draft.key, etag)
 
     def _read_stored(self, key: str) -> Object | None:
         try:
