@@ -87,7 +87,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
         )
         self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
         self._open_files()
-        self._open_chords(self._full(self._key_of_taskprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
+        self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
 
     def as_uri(self, include_password: bool = False) -> str:
         """Bucket and prefix; there is never a secret to include."""
