@@ -157,12 +157,7 @@ class Results:
                 else:
                     self._versions.put(key, etag)
                 return Outcome.WRITTEN
-        if precondition is CREATE:
-            # SeaweedFS takes the directory of longer keys for an object.
-            why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
-        else:
-            why = f"{LOST_RACES} other writers came first"
-        raise Conflict(why, operation="put", key=key)
+        raise _always_refused(key, precondition)
 
     def _write_after_reading(self, draft: _Draft) -> Outcome:
         if self._replaceable(draft) is Outcome.KEPT:
@@ -295,3 +290,12 @@ class Results:
         """Delete an object, in one request."""
         self._versions.pop(key)
         self.store.delete(key)
+
+
+def _always_refused(key: str, precondition: Precondition) -> Conflict:
+    if precondition is CREATE:
+        # SeaweedFS takes the directory of longer keys for an object.
+        why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
+    else:
+        why = f"{LOST_RACES} other writers came first"
+    return Conflict(why, operation="put", key=key)
