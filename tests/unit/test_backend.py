@@ -77,7 +77,7 @@ def test_what_celery_is_told(make):
 def test_overridden_hooks_are_celerys():
     """What is overridden is there to override in this Celery: a hook that is renamed would never be called."""
     later = {"task_result_exists", "prepare_compression"}  # Celery 5.7
-    own = {"_full", "_changed", "_key_of_task"}
+    own = {"_full", "_changed", "task_key"}
     public_names = {name for name in vars(ResultBackend) if not name.startswith("_")}
     for cls, extra in ((s3.S3Backend, own | later | public_names), (ResultBackend, public_names)):
         hooks = {name for name in vars(cls) if callable(getattr(cls, name)) and not name.startswith("__")}

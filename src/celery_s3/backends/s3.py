@@ -74,12 +74,12 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
         )
-        self.recorder = Recorder(self.results, self._encoder, self._key_of_task)
+        self.recorder = Recorder(self.results, self._encoder, self.task_key)
         self.reader = Reader(
             self.results,
             self._decoder,
             self.settings.bucket,
-            self._key_of_task,
+            self.task_key,
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
@@ -108,7 +108,8 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, ResultBackend):
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
-    def _key_of_task(self, task_id: str) -> str:
+    def task_key(self, task_id: str) -> str:
+        """The key of a task's result, that of the base path included."""
         return self._full(self.get_key_for_task(task_id))
 
     # -- the key/value verbs of Celery's base class
