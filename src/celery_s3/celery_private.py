@@ -18,6 +18,9 @@ from celery._state import _task_stack, get_current_task
 from celery.backends.base import KeyValueStoreBackend
 from celery.result import AsyncResult
 from kombu.serialization import registry
+from kombu.utils.encoding import bytes_to_str
+
+from celery_s3.keys import encode_id
 
 __all__ = [
     "ResultBackend",
@@ -41,21 +44,23 @@ __all__ = [
 class ResultBackend(KeyValueStoreBackend):
     """Celery's base class of result backends, with public names for the hooks and attributes that it keeps private.
 
-    A backend implements ``store_state``, ``fetch_meta``, ``fetch_group`` and ``key_for``, may extend ``serialize`` and
+    A backend implements ``store_meta``, ``fetch_meta`` and ``fetch_group``, may extend ``serialize`` and
     ``forget_result``, and calls the others.
     """
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        self.store_state(task_id, result, state, traceback, request)
+        # once a result, for it asks the clock
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = bytes_to_str(task_id)
+        self.store_meta(meta, request)
         return result
 
-    def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
-        """Store a task's state.
+    def store_meta(self, meta: dict[str, Any], request: Any) -> None:
+        """Store a task's meta, whose ``result`` is what ``encode_result`` has made of its value or exception.
 
         Arguments:
-            result: the value or exception, as ``encode_result`` has made it of what the task returned or raised.
             request: the task's; ``None`` or incomplete where another process reports for it.
         """
         raise NotImplementedError
@@ -75,11 +80,7 @@ class ResultBackend(KeyValueStoreBackend):
         raise NotImplementedError
 
     def _get_key_for(self, prefix: str, id: Any, key: str = "") -> str:
-        return self.key_for(prefix, id, key)
-
-    def key_for(self, prefix: str, id: Any, suffix: str) -> str:
-        """The key under which something of a task or group is stored."""
-        raise NotImplementedError
+        return f"{prefix}{encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{key}"
 
     def _forget(self, task_id: str) -> None:
         self.forget_result(task_id)
@@ -92,11 +93,6 @@ class ResultBackend(KeyValueStoreBackend):
         """What ``result_serializer`` makes of something, before compression."""
         payload: bytes | str = self._encode(data)[2]
         return payload
-
-    def result_meta(self, result: Any, state: str, traceback: str | None, request: Any) -> dict[str, Any]:
-        """The meta that is to be stored; call it once a result, for it asks the clock."""
-        meta: dict[str, Any] = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        return meta
 
     @property
     def known_metas(self) -> Any:

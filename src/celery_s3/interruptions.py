@@ -5,13 +5,9 @@ Decoders, compressors and clients make errors of their own of whatever they meet
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from celery.exceptions import SoftTimeLimitExceeded
 
-__all__ = ["INTERRUPTIONS", "INTERRUPTIONS_OF_LARGE", "brief", "unwrapping"]
+__all__ = ["INTERRUPTIONS", "INTERRUPTIONS_OF_LARGE", "brief", "reraise_interruption"]
 
 #: What says nothing of the bytes that were being decoded.
 INTERRUPTIONS = (SoftTimeLimitExceeded,)
@@ -22,19 +18,21 @@ INTERRUPTIONS_OF_LARGE = (SoftTimeLimitExceeded, MemoryError)
 LONGEST = 200
 
 
-@contextmanager
-def unwrapping(kinds: tuple[type[Exception], ...] = INTERRUPTIONS) -> Iterator[None]:
-    """Inside, errors of these kinds are raised as themselves, however often they were wrapped in others."""
-    handled = sys.exception()  # the caller may be handling one, which is the context of all that follows
-    try:
-        yield
-    except Exception as exc:
-        found: BaseException | None = exc
-        while found is not None and found is not handled:
-            if isinstance(found, kinds):
-                raise found from None
-            found = found.__cause__ or found.__context__
-        raise
+def reraise_interruption(
+    exc: Exception, handled: BaseException | None, kinds: tuple[type[Exception], ...] = INTERRUPTIONS
+) -> None:
+    """Raise the interruption that an error was made of, however often it was wrapped; nothing where there is none.
+
+    Arguments:
+        handled: what ``sys.exception()`` was before the work that has failed: Python makes it the context of all
+            errors that follow, of which it says nothing.
+        kinds: the errors that count.
+    """
+    found: BaseException | None = exc
+    while found is not None and found is not handled:
+        if isinstance(found, kinds):
+            raise found from None
+        found = found.__cause__ or found.__context__
 
 
 def brief(exc: BaseException) -> str:

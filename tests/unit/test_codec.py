@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from celery_s3.codec import raw
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
 from celery_s3.codec.decoding import Decoder
+from celery_s3.codec.encoding import Encoder
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.metadata import children_in, result_metadata, state_of
 
@@ -69,6 +72,49 @@ def test_garbage(body):
     """Garbage decodes to something, or raises kombu's DecodeError: never anything else."""
     with suppress(DecodeError):
         Decoder(JSON, {JSON}).loads(body, "")
+
+
+# -- encoding
+
+
+def encoder(compression=None, content_type=JSON, threshold=100):
+    return Encoder(lambda data: dumps(data, content_type=content_type), content_type, compression, threshold)
+
+
+def dumps(data, content_type=JSON):
+    return json.dumps(data) if content_type == JSON else pickle.dumps(data)
+
+
+@pytest.mark.parametrize("content_type", [JSON, PICKLE])
+def test_a_body_is_what_the_serializer_makes(content_type):
+    """Nothing is added to a body, and text becomes UTF-8."""
+    payload = dumps(META, content_type)
+    body = payload.encode() if content_type == JSON else payload
+    assert encoder(content_type=content_type).body(META) == (body, content_type)
+    assert encoder(content_type=content_type).payload(META) == payload
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("value", [b"", b"\xff" * 500, [1, "é"], "x" * 500])
+def test_encoded_and_decoded(compression, value):
+    """Whatever was encoded is decoded to the same meta, which encoding leaves as it is."""
+    meta = {**META, "result": value}
+    body, content_type = encoder(compression).body(meta)
+    assert meta["result"] is value
+    assert (content_type == raw.CONTENT_TYPE) == isinstance(value, bytes)
+    assert body.startswith(COMPRESSED_PAYLOAD_MAGIC) == bool(compression and len(value) == 500)
+    assert Decoder(JSON, {JSON}).loads(body, content_type) == meta
+
+
+def test_bytes_where_the_serializer_keeps_them():
+    """A serializer that may sign, encrypt or keep bytes is given them; those of a failure are no value."""
+    bytes_in = {**META, "result": b"value"}
+    assert encoder(content_type=PICKLE).body(bytes_in) == (pickle.dumps(bytes_in), PICKLE)
+    with pytest.raises(TypeError):
+        encoder().body({**bytes_in, "status": "PROGRESS"})
+
+
+# -- large metas
 
 
 @pytest.fixture

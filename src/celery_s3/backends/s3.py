@@ -148,9 +148,6 @@ class S3Backend(ResultBackend):
 
     # -- keys
 
-    def key_for(self, prefix: str, id: Any, suffix: str) -> str:
-        return f"{prefix}{keys.encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{suffix}"
-
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
@@ -193,11 +190,10 @@ class S3Backend(ResultBackend):
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
         return self.chord_members.store(store, task_id, result, state, request)
 
-    def store_state(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> None:
-        meta = self.result_meta(result, state, traceback, request)
-        meta["task_id"] = id = bytes_to_str(task_id)
-        files = self.files_of_tasks.count(id, rerun=is_rerun(request))
-        self.recorder.record(meta, request, expires=self.terms.own(state, request), files=files)
+    def store_meta(self, meta: Meta, request: Any) -> None:
+        rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
+        files = self.files_of_tasks.count(meta["task_id"], rerun=rerun)
+        self.recorder.record(meta, getattr(request, "task", None), expires=expires, files=files, rerun=rerun)
 
     def serialize(self, data: Any) -> bytes | str:
         return self.files_of_tasks.encoded(data, super().serialize)

@@ -78,7 +78,7 @@ class Members:
             if prefork_parent() or delivery.size > LARGE:
                 # A large result goes up in parts, which needs the pool's threads.
                 return store()
-            return self._chords.pool.together(store, delivery.climb_quietly)[0]
+            return self._chords.pool.run_both(store, delivery.climb_quietly)[0]
         except Exception:
             # Celery will not call on_chord_part_return, and this may have been the last part.
             self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from kombu.serialization import loads, unpickle
 from kombu.utils.json import loads as json_loads
 
 from celery_s3.celery_private import decoder_of
-from celery_s3.interruptions import INTERRUPTIONS, INTERRUPTIONS_OF_LARGE, brief, unwrapping
+from celery_s3.interruptions import INTERRUPTIONS, INTERRUPTIONS_OF_LARGE, brief, reraise_interruption
 from celery_s3.serializers import TYPED
 from celery_s3.store.api import Object
 
@@ -69,16 +70,24 @@ class Decoder:
 
     def loads(self, payload: bytes, content_type: str = "") -> Any:
         """Decode a payload of the given type."""
-        with unwrapping():
+        handled = sys.exception()
+        try:
             return self._loads(payload, content_type)
+        except Exception as exc:
+            reraise_interruption(exc, handled)
+            raise
 
     def decode(self, whole: Whole) -> Any:
         """Decode all of an object, which has no body any more afterwards."""
-        with unwrapping(whole.interruptions):
+        handled = sys.exception()
+        try:
             if whole.frame:
                 return self._joined(whole.frame, whole.pop_body())
             # Pass the body without binding it: a local would keep up to 5 GB alive while it is decoded.
             return self._loads(whole.pop_body(), whole.about.content_type)
+        except Exception as exc:
+            reraise_interruption(exc, handled, whole.interruptions)
+            raise
 
     def state_in(self, whole: Whole) -> str | None:
         """The state that an object's body tells, ``None`` where it cannot be read."""

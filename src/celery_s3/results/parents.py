@@ -33,7 +33,7 @@ __all__ = ["Parents"]
 
 Meta = dict[str, Any]
 
-#: Seconds for which the answers read before a wait are good: the time in which Celery asks for all of them.
+#: Seconds for which the answers that were read before a wait are good: Celery asks for all of them at once.
 _REMEMBERED = 1.0
 
 

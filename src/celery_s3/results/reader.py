@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.result import ResultBase
@@ -21,6 +21,8 @@ from .write_once import Results
 __all__ = ["Meta", "Reader", "Replaced", "pending", "ready"]
 
 Meta = dict[str, Any]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def pending() -> Meta:
@@ -34,7 +36,7 @@ def ready(meta: Meta, ready_states: Collection[str] = states.READY_STATES) -> Me
 
 
 class Replaced(ResultNotRead):
-    """A result was forgotten or replaced between its state and its value."""
+    """A result was forgotten or replaced after its state was read, and before its value was."""
 
 
 class Reader:
@@ -74,11 +76,11 @@ class Reader:
 
     def exists(self, task_id: str) -> bool:
         """Whether there is anything, whatever its size."""
-        return self._read(task_id, self.task_key(task_id)) is not None
+        return self._read(task_id, self.results.read, self.task_key(task_id)) is not None
 
     def meta(self, task_id: str) -> Meta:
         """The meta in one request; of a large one all but the state is left out until somebody asks for it."""
-        found = self._read(task_id, self.task_key(task_id))
+        found = self._read(task_id, self.results.read, self.task_key(task_id))
         if found is None:
             return pending()
         state = state_of(found.metadata)
@@ -91,34 +93,33 @@ class Reader:
 
     def meta_in(self, task_id: str, found: Object) -> Meta:
         """The meta with its value in what was read of its object."""
-        whole = self._whole(task_id, found)
+        whole = self._read(task_id, self.results.whole, found)
         return pending() if whole is None else self._decoded(task_id, whole, self._result)
 
     def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group, ``None`` where there is none."""
-        found = self._read(group_id, key)
+        found = self._read(group_id, self.results.read, key)
         return None if found is None else self.group_in(group_id, found, to_python)
 
     def group_in(self, group_id: str, found: Object, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group in what was read of its object; ``None`` where that is gone by now."""
-        whole = self._whole(group_id, found)
+        whole = self._read(group_id, self.results.whole, found)
         return None if whole is None else self._decoded(group_id, whole, to_python)
 
-    def _read(self, id: str, key: str) -> Object | None:
+    def _read(self, id: str, read: Callable[[K], V], what: K) -> V:
+        """``read(what)``, whose errors name the id."""
         try:
-            return self.results.read(key)
-        except StoreError as exc:
-            raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
-
-    def _whole(self, id: str, found: Object) -> Whole | None:
-        try:
-            return self.results.whole(found)
+            return read(what)
         except StoreError as exc:
             raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
 
     def _rest(self, task_id: str, found: Object, state: str) -> Meta:
-        """The whole meta of a result whose state somebody has been told already; a final one is still the same."""
-        whole = self._whole(task_id, found)
+        """The whole meta of a result whose state somebody has been told already.
+
+        Raises:
+            Replaced: that state was final, and there is another result by now, or none.
+        """
+        whole = self._read(task_id, self.results.whole, found)
         meta = pending() if whole is None else self._decoded(task_id, whole, self._result)
         if meta["status"] == state or state not in states.READY_STATES:
             return meta
@@ -140,7 +141,7 @@ class Reader:
         return self.to_python(meta)
 
     def _decoded(self, id: str, whole: Whole, to_python: Callable[[Any], Meta]) -> Meta:
-        """Whatever goes wrong with an object's body is an error that names object and remedy."""
+        """The meta in an object. Whatever goes wrong with its body is an error that names object and remedy."""
         about = whole.about
         self.noticed(str(id), about)
         try:

@@ -26,13 +26,16 @@ class Recorder:
         self.encoder = encoder
         self.task_key = task_key
 
-    def record(self, meta: dict[str, Any], request: Any, *, expires: float | None, files: int | None) -> Outcome:
+    def record(
+        self, meta: dict[str, Any], task: str | None, *, expires: float | None, files: int | None, rerun: bool
+    ) -> Outcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
         Arguments:
-            request: the task's, ``None`` where another process reports for it.
+            task: the task's name, where it is known.
             expires: the seconds that this result lives, 0 for ever; ``None``: like any.
             files: how many its task has uploaded, ``None`` where nobody knows.
+            rerun: another run of the task has probably left a state here.
 
         Raises:
             kombu.exceptions.EncodeError: the serializer cannot hold the value; nothing was stored.
@@ -40,9 +43,9 @@ class Recorder:
         """
         id, state = meta["task_id"], meta["status"]
         body, content_type = self.encoder.body(meta)
-        beside = result_metadata(state, getattr(request, "task", None), meta.get("children"), expires, files)
+        beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
-            return self.results.write(self.task_key(id), body, state, beside, content_type, rerun=is_rerun(request))
+            return self.results.write(self.task_key(id), body, state, beside, content_type, rerun=rerun)
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {id} was not stored: {exc}", str(id), state) from exc
 

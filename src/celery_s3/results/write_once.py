@@ -29,7 +29,6 @@ from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
 from celery_s3.metadata import expires_at, state_of
 from celery_s3.processes import Remembered
-from celery_s3.store import deadline
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 
 __all__ = ["Outcome", "Results"]
@@ -153,14 +152,12 @@ class Results:
                 if not large:
                     raise  # the store has tried again
             else:
-                self._remember(draft, etag)
+                if state in states.READY_STATES or not etag:
+                    self._versions.pop(key)
+                else:
+                    self._versions.put(key, etag)
                 return Outcome.WRITTEN
-        if precondition is CREATE:
-            # SeaweedFS takes the directory of longer keys for an object.
-            why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
-        else:
-            why = f"{LOST_RACES} other writers came first"
-        raise Conflict(why, operation="put", key=key)
+        raise _always_refused(key, precondition)
 
     def _write_after_reading(self, draft: _Draft) -> Outcome:
         if self._replaceable(draft) is Outcome.KEPT:
@@ -182,13 +179,6 @@ class Results:
         return self.store.put(
             key, body, precondition=precondition, metadata=draft.metadata, content_type=draft.content_type
         )
-
-    def _remember(self, draft: _Draft, etag: str) -> None:
-        """Keep the version of a state that this process may follow up, to replace it without a look."""
-        if draft.state in states.READY_STATES or not etag:
-            self._versions.pop(draft.key)
-        else:
-            self._versions.put(draft.key, etag)
 
     def _read_stored(self, key: str) -> Object | None:
         try:
@@ -271,11 +261,8 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        until = deadline.moment()  # of this thread: others read the parts
-
         def part(start: int) -> bytes:
-            with deadline.retried_until(until):
-                return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
+            return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
 
         frame = raw.frame_of(found.body)
         # BytesIO hands out its bytes without a copy. Close it, lest a traceback that holds it keeps them alive.
@@ -303,3 +290,12 @@ class Results:
         """Delete an object, in one request."""
         self._versions.pop(key)
         self.store.delete(key)
+
+
+def _always_refused(key: str, precondition: Precondition) -> Conflict:
+    if precondition is CREATE:
+        # SeaweedFS takes the directory of longer keys for an object.
+        why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
+    else:
+        why = f"{LOST_RACES} other writers came first"
+    return Conflict(why, operation="put", key=key)
