@@ -256,6 +256,7 @@ def make_app(prefix: str, broker_conf: Callable[[str], dict[str, Any]]) -> Itera
             # else every app that another test makes later gets the tasks of this one as well
             app.task = partial(app.task, shared=False)
             stack.callback(app.close)
+            stack.callback(lambda: getattr(app._backend, "close", int)())
             return app
 
         yield make

@@ -10,15 +10,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import celery
 from celery import canvas
 from celery._state import _task_stack, get_current_task
+from celery.backends.base import KeyValueStoreBackend
 from celery.result import AsyncResult
 from kombu.serialization import registry
+from kombu.utils.encoding import bytes_to_str
+
+from celery_s3.keys import encode_id
 
 __all__ = [
+    "ResultBackend",
     "checked_parents_of",
     "current_task",
     "decoder_of",
@@ -31,6 +36,71 @@ __all__ = [
     "sending_as",
     "who_asks_for_children",
 ]
+
+
+# -- the backend
+
+
+class ResultBackend(KeyValueStoreBackend):
+    """Celery's base class of result backends, with public names for the hooks and attributes that it keeps private.
+
+    A backend implements ``store_meta``, ``fetch_meta`` and ``fetch_group``, may extend ``serialize`` and
+    ``forget_result``, and calls the others.
+    """
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        # once a result, for it asks the clock
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = bytes_to_str(task_id)
+        self.store_meta(meta, request)
+        return result
+
+    def store_meta(self, meta: dict[str, Any], request: Any) -> None:
+        """Store a task's meta, whose ``result`` is what ``encode_result`` has made of its value or exception.
+
+        Arguments:
+            request: the task's; ``None`` or incomplete where another process reports for it.
+        """
+        raise NotImplementedError
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        return self.fetch_meta(task_id)
+
+    def fetch_meta(self, task_id: str) -> dict[str, Any]:
+        """The stored meta of a task, that of PENDING where nothing is stored; remembered by the caller."""
+        raise NotImplementedError
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        return self.fetch_group(group_id)
+
+    def fetch_group(self, group_id: str) -> dict[str, Any] | None:
+        """``{"result": GroupResult}`` of a saved group, ``None`` where there is none."""
+        raise NotImplementedError
+
+    def _get_key_for(self, prefix: str, id: Any, key: str = "") -> str:
+        return f"{prefix}{encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{key}"
+
+    def _forget(self, task_id: str) -> None:
+        self.forget_result(task_id)
+
+    def forget_result(self, task_id: str) -> None:
+        """Delete what is stored for a task."""
+        super()._forget(task_id)
+
+    def serialize(self, data: Any) -> bytes | str:
+        """What ``result_serializer`` makes of something, before compression."""
+        payload: bytes | str = self._encode(data)[2]
+        return payload
+
+    @property
+    def known_metas(self) -> Any:
+        """The metas that this process remembers, a mapping by id."""
+        return self._cache
+
+    #: Warn where results are asked for that eager tasks do not store; the warning names the caller's line.
+    warn_if_eager = KeyValueStoreBackend._ensure_not_eager
 
 
 # -- tasks and requests
@@ -124,8 +194,12 @@ _KEEPING = AsyncResult._set_cache.__code__
 _TELLING = AsyncResult.children.fget.__code__
 
 
-def who_asks_for_children() -> str:
-    """``keeping`` or ``telling`` where Celery's AsyncResult asks a meta for its children, empty for anybody else."""
+def who_asks_for_children() -> Literal["keeping", "telling", ""]:
+    """Why a meta's ``get("children")``, which calls this, was called: by whom in Celery, empty for anybody else.
+
+    ``keeping``: an AsyncResult was given the meta, and makes results of the children before anybody wants them.
+    ``telling``: somebody asks the AsyncResult for its children.
+    """
     asking = sys._getframe(2).f_code
     return "keeping" if asking is _KEEPING else "telling" if asking is _TELLING else ""
 

@@ -1,37 +1,38 @@
-"""What stands behind an error: decoders and compressors wrap whatever happens to them, and repeat what they read."""
+"""What happens to a process while it decodes or asks a client, and must come out as itself.
+
+Decoders, compressors and clients make errors of their own of whatever they meet, and repeat what they have read.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from celery.exceptions import SoftTimeLimitExceeded
 
-__all__ = ["INTRUDERS", "INTRUDERS_LARGE", "brief", "passing"]
+__all__ = ["INTERRUPTIONS", "INTERRUPTIONS_OF_LARGE", "brief", "reraise_interruption"]
 
-#: What happens to a process while it decodes, and says nothing of what it decodes.
-INTRUDERS = (SoftTimeLimitExceeded,)
-#: The same, of what is large: what is small and needs more memory than there is, is garbage.
-INTRUDERS_LARGE = (SoftTimeLimitExceeded, MemoryError)
+#: What says nothing of the bytes that were being decoded.
+INTERRUPTIONS = (SoftTimeLimitExceeded,)
+#: The same for large ones. Small ones that need more memory than there is are garbage.
+INTERRUPTIONS_OF_LARGE = (SoftTimeLimitExceeded, MemoryError)
 
 #: Characters of an error's text that are repeated: it may hold the whole value.
 LONGEST = 200
 
 
-@contextmanager
-def passing(intruders: tuple[type[Exception], ...] = INTRUDERS) -> Iterator[None]:
-    """Inside, these come out as themselves, whatever they were made into."""
-    handled = sys.exception()  # the caller may be handling one, which is the context of all that follows
-    try:
-        yield
-    except Exception as exc:
-        found: BaseException | None = exc
-        while found is not None and found is not handled:
-            if isinstance(found, intruders):
-                raise found from None
-            found = found.__cause__ or found.__context__
-        raise
+def reraise_interruption(
+    exc: Exception, handled: BaseException | None, kinds: tuple[type[Exception], ...] = INTERRUPTIONS
+) -> None:
+    """Raise the interruption that an error was made of, however often it was wrapped; nothing where there is none.
+
+    Arguments:
+        handled: what ``sys.exception()`` was before the work that has failed: Python makes it the context of all
+            errors that follow, of which it says nothing.
+        kinds: the errors that count.
+    """
+    found: BaseException | None = exc
+    while found is not None and found is not handled:
+        if isinstance(found, kinds):
+            raise found from None
+        found = found.__cause__ or found.__context__
 
 
 def brief(exc: BaseException) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from celery import Celery
 
 from celery_s3.chords import Chords
-from celery_s3.chords.hooks import ChordHooks
+from celery_s3.chords.members import Members
+from celery_s3.chords.sender import Sender
 
 app = Celery("lost_child")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
@@ -41,14 +42,14 @@ def last(others: list[str], runs: str, where: str) -> dict[str, str]:
 
 # Celery calls the first as soon as the SUCCESS is stored, that the second when all parts are found, and that the third
 # with the claim and the values in hand.
-_return, _decide, _send = ChordHooks.on_chord_part_return, Chords.decide, ChordHooks._decide
+_return, _decide, _send = Members.returned, Chords.decide, Sender.decide
 _doomed = {"where": ""}
 
 
-def _returned(self: Any, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+def _returned(self: Any, request: Any, result: Any, state: str) -> None:
     _doomed["where"] = result["dies"] if isinstance(result, dict) else ""
     _die("stored")
-    _return(self, request, state, result, **kwargs)
+    _return(self, request, result, state)
 
 
 def _decided(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,6 +67,6 @@ def _die(where: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-ChordHooks.on_chord_part_return = _returned  # type: ignore[method-assign]
+Members.returned = _returned  # type: ignore[method-assign]
 Chords.decide = _decided  # type: ignore[assignment, method-assign]
-ChordHooks._decide = _sent  # type: ignore[method-assign]
+Sender.decide = _sent  # type: ignore[method-assign]

@@ -196,7 +196,7 @@ def test_owner_dies_before_an_outer_chord_hears_of_the_failure(work, monkeypatch
         if message is not fail:
             broker.run(message)
     with monkeypatch.context() as patch:
-        patch.setattr(app.backend, "_fail_ends", lambda *_: (_ for _ in ()).throw(Died))
+        patch.setattr(app.backend.chord_sender, "fail_ends", lambda *_: (_ for _ in ()).throw(Died))
         with pytest.raises(Died):
             broker.run(fail)
     monkeypatch.setattr(Claim, "remaining", lambda *_: 0)
@@ -303,7 +303,7 @@ def test_a_child_that_is_lost_after_it_has_claimed(work, monkeypatch, own):
         raise Killed
 
     with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        patched.setattr(app.backend, "_decide", die)
+        patched.setattr(app.backend.chord_sender, "decide", die)
         broker.run((request.id, "add", request.args, request.kwargs, vars(request._context)))
     with monkeypatch.context() as patched:
         patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)
@@ -352,7 +352,7 @@ def test_a_value_that_cannot_be_read(work, monkeypatch):
     """Whatever goes wrong with the values ends the chord in an error that says so."""
     app, tasks, broker = work()
     result = chord(values(tasks, 1), tasks["note"].s()).apply_async()
-    monkeypatch.setattr(app.backend, "_value", lambda payload: json.loads("garbage"))
+    monkeypatch.setattr(app.backend.chord_sender, "_value", lambda payload: json.loads("garbage"))
     broker.drain()
     error = result.get(timeout=5, propagate=False)
     assert isinstance(error, ChordError)

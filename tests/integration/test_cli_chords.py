@@ -23,9 +23,9 @@ from celery_s3.dev.process import free_ports
 MODULE = """
 import json, os
 from celery import Celery
-from celery_s3.backends import chords
+from celery_s3.chords import claim
 
-chords.SHORTEST_LEASE = 0.3
+claim.SHORTEST_LEASE = 0.3
 app = Celery("proj")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
 

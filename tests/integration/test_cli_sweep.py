@@ -357,7 +357,7 @@ def test_cleanup(counted, stored, later, mine, caplog):
         app.tasks["celery.backend_cleanup"]()
     assert mine(app) == ids(kept)
     assert old.state == "PENDING"
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "celery_s3.expiry.hooks"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "celery_s3.expiry.service"]
     assert line.startswith(f"Cleanup of {app.backend.settings.uri}: deleted results 1 (")
 
 

@@ -311,7 +311,7 @@ def test_chords_are_mended_without_beat(make_app, seaweed, monkeypatch):
     backend = make_app(seaweed).backend
     planned = []
     backend.chords.later = lambda seconds, act: planned.append((seconds, act))
-    backend._worker_started()
+    backend.mending.worker_started()
     ((first, act),) = planned
     assert first <= 2 * backend.chords.lease
     act()

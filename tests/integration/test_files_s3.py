@@ -123,9 +123,9 @@ def test_a_result_without_files_stays_as_it_was(counted, stored, spends):
     with spends(PUT=1, GET=1, DELETE=1):
         result = stored(app, {"x": 1})
         result.get()
-        found = dict(app.backend._read)
+        assert len(app.backend.files_of_tasks._read) == 1
         result.forget()
-    assert (found, app.backend._read) == ({result.id: False}, {})
+    assert len(app.backend.files_of_tasks._read) == 0
 
 
 def test_a_stream_of_unknown_size(counted, stored):
@@ -319,7 +319,7 @@ def test_forget_after_another_process(counted, stored, spends, path, request_of)
     """What an earlier run has uploaded elsewhere goes too: a rerun says that it does not know, which costs a LIST."""
     app = counted()
     stored(app, {"so far": S3File(path)}, "PROGRESS", id="id")
-    app.backend._uploaded.clear()  # as in another process
+    app.backend.files_of_tasks._uploaded.clear()  # as in another process
     result = stored(app, 1, id="id", **request_of)
     result.get()
     with spends(LIST=1, DeleteObjects=1, DELETE=1):

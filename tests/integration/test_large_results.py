@@ -12,7 +12,7 @@ from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.utils.uuid import uuid
 
-from celery_s3.codec.decoding import LazyMeta
+from celery_s3.codec.lazy import LazyMeta
 from celery_s3.errors import ResultNotRead, ResultNotStored, UnreadableResult
 from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
 

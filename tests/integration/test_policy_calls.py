@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from datetime import timedelta
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
 from celery_s3 import S3File, claimcheck
-from celery_s3.chords import Ticket, hooks
+from celery_s3.chords import Ticket, claim
 from celery_s3.cli import s3
 from celery_s3.expiry.terms import Terms
 from celery_s3.files import whose
@@ -206,7 +207,7 @@ def group_of(app, ids):
 @pytest.fixture
 def party(make_app, monkeypatch):
     """``party(proxy, **conf)``"""
-    monkeypatch.setattr(hooks, "SHORTEST_LEASE", 0.3)
+    monkeypatch.setattr(claim, "SHORTEST_LEASE", 0.3)
     monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
     monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
     deleted = []
@@ -227,7 +228,8 @@ def soon_expired(backend, monkeypatch):
     """Let everything expire within a moment."""
     for module in ("sweep", "terms"):
         monkeypatch.setattr(f"celery_s3.expiry.{module}.SLACK", 0.0)
-    backend.terms = Terms(0.1, 0.1, 0.1, 0.1, 0.1)
+    backend.expiry._terms = Terms(0.1, 0.1, 0.1, 0.1, 0.1)
+    backend.mending._kept = backend.mending._dead = timedelta(seconds=0.1)
     time.sleep(2.2)  # Last-Modified has whole seconds
 
 
@@ -267,7 +269,7 @@ def test_worker(party, proxy_for, seaweed, monkeypatch):
     client.app.signature("again", (a_file(),)).delay()
     chord([client.app.signature("measure", (BIG,))] * 2, client.app.signature("measure")).apply_async()
     worker.work()
-    worker.backend._mend_after_start()
+    worker.backend.mending.mend_all()
     assert not worker.backend.supports_autoexpire
     group_of(client.app, ["some-id"])
     worker.give_up(worker.backend.prefixes.results + "large")

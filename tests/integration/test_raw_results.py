@@ -18,7 +18,7 @@ from kombu.utils.uuid import uuid
 from celery_s3.cli import s3
 from celery_s3.codec import raw
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
-from celery_s3.codec.decoding import LazyMeta
+from celery_s3.codec.lazy import LazyMeta
 from celery_s3.errors import UnreadableResult
 from celery_s3.results.write_once import HEAD_BYTES
 

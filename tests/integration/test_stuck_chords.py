@@ -13,7 +13,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError
 from celery.signals import worker_process_init, worker_ready
 
-from celery_s3.chords import hooks_repair
+from celery_s3.chords import mending
 from celery_s3.chords.repair import KEPT
 from celery_s3.errors import NotRepaired
 from devtools.proxy import Proxy
@@ -262,7 +262,7 @@ def test_dead_owner(lab, monkeypatch):
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(lab.backend, "_decide", die)
+        patch.setattr(lab.backend.chord_sender, "decide", die)
         lab.perform(lab.messages()[0])
     assert lab.states() == ["claimed"]
     time.sleep(3.1)
@@ -275,14 +275,14 @@ def test_owner_that_died_after_sending(lab, monkeypatch):
     """An owner that sent and died before it said so: where the body has a result by now, it is not sent again."""
     lab = lab()
     chord([lab.add.s(1, 1)], lab.total.s()).apply_async()
-    decide = lab.backend._decide
+    decide = lab.backend.chord_sender.decide
 
     def send_and_die(*args, **kwargs):
         decide(*args, **kwargs)
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(lab.backend, "_decide", send_and_die)
+        patch.setattr(lab.backend.chord_sender, "decide", send_and_die)
         lab.perform(lab.messages()[0])
     lab.perform(lab.messages()[0])
     time.sleep(LEASE + 1.1)
@@ -380,7 +380,7 @@ def test_a_short_wait_lists_nothing(lab, seaweed, make_app):
 @pytest.fixture
 def timers(monkeypatch):
     """``timers(lab)``: what its backend wants to do later, from now on; not in a prefork worker's main process."""
-    monkeypatch.setattr(hooks_repair, "prefork_parent", lambda: False)
+    monkeypatch.setattr(mending, "prefork_parent", lambda: False)
     wanted = []
 
     def keep(lab):
@@ -403,7 +403,7 @@ def test_a_worker_that_starts(lab, timers):
     wanted[0][1]()
     assert len(lab.messages()) + len(other.messages()) == 1
     wanted[1][1]()
-    assert not any(each.backend._first_to_look() for each in (lab, other))
+    assert not any(each.backend.mending.first_to_look() for each in (lab, other))
 
 
 def test_which_process_mends_at_start(lab, timers, monkeypatch):
@@ -411,11 +411,11 @@ def test_which_process_mends_at_start(lab, timers, monkeypatch):
     lab = lab()
     wanted = timers(lab)
     with monkeypatch.context() as patch:
-        patch.setattr(hooks_repair.process.current_process(), "index", 1, raising=False)
+        patch.setattr(mending.process.current_process(), "index", 1, raising=False)
         worker_process_init.send(sender="here")
-    del lab.backend._started
+    lab.backend.mending._started = False
     with monkeypatch.context() as patch:
-        patch.setattr(hooks_repair, "prefork_parent", lambda: True)
+        patch.setattr(mending, "prefork_parent", lambda: True)
         worker_ready.send(sender="here")
     worker_process_init.send(sender="here")
     assert wanted == []
@@ -434,9 +434,9 @@ def test_a_failing_look_harms_nobody(lab, timers, caplog):
 TASKS = """
 import json, os
 from celery import Celery
-from celery_s3.backends import chords
+from celery_s3.chords import claim
 
-chords.SHORTEST_LEASE = 0.5
+claim.SHORTEST_LEASE = 0.5
 app = Celery("tasks")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
 

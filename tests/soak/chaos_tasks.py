@@ -10,13 +10,13 @@ from pathlib import Path
 from celery import Celery
 from celery.signals import after_task_publish, before_task_publish, task_postrun
 
-from celery_s3.chords import hooks
+from celery_s3.chords import claim
 from celery_s3.chords.claim import Claim
 
 CONF = json.loads(os.environ["CHAOS_CONF"])
 EVENTS = Path(os.environ["CHAOS_EVENTS"])
 # The default is for brokers that are far away; a round would take minutes.
-hooks.SHORTEST_LEASE = float(os.environ["CHAOS_LEASE"])
+claim.SHORTEST_LEASE = float(os.environ["CHAOS_LEASE"])
 
 app = Celery("chaos")
 app.conf.update(CONF)
@@ -66,9 +66,9 @@ def _ended(task_id: str, **_: object) -> None:
 _mark = Claim.mark
 
 
-def _marked(claim: Claim, state: str) -> bool:
-    done = _mark(claim, state)  # type: ignore[arg-type]
-    event("marked" if done else "lost", claim.key)
+def _marked(own: Claim, state: str) -> bool:
+    done = _mark(own, state)  # type: ignore[arg-type]
+    event("marked" if done else "lost", own.key)
     return done
 
 

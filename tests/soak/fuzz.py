@@ -46,13 +46,13 @@ from obstore import exceptions as obs
 from celery_s3 import S3File, keys, typed
 from celery_s3.chords import Chords, Manifest, Ticket
 from celery_s3.chords.claim import Claim
-from celery_s3.chords.tree import frame, pack, unframe, unpack
+from celery_s3.chords.parts import pack_part, pack_summary, unpack_part, unpack_summary
 from celery_s3.claimcheck.envelope import unpack as unpack_message
-from celery_s3.codec import decoding, raw
+from celery_s3.codec import raw
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, compress_payload
+from celery_s3.codec.decoding import Decoder as BodyDecoder
 from celery_s3.errors import Garbled, NotDecodable, StoreError, UnreadableResult, Untrusted
 from celery_s3.metadata import SEAL, children_in, state_of, task_of, term_of
-from celery_s3.results.reader import Decoder as BodyDecoder
 from celery_s3.results.reader import Reader
 from celery_s3.results.write_once import Results
 from celery_s3.sealing.ciphers import Broken
@@ -123,6 +123,7 @@ def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callabl
         results,
         body_decoder,
         "bucket",
+        lambda id: "key",
         Backend(app=APP).meta_from_decoded,
         lambda child: result_from_tuple(child, APP),
         lambda id: None,
@@ -133,7 +134,7 @@ def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callabl
         store.put("key", body, metadata=metadata, content_type=content_type)
         results.write("key", METAS[0], "STARTED", {}, content_type)  # meets what stands there
         store.put("key", body, metadata=metadata, content_type=content_type)
-        meta = read.meta("t", "key")
+        meta = read.meta("t")
         # as AsyncResult does, whatever it is asked
         return meta["status"], meta["result"], [result_from_tuple(child, APP) for child in meta.get("children") or ()]
 
@@ -229,11 +230,11 @@ def chords(name: str) -> Callable[[bytes], Any]:
         members = tuple(f"t{number}" for number in range(33))
         made = room.open("g", Manifest(0, members, None, b"{}", JSON))
         for number in range(31):
-            store.put(f"chords/g/0/0/{number}", frame((), b"v"))
+            store.put(f"chords/g/0/0/{number}", pack_part((), b"v"))
         store.put(f"chords/g/{name}", body)
         for number in (32, 31):
             delivery = room.deliver(made, members[number], number, b"v")
-            delivery.rise()
+            delivery.climb_quietly()
             complete = delivery.climb()
         if complete:
             room.decide(made, *complete, lambda *_: "sent")
@@ -312,7 +313,7 @@ MESSAGES = tuple(
 
 
 def compressed(body: bytes) -> Any:
-    return decoding.loads(COMPRESSED_PAYLOAD_MAGIC + body, JSON, JSON, {JSON})
+    return BodyDecoder(JSON, {JSON}).loads(COMPRESSED_PAYLOAD_MAGIC + body, JSON)
 
 
 PACKED = tuple(
@@ -322,7 +323,7 @@ PACKED = tuple(
 
 
 def framed(body: bytes) -> Any:
-    return decoding.loads(raw.MAGIC + body, raw.CONTENT_TYPE, JSON, {JSON})
+    return BodyDecoder(JSON, {JSON}).loads(raw.MAGIC + body, raw.CONTENT_TYPE)
 
 
 READ = reader(JSON)
@@ -333,7 +334,7 @@ FRAMED = tuple(
 
 #: A line for each way in. Add yours.
 DECODERS = (
-    Decoder("codec.loads", lambda body: decoding.loads(body, JSON, JSON, {JSON}), METAS, (DecodeError,)),
+    Decoder("codec.loads", lambda body: BodyDecoder(JSON, {JSON}).loads(body, JSON), METAS, (DecodeError,)),
     Decoder("codec.loads, compressed", compressed, PACKED, (DecodeError,)),
     Decoder("codec.loads, raw bytes", framed, FRAMED, (DecodeError, ContentDisallowed)),
     Decoder("result", reader(JSON), METAS, (UnreadableResult,)),
@@ -351,14 +352,14 @@ DECODERS = (
     ),
     Decoder("file", file, (json.dumps(FILE).encode(),), (ValueError, RecursionError)),
     Decoder("manifest", Manifest.loads, (MANIFEST.dumps(),), (ValueError,)),
-    Decoder("part", unframe, (frame(("a",), b"value"),), (ValueError,)),
-    Decoder("summary", unpack, (pack([b"one", None, b""]),), (ValueError,)),
+    Decoder("part", unpack_part, (pack_part(("a",), b"value"),), (ValueError,)),
+    Decoder("summary", unpack_summary, (pack_summary([b"one", None, b""]),), (ValueError,)),
     Decoder("claim", claim, (CLAIM,), (Garbled,)),
     Decoder("ticket", ticket, (json.dumps(Ticket("g", 0, 2, True, "n", 1, ("a",), ("b",)).dumps()).encode(),), GARBLED),
     Decoder("chord with a bad manifest", chords("manifest"), (MANIFEST.dumps(),), (Garbled,)),
     Decoder("chord with a bad claim", chords("0/claim"), (CLAIM,), (Garbled,)),
-    Decoder("chord with a bad part", chords("0/0/5"), (frame((), b"v"), frame(("t1",), b"v")), (Garbled,)),
-    Decoder("chord with a bad summary", chords("0/1/0"), (pack([b"[]\nv"] * 32),), (Garbled,)),
+    Decoder("chord with a bad part", chords("0/0/5"), (pack_part((), b"v"), pack_part(("t1",), b"v")), (Garbled,)),
+    Decoder("chord with a bad summary", chords("0/1/0"), (pack_summary([b"[]\nv"] * 32),), (Garbled,)),
     Decoder("obstore's errors", obstore_error, (RUST,)),
     Decoder("boto3's errors", boto3_error, (b"SlowDown|Wait", b"403|")),
     Decoder(

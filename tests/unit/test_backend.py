@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import pickle
 import threading
@@ -10,10 +12,12 @@ import pytest
 from celery import Celery, states
 from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutError
+from celery.signals import worker_ready
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_s3.backends import s3
 from celery_s3.bucket import Opened
+from celery_s3.celery_private import ResultBackend
 from celery_s3.errors import (
     AccessDenied,
     BucketMissing,
@@ -76,9 +80,21 @@ def test_what_celery_is_told(make):
 def test_overridden_hooks_are_celerys():
     """What is overridden is there to override in this Celery: a hook that is renamed would never be called."""
     later = {"task_result_exists", "prepare_compression"}  # Celery 5.7
-    hooks = {name for name in vars(s3.S3Backend) if callable(getattr(s3.S3Backend, name)) and not name.startswith("__")}
-    own = {"_full", "_changed", "_cached", "_fetch", "_body", "_packed", "_packed_raw"}
-    assert {name for name in hooks - own - later if not hasattr(KeyValueStoreBackend, name)} == set()
+    own = {
+        "_full",
+        "_changed",
+        "task_key",
+        "_open_chords",
+        "_open_results",
+        "_prefixes",
+        "close",
+        "lifecycle_rules",
+        "sweep",
+    }
+    public_names = {name for name in vars(ResultBackend) if not name.startswith("_")}
+    for cls, extra in ((s3.S3Backend, own | later | public_names), (ResultBackend, public_names)):
+        hooks = {name for name in vars(cls) if callable(getattr(cls, name)) and not name.startswith("__")}
+        assert {name for name in hooks - extra if not hasattr(KeyValueStoreBackend, name)} == set()
 
 
 def test_the_key_value_verbs(make, store):
@@ -187,7 +203,7 @@ def test_pushed_out_while_it_is_looked_up(make):
         def __getitem__(self, name):
             raise KeyError(name)
 
-    backend._cache = Leaky(job={"status": "SUCCESS", "result": 6})
+    backend._cache = backend.waiter.known = Leaky(job={"status": "SUCCESS", "result": 6})
     assert [meta["result"] for _, meta in backend.get_many(["job"], timeout=0)] == [7]
 
 
@@ -212,3 +228,23 @@ def test_nothing_of_a_secret(make, store, caplog):
             backend.get_task_meta("job")
     texts = (str(caught.value), repr(caught.value), caplog.text, repr(vars(backend)), str(pickle.dumps(backend)))
     assert not [text for text in texts if secret in text or "AKIDOFTHETEST" in text]
+
+
+def test_closed(make, store):
+    """A closed backend does nothing later: its timers are dropped, and no worker that starts wakes it."""
+    backend = make()
+    backend.chords.later(60, lambda: None)
+    backend.close()
+    assert backend._timer._entries.peek()._heap == []
+    worker_ready.send(sender="here")
+    assert backend._timer._entries.peek()._heap == []
+    assert store.requests == []
+
+
+def test_hooks_hand_over():
+    """The backend has one base class, Celery's, and each hook of it is a few statements that hand over to a room."""
+    assert s3.S3Backend.__bases__ == (ResultBackend,)
+    tree = ast.parse(inspect.getsource(s3.S3Backend))
+    hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and hasattr(ResultBackend, node.name)]
+    sizes = {hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 for hook in hooks}
+    assert {name: size for name, size in sizes.items() if size > 5 and name != "__init__"} == {}

@@ -140,7 +140,7 @@ class World(Run):
         """What the backend does with a member's final state."""
         chords = self.chords_of(process)
         delivery = chords.deliver(self.ticket, f"t{member}", member, payload.encode())
-        delivery.rise()
+        delivery.climb_quietly()
         complete = delivery.climb()
         if complete is not None:
             chords.decide(delivery.ticket, *complete, self.act, since=delivery.since)

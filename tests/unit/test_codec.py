@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_s3.codec import decoding
+from celery_s3.codec import raw
+from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.decoding import Decoder
+from celery_s3.codec.encoding import Encoder
+from celery_s3.codec.lazy import LazyMeta
 from celery_s3.metadata import children_in, result_metadata, state_of
 
 JSON = "application/json"
@@ -53,21 +57,64 @@ def test_foreign_object_has_no_state():
 
 def test_declared_type_wins():
     """A body is decoded by the serializer its object declares, where that is accepted."""
-    assert decoding.loads(pickle.dumps(META), PICKLE, JSON, {JSON, PICKLE}) == META
-    assert decoding.loads(json.dumps(META).encode(), "binary/octet-stream", JSON, {JSON}) == META
+    assert Decoder(JSON, {JSON, PICKLE}).loads(pickle.dumps(META), PICKLE) == META
+    assert Decoder(JSON, {JSON}).loads(json.dumps(META).encode(), "binary/octet-stream") == META
 
 
 def test_declared_type_must_be_accepted():
     """A declared type is no way round ``accept_content``."""
     with pytest.raises(ContentDisallowed):
-        decoding.loads(pickle.dumps(META), PICKLE, JSON, {JSON})
+        Decoder(JSON, {JSON}).loads(pickle.dumps(META), PICKLE)
 
 
 @given(st.binary(min_size=1, max_size=200))
 def test_garbage(body):
     """Garbage decodes to something, or raises kombu's DecodeError: never anything else."""
     with suppress(DecodeError):
-        decoding.loads(body, "", JSON, {JSON})
+        Decoder(JSON, {JSON}).loads(body, "")
+
+
+# -- encoding
+
+
+def encoder(compression=None, content_type=JSON, threshold=100):
+    return Encoder(lambda data: dumps(data, content_type=content_type), content_type, compression, threshold)
+
+
+def dumps(data, content_type=JSON):
+    return json.dumps(data) if content_type == JSON else pickle.dumps(data)
+
+
+@pytest.mark.parametrize("content_type", [JSON, PICKLE])
+def test_a_body_is_what_the_serializer_makes(content_type):
+    """Nothing is added to a body, and text becomes UTF-8."""
+    payload = dumps(META, content_type)
+    body = payload.encode() if content_type == JSON else payload
+    assert encoder(content_type=content_type).body(META) == (body, content_type)
+    assert encoder(content_type=content_type).payload(META) == payload
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("value", [b"", b"\xff" * 500, [1, "é"], "x" * 500])
+def test_encoded_and_decoded(compression, value):
+    """Whatever was encoded is decoded to the same meta, which encoding leaves as it is."""
+    meta = {**META, "result": value}
+    body, content_type = encoder(compression).body(meta)
+    assert meta["result"] is value
+    assert (content_type == raw.CONTENT_TYPE) == isinstance(value, bytes)
+    assert body.startswith(COMPRESSED_PAYLOAD_MAGIC) == bool(compression and len(value) == 500)
+    assert Decoder(JSON, {JSON}).loads(body, content_type) == meta
+
+
+def test_bytes_where_the_serializer_keeps_them():
+    """A serializer that may sign, encrypt or keep bytes is given them; those of a failure are no value."""
+    bytes_in = {**META, "result": b"value"}
+    assert encoder(content_type=PICKLE).body(bytes_in) == (pickle.dumps(bytes_in), PICKLE)
+    with pytest.raises(TypeError):
+        encoder().body({**bytes_in, "status": "PROGRESS"})
+
+
+# -- large metas
 
 
 @pytest.fixture
@@ -78,7 +125,7 @@ def lazy():
         loads.append(1)
         return {"status": "SUCCESS", "result": 42, "children": [], "traceback": None}
 
-    meta = decoding.LazyMeta({"status": "SUCCESS", "children": None}, load)
+    meta = LazyMeta({"status": "SUCCESS", "children": None}, load)
     return meta, loads
 
 
@@ -113,7 +160,7 @@ def test_lazy_meta_kept_by_celery():
         loads.append(1)
         return {"status": "SUCCESS", "result": 42, "children": ["mine"]}
 
-    meta, result = decoding.LazyMeta({"status": "SUCCESS"}, load), SimpleNamespace(app=None)
+    meta, result = LazyMeta({"status": "SUCCESS"}, load), SimpleNamespace(app=None)
     AsyncResult._set_cache(result, meta)
     assert (result._cache, loads) == (meta, [])
     assert (result._cache.get("children"), loads) == (["mine"], [1])
@@ -121,14 +168,14 @@ def test_lazy_meta_kept_by_celery():
 
 def test_lazy_meta_tells_the_state_of_its_body():
     """A state that was not final may have become another one by the time its value is fetched: they go together."""
-    meta = decoding.LazyMeta({"status": "PROGRESS"}, lambda: {"status": "SUCCESS", "result": 42})
+    meta = LazyMeta({"status": "PROGRESS"}, lambda: {"status": "SUCCESS", "result": 42})
     assert (meta["status"], meta["result"], meta["status"]) == ("PROGRESS", 42, "SUCCESS")
 
 
 def test_lazy_meta_is_compared_and_joined_like_a_dict():
     """Comparing and joining see the whole meta."""
     whole = {"status": "SUCCESS", "result": 42}
-    lazy = lambda: decoding.LazyMeta({"status": "SUCCESS"}, lambda: whole)  # noqa: E731
+    lazy = lambda: LazyMeta({"status": "SUCCESS"}, lambda: whole)  # noqa: E731
     assert lazy() == whole
     assert (lazy() != whole, whole != lazy()) == (False, False)
     assert lazy() != {"status": "SUCCESS"}

@@ -851,7 +851,7 @@ import sys
 from kombu.serialization import loads
 import celery_s3.backends.s3
 light = {name for name in sys.modules if name.startswith("celery_s3.files")}
-assert light == {"celery_s3.files", "celery_s3.files.hooks", "celery_s3.files.whose"}, light
+assert light == {"celery_s3.files", "celery_s3.files.of_tasks", "celery_s3.files.whose"}, light
 file = loads('{"__type__": "celery_s3.file", "__value__": {}}', "application/json", "utf-8")
 assert type(file).__name__ == "S3File"
 heavy = {"boto3", "botocore", "obstore", "cryptography", "celery_s3.files.store"} & set(sys.modules)

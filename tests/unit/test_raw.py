@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_s3.codec import decoding, raw
+from celery_s3.codec import raw
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
+from celery_s3.codec.decoding import Decoder
 
 JSON, PICKLE = "application/json", "application/x-python-serialize"
 YAML, TYPED = "application/x-yaml", "application/x-typed+json"
@@ -27,7 +28,7 @@ def framed(value, content_type=JSON, **meta):
 def test_round_trip(value, name):
     """Any bytes come back behind any meta, whose type the frame tells whatever the object declares."""
     for content_type in (JSON, TYPED):
-        meta = decoding.loads(framed(value, content_type, name=name), raw.CONTENT_TYPE, JSON, {JSON, TYPED})
+        meta = Decoder(JSON, {JSON, TYPED}).loads(framed(value, content_type, name=name), raw.CONTENT_TYPE)
         assert meta == {"status": "SUCCESS", "result": value, "name": name}
         assert type(meta["result"]) is bytes
 
@@ -45,7 +46,7 @@ def test_frame_of_a_beginning(value, length):
 def test_the_type_must_be_accepted():
     """The meta's type is no way round `accept_content`."""
     with pytest.raises(ContentDisallowed):
-        decoding.loads(framed(b"x", YAML), raw.CONTENT_TYPE, JSON, {JSON})
+        Decoder(JSON, {JSON}).loads(framed(b"x", YAML), raw.CONTENT_TYPE)
 
 
 @pytest.mark.parametrize("content_type", [PICKLE, "application/data", "application/x-own"])
@@ -53,7 +54,7 @@ def test_only_plain_text_stands_before_bytes(content_type):
     """A frame of a serializer that signs, encrypts or is not known vouches for nothing behind it: it is refused."""
     for accept in ({JSON, content_type}, None):
         with pytest.raises(DecodeError, match=f"{content_type}' does not stand before bytes"):
-            decoding.loads(framed(b"x", content_type), raw.CONTENT_TYPE, JSON, accept)
+            Decoder(JSON, accept).loads(framed(b"x", content_type), raw.CONTENT_TYPE)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +72,17 @@ def test_only_plain_text_stands_before_bytes(content_type):
 def test_what_does_not_belong_together(body, why):
     """A body that was cut, that has grown, or that is no SUCCESS, is an error and never a value."""
     with pytest.raises(DecodeError, match=why):
-        decoding.loads(body, raw.CONTENT_TYPE, JSON, {JSON})
+        Decoder(JSON, {JSON}).loads(body, raw.CONTENT_TYPE)
 
 
 def test_bytes_that_look_like_ours():
     """Bytes that begin with a frame, or with the mark of compression, are bytes."""
     for value in (framed(b"x"), COMPRESSED_PAYLOAD_MAGIC + b"application/x-gzip\x00"):
-        assert decoding.loads(framed(value), raw.CONTENT_TYPE, JSON, {JSON})["result"] == value
+        assert Decoder(JSON, {JSON}).loads(framed(value), raw.CONTENT_TYPE)["result"] == value
 
 
 @given(st.binary(max_size=100))
 def test_garbage(body):
     """Garbage behind the magic is a DecodeError or refused: never anything else."""
     with suppress(DecodeError, ContentDisallowed):
-        decoding.loads(raw.MAGIC + body, raw.CONTENT_TYPE, JSON, {JSON})
+        Decoder(JSON, {JSON}).loads(raw.MAGIC + body, raw.CONTENT_TYPE)

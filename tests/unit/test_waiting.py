@@ -111,15 +111,15 @@ class Group:
         self.clock = Clock(cost)
         self.asked = []
 
-    def stream(self, ids):
-        for id in ids:
+    def ask(self, next_question):
+        for id in iter(next_question, None):
             self.asked.append(id)
             yield id, (id.upper() if self.ready_at[id] <= self.clock.now else None)
         self.clock.now += self.clock.cost
 
     def each(self, **kwargs):
         kwargs.setdefault("delay", waiting.adaptive(steady))
-        return waiting.each(self.ready_at, self.stream, clock=self.clock, **kwargs)
+        return waiting.each(self.ready_at, self.ask, clock=self.clock, **kwargs)
 
 
 def members(count, ready_at):
@@ -138,13 +138,13 @@ def test_finished_group_has_ever_more_requests_under_way():
     """As long as nothing is missing, the number of unanswered questions grows."""
     under_way = []
 
-    def stream(ids):
-        while answered := list(ids):
+    def ask(next_question):
+        while answered := list(iter(next_question, None)):
             under_way.append(len(answered))
             yield from ((id, id) for id in answered)
 
     group = members(500, lambda index: 0)
-    assert len(dict(waiting.each(group, stream, delay=waiting.adaptive(steady)))) == 500
+    assert len(dict(waiting.each(group, ask, delay=waiting.adaptive(steady)))) == 500
     assert under_way[:4] == [16, 16, 32, 64]
 
 
@@ -175,7 +175,7 @@ def test_early_failure_behind_a_slow_head_is_seen():
 def test_duplicates_are_asked_once():
     """An id that is named twice is read once."""
     group = Group({"a": 0})
-    assert list(waiting.each(["a", "a"], group.stream, delay=waiting.adaptive())) == [("a", "A")]
+    assert list(waiting.each(["a", "a"], group.ask, delay=waiting.adaptive())) == [("a", "A")]
     assert group.asked == ["a"]
 
 

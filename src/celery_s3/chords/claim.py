@@ -25,8 +25,10 @@ from celery_s3.store.api import CREATE, Match, Object, Precondition, Store
 
 from .parts import parse
 
-__all__ = ["Claim", "Held", "State", "is_of_process"]
+__all__ = ["SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
 
+#: Seconds.
+SHORTEST_LEASE = 30.0
 State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
 #: Shared with the processes that are forked from this one, and with no others.
@@ -37,19 +39,37 @@ def _name_of_process(pid: int) -> str:
     return f"{_FAMILY}.{pid}."
 
 
+def lease_for(conf: Any) -> float:
+    """Seconds in which an owner has joined and published for certain, by Celery's configuration.
+
+    That is its join time-out, and the time-outs and pauses of all tries to publish.
+    """
+    policy = conf.task_publish_retry_policy or {}
+    retries = (policy.get("max_retries") or 0) if conf.task_publish_retry else 0
+    attempt = float(conf.broker_connection_timeout or 4) + float(policy.get("interval_max") or 1)
+    # Twice that, since half of the lease may have passed when sending begins: see Claim.holds.
+    return max(SHORTEST_LEASE, 2 * (float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt))
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One version of a claim; ``modified`` on the server's clock."""
+    """One version of a claim.
+
+    Attributes:
+        owner: who claimed.
+        modified: when this was written, on the server's clock.
+        lease: seconds, by whoever wrote it.
+    """
 
     owner: str
     state: State
     etag: str
     modified: datetime
-    #: seconds, by whoever wrote it
     lease: float
 
     @property
     def decided(self) -> bool:
+        """Whether the body was sent, or has failed."""
         return self.state in DECIDED
 
 
@@ -153,4 +173,4 @@ def _content(found: Object) -> dict[str, Any]:
 
 
 def _is_lease(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 10 * 86_400  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 10 * 86_400

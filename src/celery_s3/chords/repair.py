@@ -15,9 +15,10 @@ from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
 from celery_s3.store.api import Entry
 
 from .manifest import Manifest
+from .parts import pack_part
 from .service import Act
 from .survey import Chord, Folder, Run, Survey
-from .tree import FAN_IN, Tree, frame
+from .tree import FAN_IN, Tree
 
 __all__ = ["KEPT", "Repair"]
 
@@ -71,7 +72,7 @@ class Repair:
         payload = self.survey.final(chord.manifest.ids[slot], chord.started)
         if payload is not None:
             # What such a member may have added to the chord is not known: only its part would tell.
-            tree.put(tree.key(0, slot), frame((), payload))
+            tree.put(tree.key(0, slot), pack_part((), payload))
 
     def _sum_up(self, tree: Tree, parts: set[tuple[int, int]]) -> None:
         """Go up from every complete node that has no summary."""

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal
 from uuid import uuid4
 
 from celery_s3.errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
 from celery_s3.keys import encode_id
+from celery_s3.processes import Remembered
 from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.parallel import Pool
 
 from .claim import Claim, Held, is_of_process
+from .delivery import Delivery
 from .manifest import Manifest
-from .tree import Leaves, Memory, Parts, Shape, Tree, frame
+from .parts import Leaves, pack_part
+from .ticket import Ticket
+from .tree import Memory, Shape, Tree
 
-__all__ = ["Chords", "Delivery", "Outcome", "Ticket"]
+__all__ = ["ATTEMPTS", "Act", "Chords", "GiveUp", "Later", "Outcome"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,64 +39,10 @@ Outcome = Literal["sent", "failed"]
 #: Sends the body, or reports the failure: per member its payload and those of the tasks that it added, the
 #: manifest, and whether an owner before may have sent the body already. Returns what to mark.
 Act = Callable[[list[list[bytes]], Manifest, bool], Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a header task needs to know of its chord; it travels in the body's options.
-
-    Attributes:
-        flat: Celery's group index is the member's slot; else the manifest tells it.
-        nonce: of the manifest.
-        slot: of the member that added this task or one of its adders; ``None`` in the header itself.
-        via: the ids of the tasks that added, from that member down. A task that adds others puts itself there,
-            so where its own id is the last one, those before are its adders.
-        added: the ids of the tasks that the last of ``via`` added.
-    """
-
-    group: str
-    run: int
-    size: int
-    flat: bool
-    nonce: str = ""
-    slot: int | None = None
-    via: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
-
-    def dumps(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) not in (None, (), "")}
-
-    @classmethod
-    def loads(cls, options: Mapping[str, Any]) -> Ticket:
-        known: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in options.items()
-            if name in cls.__slots__
-        }
-        return cls(**known)
-
-    def was_added(self, task_id: str) -> bool:
-        """Whether the task is none of the header, but was added by one."""
-        return bool(self.via) and self.via != (task_id,)
-
-    def added_by(self, task_id: str) -> tuple[str, ...]:
-        """The ids of the tasks that the task has added."""
-        return self.added if self.via[-1:] == (task_id,) else ()
-
-    def adding(self, task_id: str, slot: int, ids: Iterable[str]) -> Ticket:
-        """The ticket after the task, under that slot, has added others."""
-        via = self.via if self.via[-1:] == (task_id,) else (*self.via, task_id)
-        return replace(self, slot=slot, via=via, added=(*self.added_by(task_id), *ids))
-
-
 #: Told why nobody can decide a chord any more.
 GiveUp = Callable[[Untrusted], None]
-
-
-class Timer(Protocol):
-    """Runs a function after so many seconds, without blocking the caller."""
-
-    def __call__(self, seconds: float, fn: Callable[[], None]) -> object: ...
+#: Runs a function after so many seconds, without blocking the caller.
+Later = Callable[[float, Callable[[], None]], object]
 
 
 class Chords:
@@ -113,7 +62,7 @@ class Chords:
         prefix: str,
         *,
         lease: float,
-        later: Timer,
+        later: Later,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
@@ -122,7 +71,7 @@ class Chords:
         self.lease = lease
         self.later = later
         self.clock = clock
-        self._manifests: dict[tuple[str, int, str], Manifest] = {}
+        self._manifests: Remembered[tuple[str, int, str], Manifest] = Remembered(32)
         self._memory = Memory()
 
     # -- keys
@@ -135,10 +84,12 @@ class Chords:
         return f"{self.folder(group)}{run}/"
 
     def tree(self, ticket: Ticket) -> Tree:
+        """The tree of a chord's parts."""
         folder = self._run(ticket.group, ticket.run)
         return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory, nonce=ticket.nonce)
 
     def claim(self, group: str, run: int) -> Claim:
+        """The claim of a chord's run, for this party."""
         return Claim(self.store, f"{self._run(group, run)}claim", self.lease, clock=self.clock)
 
     # -- opening
@@ -196,7 +147,7 @@ class Chords:
         if slot is None:
             return None
         tree = self.tree(ticket)
-        part = frame(ticket.added_by(task_id), payload)
+        part = pack_part(ticket.added_by(task_id), payload)
         if ticket.was_added(task_id):
             tree.put(tree.added_key(task_id), part)
             return Delivery(ticket, tree, slot, None)
@@ -239,9 +190,7 @@ class Chords:
         if found is None:
             found = self.manifest(ticket.group, ticket.run)
             if found is not None:
-                if len(self._manifests) >= 32:
-                    self._manifests.clear()
-                self._manifests[name] = found
+                self._manifests.put(name, found)
         return found
 
     # -- deciding
@@ -272,7 +221,7 @@ class Chords:
             give_up: what is done where a later look finds that nobody can decide any more.
         """
         claim = self.claim(ticket.group, ticket.run)
-        held, manifest = self.pool.together(claim.take, lambda: self.manifest(ticket.group, ticket.run))
+        held, manifest = self.pool.run_both(claim.take, lambda: self.manifest(ticket.group, ticket.run))
         if held is not None and not self._take_over(
             ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since, lost
         ):
@@ -312,7 +261,7 @@ class Chords:
         if held.decided:
             return False
         if lost is not None and is_of_process(held, lost):
-            # To wait for the lease would be to hope that this process lives as long.
+            # No timer: this process may not outlive the lease, 30 s or more.
             return claim.take_over(held)
         # A claim is younger than the last part: mostly, that spares asking the server for the time.
         young = since is not None and self.clock() - since < held.lease
@@ -351,50 +300,3 @@ def _manifest(found: Object) -> Manifest:
         return Manifest.loads(found.body)
     except ValueError as exc:
         raise Garbled(str(exc), "get", key=found.key) from exc
-
-
-class Delivery:
-    """A part that is durable, on its way up.
-
-    Attributes:
-        ticket: of its chord.
-        since: when the part was not there yet, on the clock of its :class:`Chords`; ``None`` where it was before.
-        lost: the pid of the child that has delivered it and died.
-        size: bytes of the part, 0 where another process has written it.
-    """
-
-    def __init__(
-        self,
-        ticket: Ticket,
-        tree: Tree,
-        slot: int,
-        own: bytes | None,
-        foreseen: Parts | None = None,
-        since: float | None = None,
-        lost: int | None = None,
-    ) -> None:
-        self.ticket = ticket
-        self.since = since
-        self.lost = lost
-        self._tree = tree
-        self._slot = slot
-        self.size = len(own or b"")
-        self._own = own
-        self._foreseen = foreseen
-        self._leaves: Leaves | None = None
-        self._done = False
-
-    def rise(self) -> None:
-        """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`."""
-        with suppress(CeleryS3Error):
-            self._climb()
-
-    def climb(self) -> tuple[Tree, Leaves] | None:
-        """Go up; the tree and all parts in order if this completed the root."""
-        if not self._done:
-            self._climb()
-        return None if self._leaves is None else (self._tree, self._leaves)
-
-    def _climb(self) -> None:
-        self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)
-        self._done = True

@@ -22,7 +22,8 @@ from celery_s3.store.api import Entry
 
 from .claim import Held
 from .manifest import Manifest
-from .service import Chords, Ticket
+from .service import Chords
+from .ticket import Ticket
 from .tree import FAN_IN
 
 __all__ = ["Chord", "Final", "Folder", "Run", "Survey"]

@@ -1,4 +1,4 @@
-"""What is to be done later: one thread for all of it, as long as there is any."""
+"""What is to be done later: one thread waits for all of it, as long as there is any."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from collections.abc import Callable
 
 from celery_s3.processes import PerProcess, without_sigterm
 
-__all__ = ["Agenda"]
+__all__ = ["Timer"]
 
 logger = logging.getLogger(__name__)
 
 
-class Agenda:
-    """Runs functions after some seconds, each in a thread of its own; what is left when the process ends is lost.
+class Timer:
+    """Runs functions after some seconds, each in a daemon thread of its own.
 
     Celery's own timers do not serve: a child of a prefork worker has none, and threads that sleep are not free
-    where many chords wait for a lease.
+    where many chords wait for a lease. What is left when the process ends is lost.
     """
 
     def __init__(self) -> None:
         self._entries = PerProcess(_Entries)
+        self._closed = False
 
     def __call__(self, seconds: float, fn: Callable[[], None]) -> None:
-        self._entries.get().add(time.monotonic() + seconds, fn)
+        """Call ``fn`` after so many seconds; never, once the timer is closed."""
+        if not self._closed:
+            self._entries.get().add(time.monotonic() + seconds, fn)
+
+    def close(self) -> None:
+        """Drop what waits, and what comes from now on; what has begun goes on to its end."""
+        self._closed = True
+        if (entries := self._entries.peek()) is not None:
+            entries.clear()
 
 
 def _in_a_thread(fn: Callable[[], None]) -> None:
@@ -36,6 +45,8 @@ def _in_a_thread(fn: Callable[[], None]) -> None:
 
 
 class _Entries:
+    """What waits in this process, the next one that is due first."""
+
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -53,6 +64,11 @@ class _Entries:
                     logger.warning("No thread can be started; what is to be done later waits for the next such thing.")
                 else:
                     self._running = True
+
+    def clear(self) -> None:
+        with self._changed:
+            self._heap.clear()
+            self._changed.notify()
 
     def _run(self) -> None:
         while (fn := self._next()) is not None:

@@ -11,8 +11,7 @@ Pure arithmetic, and the reading and writing of parts; who decides stands in ``c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,22 +23,25 @@ from celery_s3.keys import encode_id
 from celery_s3.store.api import CREATE, Store
 from celery_s3.store.parallel import Pool
 
-from .parts import parse
+from .parts import (
+    INLINE_BYTES,
+    UNREADABLE,
+    Leaves,
+    Line,
+    line_of,
+    pack_part,
+    pack_summary,
+    unpack_part,
+    unpack_summary,
+    unreadable,
+)
 
-__all__ = ["FAN_IN", "INLINE_BYTES", "Memory", "Shape", "Tree", "frame", "pack", "unframe", "unpack"]
+__all__ = ["FAN_IN", "Memory", "Parts", "Shape", "Tree"]
 
 FAN_IN = 32
-#: Values up to this size travel in the summaries, larger ones stay in their part until the end.
-INLINE_BYTES = 4 * 1024
 #: So many of a node's parts, more or less, are those of members that run at the same time.
 NEARLY_ALL = 2
 
-#: Stands before what is wrong with a part whose seal is bad. It takes the place of the payload, so that the chord
-#: goes on and fails of it: raised while the tree is climbed, it would leave nobody to decide.
-UNREADABLE = b"\x00celery-s3-unreadable\x00"
-
-#: The encoded parts of some members in order; ``None`` where one is too large to be carried along.
-Leaves = list[bytes | None]
 #: Parts of one node by slot; those of added tasks by id.
 Parts = dict[Any, bytes]
 #: Bytes that an object in memory takes beside its content.
@@ -76,64 +78,9 @@ class Shape:
         return range(slot * width, min((slot + 1) * width, self.size))
 
 
-def frame(added: Sequence[str], payload: bytes) -> bytes:
-    """A member's part: a line of JSON with the ids of the tasks that it added to the chord, then its payload."""
-    return json.dumps(list(added), separators=(",", ":")).encode() + b"\n" + payload
-
-
-def unframe(part: bytes) -> tuple[list[str], bytes]:
-    """The ids and the payload of a member's part.
-
-    Raises:
-        ValueError: it is none.
-    """
-    line, end, payload = part.partition(b"\n")
-    ids = parse(line)
-    if not (end and isinstance(ids, list) and all(isinstance(id, str) and id for id in ids)):
-        raise ValueError("a part begins with a list of task ids")
-    return ids, payload
-
-
-def _unreadable(error: Untrusted) -> bytes:
-    return frame((), UNREADABLE + str(error).encode())
-
-
-def pack(leaves: Sequence[bytes | None]) -> bytes:
-    """A summary: a line of JSON with the length of each part (``null``: not carried along), then the parts."""
-    lengths = [None if leaf is None else len(leaf) for leaf in leaves]
-    return json.dumps(lengths, separators=(",", ":")).encode() + b"\n" + b"".join(leaf or b"" for leaf in leaves)
-
-
-def unpack(summary: bytes) -> Leaves:
-    """The parts in a summary.
-
-    Raises:
-        ValueError: it is none.
-    """
-    line, _, rest = summary.partition(b"\n")
-    lengths = parse(line)
-    if not (isinstance(lengths, list) and all(one is None or (type(one) is int and one >= 0) for one in lengths)):
-        raise ValueError("a summary begins with a list of lengths")
-    leaves: Leaves = []
-    position = 0
-    for length in lengths:
-        leaves.append(None if length is None else rest[position : position + length])
-        position += length or 0
-    if position != len(rest):
-        raise ValueError(f"a summary of {len(rest)} bytes says that it has {position}")
-    return leaves
-
-
-class Head(bytes):
-    """The line of a member's part whose value is too large to be carried along."""
-
-
-def _line(part: bytes) -> Head:
-    return Head(part[: part.find(b"\n") + 1])
-
-
 def _light(part: bytes) -> bytes:
-    return part if len(part) <= INLINE_BYTES else _line(part)
+    """The part as it is kept in memory: of a large one, its line alone."""
+    return part if len(part) <= INLINE_BYTES else line_of(part)
 
 
 def _small(parts: Parts) -> Parts:
@@ -172,6 +119,7 @@ class Memory:
                 self.forget(next(iter(self._nodes)))
 
     def forget(self, name: str) -> None:
+        """Let go of all that is known of a node."""
         self._size -= _weight(self._nodes.pop(name, {}))
         self.ragged.discard(name)
 
@@ -197,6 +145,7 @@ class Tree:
         self._nonce = nonce
 
     def key(self, level: int, slot: int) -> str:
+        """The key of a part."""
         return f"{self.folder}{level}/{slot}"
 
     def _name(self, level: int, node: range) -> str:
@@ -224,7 +173,7 @@ class Tree:
         others = self._foreseeable(level, slot)
         if not others:
             return self.put(key, part), None
-        created, foreseen = self.pool.together(lambda: self.put(key, part), lambda: self._read(level, others))
+        created, foreseen = self.pool.run_both(lambda: self.put(key, part), lambda: self._read(level, others))
         return created, foreseen
 
     def _foreseeable(self, level: int, slot: int) -> list[int]:
@@ -241,21 +190,21 @@ class Tree:
 
     def get(self, key: str) -> bytes | None:
         """A member's part, ``None`` where there is none."""
-        return self._checked(key, unframe)
+        return self._checked(key, unpack_part)
 
     def _checked(self, key: str, check: Callable[[bytes], object], length: int | None = None) -> bytes | None:
         """An object that may be a part; what cannot be one stands in the tree as such, and fails the chord."""
         try:
             found = self.store.get(key, length=length)
-            body = found.body if found.complete else _line(found.body)
+            body = found.body if found.complete else line_of(found.body)
             if found.complete or body:
                 check(body)
         except ObjectMissing:
             return None
         except Untrusted as exc:
-            return _unreadable(exc)
+            return unreadable(exc)
         except ValueError as exc:
-            return _unreadable(Garbled(str(exc), "get", key=key))
+            return unreadable(Garbled(str(exc), "get", key=key))
         return body
 
     def get_all(self, keys: Iterable[str]) -> list[bytes | None]:
@@ -264,14 +213,14 @@ class Tree:
 
     def _peek(self, key: str) -> bytes | None:
         """A member's part; of a large one only its line, the value is read when the body is about to be sent."""
-        part = self._checked(key, unframe, INLINE_BYTES + 1)
+        part = self._checked(key, unpack_part, INLINE_BYTES + 1)
         if part != b"":
             return part
         whole = self.get(key)  # its line is longer than that
-        return whole if whole is None or len(whole) <= INLINE_BYTES else _line(whole)
+        return whole if whole is None or len(whole) <= INLINE_BYTES else line_of(whole)
 
     def _summary(self, key: str) -> bytes | None:
-        return self._checked(key, unpack)
+        return self._checked(key, unpack_summary)
 
     def _read(self, level: int, slots: Iterable[int]) -> Parts:
         """Those of these parts that are there, read at the same time."""
@@ -312,13 +261,13 @@ class Tree:
     def added(self, parts: Iterable[bytes]) -> dict[str, bytes] | None:
         """The parts of all tasks that these members added, and those added in turn; ``None`` if one is missing."""
         found: dict[str, bytes] = {}
-        wanted = [id for part in parts for id in unframe(part)[0]]
+        wanted = [id for part in parts for id in unpack_part(part)[0]]
         while wanted:
             new = self._added(wanted)
             if len(new) < len(set(wanted)):
                 return None
             found |= new
-            wanted = [id for part in new.values() for id in unframe(part)[0] if id not in found]
+            wanted = [id for part in new.values() for id in unpack_part(part)[0] if id not in found]
         return found
 
     def _added(self, ids: Iterable[str]) -> dict[str, bytes]:
@@ -347,28 +296,28 @@ class Tree:
             if level == self.shape.top:
                 return leaves
             level, slot = level + 1, slot // FAN_IN
-            own = pack([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
+            own = pack_summary([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
             # Whoever completes the node writes the same bytes: that another one was first changes nothing.
             _, foreseen = self.add(level, slot, own)
 
     def _leaves(self, level: int, slot: int, parts: list[bytes]) -> Leaves:
         if level == 0:
-            return [None if isinstance(part, Head) else part for part in parts]
+            return [None if isinstance(part, Line) else part for part in parts]
         summaries = zip(self.shape.node(level, slot), parts, strict=True)
         return [leaf for one, part in summaries for leaf in self._summed_up(level, one, part)]
 
     def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
-        if UNREADABLE in summary[: len(frame((), UNREADABLE))]:
+        if UNREADABLE in summary[: len(pack_part((), UNREADABLE))]:
             return [summary] * len(self.shape.leaves(level, slot))
-        leaves, members = unpack(summary), self.shape.leaves(level, slot)
+        leaves, members = unpack_summary(summary), self.shape.leaves(level, slot)
         try:
             if len(leaves) != len(members):
                 raise ValueError(f"it has {len(leaves)} parts of {len(members)}")
             for leaf in leaves:
                 if leaf is not None:
-                    unframe(leaf)
+                    unpack_part(leaf)
         except ValueError as exc:
-            return [_unreadable(Garbled(str(exc), "get", key=self.key(level, slot)))] * len(members)
+            return [unreadable(Garbled(str(exc), "get", key=self.key(level, slot)))] * len(members)
         return leaves
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
@@ -395,7 +344,7 @@ def _with_added(part: bytes, added: dict[str, bytes]) -> Iterator[bytes]:
     seen: set[str] = set()
     left = [part]
     while left:
-        ids, payload = unframe(left.pop())
+        ids, payload = unpack_part(left.pop())
         yield payload
         new = [id for id in dict.fromkeys(ids) if id not in seen]
         seen.update(new)

@@ -8,6 +8,7 @@ the task's function, where an error is the task's own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
-from celery_s3.interruptions import INTRUDERS, brief, passing
+from celery_s3.interruptions import brief, reraise_interruption
 
 from .content import decoded
 from .messages import is_removable, messages_of, sending_app
@@ -98,13 +99,12 @@ class Claim:
             if isinstance(exc.__cause__, ObjectMissing) and is_removable(self.object) and _has_succeeded(task):
                 raise Ignore("the task has succeeded already, and its arguments are removed") from None
             raise
+        handled = sys.exception()
         try:
-            with passing():
-                args, kwargs = decoded(content, self.inner)
-                return list(args), dict(kwargs)
-        except INTRUDERS:
-            raise
+            args, kwargs = decoded(content, self.inner)
+            return list(args), dict(kwargs)
         except Exception as exc:  # every serializer has errors of its own
+            reraise_interruption(exc, handled)
             raise MessageNotRead(f"{self} cannot be decoded: {brief(exc)}") from exc
 
     def _leave_request(self, task: Any) -> None:

@@ -103,7 +103,7 @@ def _decompressed(results: Results, found: Object) -> bytes:
     if whole is None:
         raise click.ClickException(_GONE)
     try:
-        body = decompress_payload(whole.take())
+        body = decompress_payload(whole.pop_body())
     except DecodeError as exc:
         raise click.ClickException(f"The result cannot be read: {exc}. --raw gives you its body.") from exc
     return body[len(raw.frame_of(body)) :]

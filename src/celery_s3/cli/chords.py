@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from celery_s3.backends.s3 import S3Backend
+from celery_s3.chords.body import body_in
 from celery_s3.chords.manifest import Manifest
 from celery_s3.chords.survey import Chord
 from celery_s3.errors import CeleryS3Error
@@ -118,7 +119,7 @@ def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:
 def _body(backend: S3Backend, manifest: Manifest) -> str:
     """The names of the body's tasks: arguments may be secret."""
     try:
-        return _names(backend.body_of(manifest))
+        return _names(body_in(manifest, backend.app))
     except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
         return f"? ({type(exc).__name__})"
 

@@ -84,7 +84,9 @@ def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
         else:
             confirm(f"{told} Go on?")
 
-    return Inventory(backend.store, backend.pool, prefix, Toll(ask), ends=backend.results.ends, files=backend.files)
+    return Inventory(
+        backend.store, backend.pool, prefix, Toll(ask), ends=backend.results.expires_at, files=backend.files
+    )
 
 
 def _so_far(spent: Counter[str], share: float | None, settings: Settings) -> str:

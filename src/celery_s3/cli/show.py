@@ -92,7 +92,7 @@ class _Shown:
             "task": task_of(found.metadata),
             "stored": found.modified,
             "done": None,
-            "expires": time_of(self.backend.results.ends(found)),
+            "expires": time_of(self.backend.results.expires_at(found)),
             "size": found.size,
             "storage_class": _storage_class(self.backend, found.key) or None,
             "etag": found.etag,

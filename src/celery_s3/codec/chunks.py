@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kombu.utils.encoding import str_to_bytes
+
 from celery_s3.store.api import Chunk
 
 __all__ = ["LARGE", "Chunks", "one_body"]
 
-#: Bytes up to which a body goes up in one request.
+#: Bytes up to which a body goes up in one request; also the size up to which a value counts as small elsewhere.
 LARGE = 16 * 1024 * 1024
 #: Characters of a text that are encoded at a time.
 STEP = 8 * 1024 * 1024
@@ -44,14 +46,8 @@ def one_body(*pieces: bytes | str) -> bytes | Chunks:
         UnicodeEncodeError: a text holds half a character.
     """
     if len(pieces) == 1 and len(pieces[0]) <= LARGE:
-        return _encoded(pieces[0])
-    chunks = Chunks(*(piece if _is_ascii(piece) else _encoded(piece) for piece in pieces))
+        body: bytes = str_to_bytes(pieces[0])
+        return body
+    # Large ASCII text stays text, for its bytes would be a copy; any other must be encoded to know its size.
+    chunks = Chunks(*(piece if isinstance(piece, str) and piece.isascii() else str_to_bytes(piece) for piece in pieces))
     return chunks if chunks.size > LARGE else b"".join(chunks)
-
-
-def _is_ascii(piece: bytes | str) -> bool:
-    return isinstance(piece, str) and piece.isascii()
-
-
-def _encoded(piece: bytes | str) -> bytes:
-    return piece.encode() if isinstance(piece, str) else piece

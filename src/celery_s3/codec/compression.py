@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from kombu.compression import compress, encoders, get_decoder, get_encoder
 from kombu.exceptions import DecodeError
+from kombu.utils.encoding import str_to_bytes
 
 from celery_s3.errors import ConfigurationError, NotDecompressed
-from celery_s3.interruptions import INTRUDERS, brief
+from celery_s3.interruptions import INTERRUPTIONS, brief
 
 __all__ = ["COMPRESSED_PAYLOAD_MAGIC", "compress_payload", "compression_method", "decompress_payload"]
 
@@ -66,7 +67,7 @@ def compress_payload(payload: bytes | str, method: str, threshold: int) -> tuple
         method: kombu's name of it.
         threshold: bytes below which nothing is compressed.
     """
-    plain = payload.encode() if isinstance(payload, str) else payload
+    plain: bytes = str_to_bytes(payload)
     if plain.startswith(COMPRESSED_PAYLOAD_MAGIC):
         return _packed(plain, method)  # as it is, it would be taken for a compressed one
     if len(plain) < threshold or (len(plain) >= SAMPLED and not _helps(plain, method)):
@@ -93,7 +94,7 @@ def decompress_payload(payload: bytes) -> bytes:
         body = bytes(body)
     try:
         restored: bytes = decoder(body)
-    except INTRUDERS:
+    except INTERRUPTIONS:
         raise
     except Exception as exc:  # every compressor has errors of its own
         raise DecodeError(f"compressed with {method!r}: {brief(exc)}") from exc

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery.states import SUCCESS
 from kombu.exceptions import DecodeError
+from kombu.utils.encoding import str_to_bytes
 
 from celery_s3.serializers import TYPED
 
@@ -40,7 +41,7 @@ def frame(meta: bytes | str, content_type: str) -> bytes:
         meta: the meta, serialised.
         content_type: of its serializer.
     """
-    payload = meta.encode() if isinstance(meta, str) else meta
+    payload = str_to_bytes(meta)
     return b"".join((MAGIC, content_type.encode(), b"\x00", _LENGTH.pack(len(payload)), payload))
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from celery_s3.chords import Chords, Manifest
-from celery_s3.chords.tree import INLINE_BYTES
+from celery_s3.chords.parts import INLINE_BYTES
 from celery_s3.codec.chunks import LARGE
 from celery_s3.results import waiting
 from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
@@ -182,12 +182,12 @@ def _group_looks(members: int, wait: float) -> int:
     clock = _Clock()
     ends = _ends(members, wait)
 
-    def stream(wanted: Iterator[str]) -> Iterator[tuple[str, bool | None]]:
-        for id in wanted:
+    def ask(next_question: waiting.NextQuestion) -> Iterator[tuple[str, bool | None]]:
+        while (id := next_question()) is not None:
             clock.ask("GET", ABREAST)
             yield id, True if clock.now >= ends[int(id)] else None
 
-    for _ in waiting.each(map(str, range(members)), stream, delay=_delay(), clock=clock):
+    for _ in waiting.each(map(str, range(members)), ask, delay=_delay(), clock=clock):
         pass
     return clock.requests["GET"] - members
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from celery import states
+
 from celery_s3.chords.repair import KEPT
 from celery_s3.errors import ConfigurationError
+from celery_s3.metadata import term_asked
 
 __all__ = ["DAY", "SLACK", "Prefixes", "Terms"]
 
@@ -85,6 +88,13 @@ class Terms:
     def sent(self) -> float | None:
         """Files that are arguments of calls from no task, where others live for ever; ``None``: as these."""
         return self.of_file(KEPT.total_seconds()) if self.results is None else None
+
+    def own(self, state: str, request: Any) -> float | None:
+        """The term that one result has of its own: its call's, else that of failures; ``None`` where it has none."""
+        asked = term_asked(request)
+        if asked is None and state == states.FAILURE and self.failures != self.results:
+            return self.failures or 0.0
+        return asked
 
     @staticmethod
     def of_file(term: float | None) -> float | None:

@@ -9,7 +9,8 @@ from typing import Any
 from celery.result import ResultBase, ResultSet
 from kombu.utils.encoding import bytes_to_str
 
-from celery_s3.codec.decoding import LazyMeta
+from celery_s3.celery_private import keep_meta, known_meta
+from celery_s3.codec.lazy import is_partial
 
 __all__ = ["gather"]
 
@@ -25,15 +26,15 @@ def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, M
     Arguments:
         fetch: reads the metas of the given tasks and yields each with its id when it is ready.
     """
-    own = {bytes_to_str(member.id) for member in result.results if not isinstance(member, ResultSet)}
+    direct = {bytes_to_str(member.id) for member in result.results if not isinstance(member, ResultSet)}
     groups = [(group, set(_leaves(group))) for group in result.results if isinstance(group, ResultSet)]
     yield from ((group.id, group.results) for group, missing in groups if not missing)
     leaves = _leaves(result)
     known = {id: meta for id, same in leaves.items() if (meta := _known(same))}
     for id, meta in chain(known.items(), fetch([id for id in leaves if id not in known])):
         for leaf in leaves[id]:
-            leaf._maybe_set_cache(meta)  # noqa: SLF001 (as Celery's own backends do)
-        if id in own:
+            keep_meta(leaf, meta)  # as Celery's own backends do
+        if id in direct:
             yield id, meta
         for group, missing in groups:
             if id in missing:
@@ -60,5 +61,4 @@ def _walk(result: ResultBase) -> Iterator[Any]:
 
 def _known(same: list[Any]) -> Meta | None:
     """What one of the results of a task knows; a large one's value must be there, else it is read with the others'."""
-    metas = (leaf._cache for leaf in same)  # noqa: SLF001
-    return next((meta for meta in metas if meta and not (isinstance(meta, LazyMeta) and meta.partial)), None)
+    return next((meta for meta in map(known_meta, same) if meta and not is_partial(meta)), None)

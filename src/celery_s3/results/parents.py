@@ -9,45 +9,32 @@ a chain's reaches its end, so little of that is needed:
   for the second in which Celery asks for them;
 * during the wait, only the earliest unfinished one is asked.
 
-Celery gives a backend no word that it is checking parents, and of which result: both are read off the call
-stack, where ``AsyncResult._maybe_reraise_parent_error`` stands.
+Celery gives a backend no word that it is checking parents, and of which result:
+:func:`celery_s3.celery_private.checked_parents_of` finds out.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 from celery import states
 from celery.result import AsyncResult, ResultSet
 
-from celery_s3.codec.decoding import LazyMeta
+from celery_s3.celery_private import known_meta, parents_of
+from celery_s3.codec.lazy import LazyMeta
 
-__all__ = ["Parents", "checking"]
+__all__ = ["Parents"]
 
 Meta = dict[str, Any]
 
-_CHECK = AsyncResult._maybe_reraise_parent_error.__code__  # noqa: SLF001 (see the module's docstring)
-#: Seconds for which the answers read before a wait are good.
+#: Seconds for which the answers that were read before a wait are good: Celery asks for all of them at once.
 _REMEMBERED = 1.0
-
-
-def checking() -> AsyncResult | None:
-    """The result whose parents Celery is checking, when called by the hook that answers it."""
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
-    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
-        if frame.f_code is _CHECK:
-            waited: AsyncResult = frame.f_locals["self"]
-            return waited
-        frame = frame.f_back
-    return None
 
 
 class Parents:
@@ -90,7 +77,7 @@ class Parents:
             known = dict(self._fetch(wanted)) if task_id in wanted else {}
         meta = known.get(task_id)
         if isinstance(meta, LazyMeta) and meta["status"] == states.SUCCESS:
-            # It succeeded, which is all that is asked; but Celery would take its value too, to throw it away.
+            # Celery only asks whether it failed, but would fetch the large value too, and throw it away.
             if wait is not None:
                 wait.passed.add(task_id)
             meta = None
@@ -120,5 +107,5 @@ class _Wait:
 
 def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[str]:
     """The ids of the chain's unfinished parents, earliest first, without the headers of chords."""
-    parents = [node for node in waited._parents() if not isinstance(node, ResultSet)]  # noqa: SLF001
-    return (node.id for node in reversed(parents) if node._cache is None and node.id not in passed)  # noqa: SLF001
+    parents = [node for node in parents_of(waited) if not isinstance(node, ResultSet)]
+    return (node.id for node in reversed(parents) if known_meta(node) is None and node.id not in passed)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.result import ResultBase
 from kombu.exceptions import DecodeError
 
-from celery_s3.codec import decoding
-from celery_s3.codec.chunks import LARGE
+from celery_s3.codec.decoding import Decoder, Whole
+from celery_s3.codec.lazy import LazyMeta
 from celery_s3.errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
-from celery_s3.interruptions import INTRUDERS, INTRUDERS_LARGE, brief, passing
+from celery_s3.interruptions import brief
 from celery_s3.metadata import SEAL, are_children, children_in, state_of
 from celery_s3.store.api import Object
 
-from .write_once import Results, Whole
+from .write_once import Results
 
-__all__ = ["Decoder", "Meta", "Reader", "Replaced", "pending", "ready"]
+__all__ = ["Meta", "Reader", "Replaced", "pending", "ready"]
 
 Meta = dict[str, Any]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def pending() -> Meta:
@@ -34,48 +36,15 @@ def ready(meta: Meta, ready_states: Collection[str] = states.READY_STATES) -> Me
 
 
 class Replaced(ResultNotRead):
-    """A result was forgotten or replaced between its state and its value."""
-
-
-class Decoder:
-    """Decodes bodies by the serializer that their object declares, where this process accepts it.
-
-    Arguments:
-        content_type: of this process' `result_serializer`.
-        accept: the content types of `result_accept_content`; ``None`` accepts all.
-    """
-
-    def __init__(self, content_type: str, accept: Collection[str] | None) -> None:
-        self.content_type = content_type
-        self.accept = accept
-
-    def loads(self, payload: bytes, content_type: str = "") -> Any:
-        with passing():
-            return decoding.loads(payload, content_type, self.content_type, self.accept)
-
-    def take(self, whole: Whole) -> Any:
-        """Decode all of an object, which has no body any more afterwards."""
-        with passing(_intruders(whole)):
-            if whole.frame:
-                return decoding.loads_raw(whole.frame, whole.take(), self.content_type, self.accept)
-            # not by a variable: whoever holds the body holds it until there is a value
-            return decoding.loads(whole.take(), whole.about.content_type, self.content_type, self.accept)
-
-    def state_in(self, whole: Whole) -> str | None:
-        """The state that an object tells, ``None`` where it cannot be read."""
-        try:
-            return str(self.take(whole)["status"])
-        except INTRUDERS:
-            raise
-        except Exception:  # noqa: BLE001 (whatever a decoder makes of garbage)
-            return None
+    """A result was forgotten or replaced after its state was read, and before its value was."""
 
 
 class Reader:
     """Fetches metas.
 
     Arguments:
-        bucket: for messages.
+        bucket: its name, for messages.
+        task_key: the key of a task's result.
         to_python: Celery's last step, which makes exceptions of what stands for them.
         to_result: makes a result of a child as it is stored.
         changed: told the id of a task whose result turned out to be another one while it was read.
@@ -90,6 +59,7 @@ class Reader:
         results: Results,
         decoder: Decoder,
         bucket: str,
+        task_key: Callable[[str], str],
         to_python: Callable[[Meta], Meta],
         to_result: Callable[[Any], ResultBase],
         changed: Callable[[str], object],
@@ -98,18 +68,19 @@ class Reader:
         self.results = results
         self.decoder = decoder
         self.bucket = bucket
+        self.task_key = task_key
         self.to_python = to_python
         self.to_result = to_result
         self.changed = changed
         self.noticed = noticed
 
-    def exists(self, task_id: str, key: str) -> bool:
+    def exists(self, task_id: str) -> bool:
         """Whether there is anything, whatever its size."""
-        return self._read(task_id, key) is not None
+        return self._read(task_id, self.results.read, self.task_key(task_id)) is not None
 
-    def meta(self, task_id: str, key: str) -> Meta:
+    def meta(self, task_id: str) -> Meta:
         """The meta in one request; of a large one all but the state is left out until somebody asks for it."""
-        found = self._read(task_id, key)
+        found = self._read(task_id, self.results.read, self.task_key(task_id))
         if found is None:
             return pending()
         state = state_of(found.metadata)
@@ -118,33 +89,37 @@ class Reader:
         known = {"status": state, "task_id": task_id}
         if state in states.READY_STATES:
             known |= children_in(found.metadata)
-        return decoding.LazyMeta(known, lambda: self._rest(task_id, found, state), found.size, self.to_result)
+        return LazyMeta(known, lambda: self._rest(task_id, found, state), found.size, self.to_result)
+
+    def meta_in(self, task_id: str, found: Object) -> Meta:
+        """The meta with its value in what was read of its object."""
+        whole = self._read(task_id, self.results.whole, found)
+        return pending() if whole is None else self._decoded(task_id, whole, self._result)
 
     def group(self, group_id: str, key: str, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group, ``None`` where there is none."""
-        found = self._read(group_id, key)
+        found = self._read(group_id, self.results.read, key)
         return None if found is None else self.group_in(group_id, found, to_python)
 
     def group_in(self, group_id: str, found: Object, to_python: Callable[[Any], Meta]) -> Meta | None:
         """The meta of a saved group in what was read of its object; ``None`` where that is gone by now."""
-        whole = self._whole(group_id, found)
+        whole = self._read(group_id, self.results.whole, found)
         return None if whole is None else self._decoded(group_id, whole, to_python)
 
-    def _read(self, id: str, key: str) -> Object | None:
+    def _read(self, id: str, read: Callable[[K], V], what: K) -> V:
+        """``read(what)``, whose errors name the id."""
         try:
-            return self.results.read(key)
-        except StoreError as exc:
-            raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
-
-    def _whole(self, id: str, found: Object) -> Whole | None:
-        try:
-            return self.results.whole(found)
+            return read(what)
         except StoreError as exc:
             raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
 
     def _rest(self, task_id: str, found: Object, state: str) -> Meta:
-        """The whole meta of a result whose state somebody has been told already; a final one is still the same."""
-        whole = self._whole(task_id, found)
+        """The whole meta of a result whose state somebody has been told already.
+
+        Raises:
+            Replaced: that state was final, and there is another result by now, or none.
+        """
+        whole = self._read(task_id, self.results.whole, found)
         meta = pending() if whole is None else self._decoded(task_id, whole, self._result)
         if meta["status"] == state or state not in states.READY_STATES:
             return meta
@@ -158,11 +133,6 @@ class Reader:
         why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
         raise Replaced(why, task_id)
 
-    def meta_in(self, task_id: str, found: Object) -> Meta:
-        """The meta with its value in what was read of its object."""
-        whole = self._whole(task_id, found)
-        return pending() if whole is None else self._decoded(task_id, whole, self._result)
-
     def _result(self, meta: Any) -> Meta:
         if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):
             raise DecodeError("no status and result in it")
@@ -171,27 +141,26 @@ class Reader:
         return self.to_python(meta)
 
     def _decoded(self, id: str, whole: Whole, to_python: Callable[[Any], Meta]) -> Meta:
-        """Whatever goes wrong with an object's body is an error that names object and remedy."""
+        """The meta in an object. Whatever goes wrong with its body is an error that names object and remedy."""
         about = whole.about
         self.noticed(str(id), about)
         try:
-            return to_python(self.decoder.take(whole))
-        except _intruders(whole):
+            return to_python(self.decoder.decode(whole))
+        except whole.interruptions:
             raise
-        except NotDecompressed as exc:
-            message = f"The object s3://{self.bucket}/{about.key}, the result of {id}, cannot be read: {exc}."
-            raise UnreadableResult(message, str(id)) from exc
         except Exception as exc:
-            message = (
-                f"The object s3://{self.bucket}/{about.key} ({about.size} bytes,"
-                f" {about.content_type or 'no content type'}) is not a result that this process can read"
-                f" as {self.decoder.content_type}: {brief(exc)}. Use the `result_serializer` of"
-                f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
-            )
-            if SEAL in about.metadata:
-                message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
-            raise UnreadableResult(message, str(id)) from exc
+            raise UnreadableResult(self._why_not(id, about, exc), str(id)) from exc
 
-
-def _intruders(whole: Whole) -> tuple[type[Exception], ...]:
-    return INTRUDERS_LARGE if whole.about.size > LARGE else INTRUDERS
+    def _why_not(self, id: str, about: Object, exc: Exception) -> str:
+        """Why an object cannot be decoded, and what to do."""
+        name = f"s3://{self.bucket}/{about.key}"
+        if isinstance(exc, NotDecompressed):
+            return f"The object {name}, the result of {id}, cannot be read: {exc}."
+        message = (
+            f"The object {name} ({about.size} bytes, {about.content_type or 'no content type'}) is not a result that"
+            f" this process can read as {self.decoder.content_type}: {brief(exc)}. Use the `result_serializer` of"
+            f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
+        )
+        if SEAL in about.metadata:
+            message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
+        return message

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from random import SystemRandom
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from celery.exceptions import TimeoutError
 
@@ -114,9 +114,10 @@ def until(
         pace.nap()
 
 
-#: Reads ids in parallel: ``(id, what was found or None)`` in the order in which the answers come. Its argument
-#: may pause: exhausted now, it is asked again after each answer.
-Stream = Callable[[Iterator[str]], Iterator[tuple[str, T | None]]]
+#: Says which id to ask for next; ``None``: none now, perhaps one after the next answer.
+NextQuestion = Callable[[], str | None]
+#: Asks in parallel, as long as there is a next question: ``(id, what was found or None)`` in the order of the answers.
+Ask = Callable[[NextQuestion], Iterator[tuple[str, T | None]]]
 
 
 class _Look:
@@ -146,22 +147,19 @@ class _Look:
             yield id
             yield from islice(self._oldest, 1)
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
+    def next_question(self) -> str | None:
         growth = 0 if self.missed else max(0, self.found - MOST)
-        if len(self._asked) < self._size + self.found + growth:
-            for id in self._order:
-                if id not in self._asked:
-                    self._asked.add(id)
-                    return id
-        raise StopIteration
+        if len(self._asked) >= self._size + self.found + growth:
+            return None
+        id = next((id for id in self._order if id not in self._asked), None)
+        if id is not None:
+            self._asked.add(id)
+        return id
 
 
 def each(
     ids: Iterable[str],
-    stream: Stream[T],
+    ask: Ask[T],
     *,
     delay: Delay,
     timeout: float | None = None,
@@ -182,7 +180,7 @@ def each(
     size, turn, looks = MOST, 0, 0
     while pending:
         look = _Look(list(pending), size if passes is None else len(pending), turn)
-        for id, value in stream(look):
+        for id, value in ask(look.next_question):
             if value is None:
                 look.missed += 1
             else:

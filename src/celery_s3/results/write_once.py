@@ -19,20 +19,19 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from celery import states
 
 from celery_s3.codec import raw
 from celery_s3.codec.chunks import Chunks
+from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
 from celery_s3.metadata import expires_at, state_of
-from celery_s3.store import deadline
-from celery_s3.store.api import CREATE, Match, Object, Precondition, Store, Writer
+from celery_s3.processes import Remembered
+from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 
-__all__ = ["Outcome", "Results", "Whole"]
+__all__ = ["Outcome", "Results"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ PART_BYTES = 4 * 1024 * 1024
 AT_ONCE = 8
 #: How often one write may lose to another writer before it is an error.
 LOST_RACES = 5
-#: How many tasks' own versions a process remembers: more than any pool runs at once.
+#: How many unfinished tasks' versions a process remembers: more than any pool runs at once.
 VERSIONS = 4096
 
 
@@ -57,24 +56,14 @@ class Outcome(enum.Enum):
     KEPT = "kept"
 
 
-@dataclass(slots=True)
-class Whole:
-    """All of an object that was read.
+class _Draft(NamedTuple):
+    """What is to be written; the arguments of :meth:`Results.write`."""
 
-    Attributes:
-        about: its first bytes, and all that came with them.
-        body: its bytes, or those behind the frame.
-        frame: what stands before a value that was stored as raw bytes: apart, for a large one is not copied.
-    """
-
-    about: Object
-    body: bytes = field(repr=False)
-    frame: bytes = field(default=b"", repr=False)
-
-    def take(self) -> bytes:
-        """The body, which is not kept here any longer: its value needs the room."""
-        body, self.body = self.body, b""
-        return body
+    key: str
+    body: bytes | Chunks
+    state: str
+    metadata: Mapping[str, str]
+    content_type: str
 
 
 class Supported(Protocol):
@@ -118,7 +107,8 @@ class Results:
         self.state_in = state_in
         self.expires = expires
         self.now = now
-        self._versions = _Versions(VERSIONS)
+        #: the etags of the unfinished states that this process wrote last, by key
+        self._versions: Remembered[str, str] = Remembered(VERSIONS)
 
     # -- writing
 
@@ -140,81 +130,81 @@ class Results:
         Raises:
             StoreError: nothing was stored.
         """
+        draft = _Draft(key, body, state, metadata, content_type)
         if not self.conditional.supported():
-            return self._write_after_reading(key, body, state, metadata, content_type)
-        precondition: Precondition = self._versions.expected(key)
-        stored: Object | None = None
+            return self._write_after_reading(draft)
+        etag = self._versions.get(key)
+        precondition: Precondition = Match(etag) if etag else CREATE
         large = isinstance(body, Chunks)
-        look = large or (rerun and precondition is CREATE)
+        look = large or (rerun and not etag)
         for _ in range(1 + LOST_RACES):
             if look:
-                stored, stands = self._look(key, body, state)
-                if stands:
-                    self._versions.drop(key)
+                stored = self._replaceable(draft)
+                if stored is Outcome.KEPT:
+                    self._versions.pop(key)
                     return Outcome.KEPT
-                precondition = Match(stored.etag) if stored is not None else CREATE
+                precondition = stored
             try:
-                etag = self._put(key, body, precondition, metadata, content_type)
+                etag = self._put(draft, precondition)
             except PreconditionFailed:
                 look = True
             except Conflict:
                 if not large:
-                    raise  # it has been tried again
+                    raise  # the store has tried again
             else:
-                self._versions.wrote(key, etag, state)
+                if state in states.READY_STATES or not etag:
+                    self._versions.pop(key)
+                else:
+                    self._versions.put(key, etag)
                 return Outcome.WRITTEN
-        if stored is None:
-            # SeaweedFS takes the directory of longer keys for an object.
-            why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
-        else:
-            why = f"{LOST_RACES} other writers came first"
-        raise Conflict(why, operation="put", key=key)
+        raise _always_refused(key, precondition)
 
-    def _write_after_reading(
-        self, key: str, body: bytes | Chunks, state: str, metadata: Mapping[str, str], content_type: str
-    ) -> Outcome:
-        if self._look(key, body, state)[1]:
+    def _write_after_reading(self, draft: _Draft) -> Outcome:
+        if self._replaceable(draft) is Outcome.KEPT:
             return Outcome.KEPT
-        self._put(key, body, None, metadata, content_type)
+        self._put(draft, None)
         return Outcome.WRITTEN
 
-    def _put(
-        self,
-        key: str,
-        body: bytes | Chunks,
-        precondition: Precondition,
-        metadata: Mapping[str, str],
-        content_type: str,
-    ) -> str:
-        if isinstance(body, bytes):
-            return self.store.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
-        return self.uploads.write(
-            key, body, size=body.size, precondition=precondition, metadata=metadata, content_type=content_type
+    def _put(self, draft: _Draft, precondition: Precondition) -> str:
+        key, body = draft.key, draft.body
+        if isinstance(body, Chunks):
+            return self.uploads.write(
+                key,
+                body,
+                size=body.size,
+                precondition=precondition,
+                metadata=draft.metadata,
+                content_type=draft.content_type,
+            )
+        return self.store.put(
+            key, body, precondition=precondition, metadata=draft.metadata, content_type=draft.content_type
         )
 
-    def _stored(self, key: str) -> Object | None:
+    def _read_stored(self, key: str) -> Object | None:
         try:
             return self.store.get(key, length=HEAD_BYTES)
         except ObjectMissing:
             return None
 
-    def _look(self, key: str, body: bytes | Chunks, state: str) -> tuple[Object | None, bool]:
-        """What is stored, and whether it stays rather than ``body``."""
-        stored = self._stored(key)
+    def _replaceable(self, draft: _Draft) -> Match | Create | Literal[Outcome.KEPT]:
+        """Look at what is stored: the precondition that replaces it, ``KEPT`` where it must stay."""
+        stored = self._read_stored(draft.key)
         try:
-            return stored, stored is not None and self._stands(stored, body, state)
-        except ObjectMissing:  # forgotten while its state was read: no reason to drop anything
-            return None, False
+            if stored is not None and self._keeps_stored(stored, draft):
+                return Outcome.KEPT
+        except ObjectMissing:  # forgotten while its state was read: that is no reason to drop the draft
+            return CREATE
+        return CREATE if stored is None else Match(stored.etag)
 
-    def _stands(self, stored: Object, body: bytes | Chunks, state: str) -> bool:
-        """Whether what is stored stays, rather than ``body``.
+    def _keeps_stored(self, stored: Object, draft: _Draft) -> bool:
+        """Whether what is stored stays, rather than the draft.
 
         Raises:
             ObjectMissing: it is gone by now.
         """
         if self._expired(stored):
             return False
-        if stored.body == body:
+        if stored.body == draft.body:
             return True
         found = self._state_of(stored)
         if found is None:
@@ -222,12 +212,12 @@ class Results:
             logger.warning(
                 "The object %s is no result that this process can read.", stored.key, extra={"s3_key": stored.key}
             )
-            return bool(state != states.SUCCESS)
-        if state == states.RETRY and found in states.READY_STATES:
-            # The next run is sent before this state is stored, and may have ended meanwhile.
+            return bool(draft.state != states.SUCCESS)
+        if draft.state == states.RETRY and found in states.READY_STATES:
+            # Celery sends the next run before it stores RETRY: that run may have ended meanwhile.
             return True
-        # Every worker reports a revoked task.
-        return bool(found == states.SUCCESS or found == state == states.REVOKED)
+        # Celery 5.6 and 5.7: each worker stores REVOKED for each revoked id.
+        return bool(found == states.SUCCESS or found == draft.state == states.REVOKED)
 
     def _state_of(self, stored: Object) -> str | None:
         """The state as the metadata tells it, else the body; ``None`` where that cannot be read."""
@@ -243,7 +233,7 @@ class Results:
 
     def read(self, key: str) -> Object | None:
         """The object in one request, large ones in part; ``None`` where there is none or it has expired."""
-        found = self._stored(key)
+        found = self._read_stored(key)
         return None if found is None or self._expired(found) else found
 
     def whole(self, found: Object) -> Whole | None:
@@ -262,7 +252,7 @@ class Results:
             except ObjectMissing:
                 return None
             except PreconditionFailed:
-                pass  # not here, where what was read of the other version is not let go of yet
+                pass  # outside of this handler, for the error still holds what was read of the old version
             again = self.read(found.key)
             if again is None:
                 return None
@@ -271,14 +261,11 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        until = deadline.moment()  # of this thread: others read the parts
-
         def part(start: int) -> bytes:
-            with deadline.retried_until(until):
-                return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
+            return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
 
         frame = raw.frame_of(found.body)
-        # A buffer whose bytes are not copied once more to be handed out; closed, it lets go of them whoever has it.
+        # BytesIO hands out its bytes without a copy. Close it, lest a traceback that holds it keeps them alive.
         with io.BytesIO() as body:
             body.write(memoryview(found.body)[len(frame) :])
             starts = range(len(found.body), found.size, PART_BYTES)
@@ -289,44 +276,26 @@ class Results:
                 body.write(read)
             return Whole(found, body.getvalue(), frame)
 
-    def ends(self, found: Object) -> float | None:
+    def expires_at(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""
         return expires_at(found, self.expires)
 
     def _expired(self, found: Object) -> bool:
-        end = self.ends(found)
+        end = expires_at(found, self.expires)
         return end is not None and self.now() >= end
 
     # -- deleting
 
     def delete(self, key: str) -> None:
         """Delete an object, in one request."""
-        self._versions.drop(key)
+        self._versions.pop(key)
         self.store.delete(key)
 
 
-class _Versions:
-    """The etags of the unfinished states that this process wrote last, about ``limit`` of them.
-
-    No lock: a child forked while another thread held one would wait for ever.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._etags: dict[str, str] = {}
-
-    def expected(self, key: str) -> Precondition:
-        etag = self._etags.get(key)
-        return Match(etag) if etag else CREATE
-
-    def wrote(self, key: str, etag: str, state: str) -> None:
-        self.drop(key)
-        if state in states.READY_STATES or not etag:
-            return
-        self._etags[key] = etag
-        if len(self._etags) > self._limit:
-            with suppress(RuntimeError, StopIteration):  # another thread changed the map: it makes room itself
-                self.drop(next(iter(self._etags)))
-
-    def drop(self, key: str) -> None:
-        self._etags.pop(key, None)
+def _always_refused(key: str, precondition: Precondition) -> Conflict:
+    if precondition is CREATE:
+        # SeaweedFS takes the directory of longer keys for an object.
+        why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
+    else:
+        why = f"{LOST_RACES} other writers came first"
+    return Conflict(why, operation="put", key=key)

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import HTTPClientError, NoCredentialsError
 
-from celery_s3.interruptions import INTRUDERS_LARGE
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
 from celery_s3.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def client_factory(settings: Settings) -> Callable[..., Any]:
 def _let_pass(caught_exception: BaseException | None = None, **_: Any) -> None:
     """What happened to a request and has nothing to do with it: botocore takes a soft time limit for a bad network."""
     inner = caught_exception.kwargs.get("error") if isinstance(caught_exception, HTTPClientError) else None
-    if isinstance(inner, INTRUDERS_LARGE):
+    if isinstance(inner, INTERRUPTIONS_OF_LARGE):
         raise inner
 
 

@@ -13,11 +13,10 @@ from kombu.serialization import loads, registry
 
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
-from celery_s3.codec.decoding import loads as codec_loads
+from celery_s3.codec.decoding import Decoder, Whole
 from celery_s3.errors import UnreadableResult
-from celery_s3.interruptions import LONGEST, brief, passing
-from celery_s3.results.reader import Decoder, Reader
-from celery_s3.results.write_once import Whole
+from celery_s3.interruptions import LONGEST, brief, reraise_interruption
+from celery_s3.results.reader import Reader
 from celery_s3.store.api import Object
 from celery_s3.store.memory import MemoryStore
 
@@ -47,8 +46,11 @@ def test_wrapped(intruder):
     """A decoder makes its own error of whatever it meets; inside of it stands what it was."""
     with pytest.raises(DecodeError):
         loads(b"body", OWN, "utf-8", {OWN})
-    with pytest.raises(intruder), passing():
-        loads(b"body", OWN, "utf-8", {OWN})
+    with pytest.raises(intruder):
+        try:
+            loads(b"body", OWN, "utf-8", {OWN})
+        except DecodeError as exc:
+            reraise_interruption(exc, None)
 
 
 def test_what_was_handled_before(intruder):
@@ -56,8 +58,8 @@ def test_what_was_handled_before(intruder):
     try:
         raise intruder
     except intruder:
-        with pytest.raises(DecodeError), passing():
-            codec_loads(b"{", JSON, JSON, {JSON})
+        with pytest.raises(DecodeError):
+            Decoder(JSON, {JSON}).loads(b"{", JSON)
 
 
 def whole():
@@ -71,10 +73,10 @@ def whole():
 def test_results(intruder):
     """Whoever reads a result, or the state of what stands where he writes, is told of it and not of a bad object."""
     decoder = Decoder(OWN, {OWN})
-    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    reader = Reader(None, decoder, "b", None, lambda meta: meta, None, None, lambda id, found: None)
     for read in (
         lambda: decoder.loads(b"body", OWN),
-        lambda: decoder.take(whole()),
+        lambda: decoder.decode(whole()),
         lambda: decoder.state_in(whole()),
         lambda: reader._decoded("id", whole(), lambda meta: meta),
     ):
@@ -86,7 +88,7 @@ def test_no_memory(meet):
     """The end of the memory says nothing of a large result; what is small and needs so much is garbage."""
     meet(MemoryError)
     decoder = Decoder(OWN, {OWN})
-    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    reader = Reader(None, decoder, "b", None, lambda meta: meta, None, None, lambda id, found: None)
     assert decoder.state_in(whole()) is None
     with pytest.raises(UnreadableResult):
         reader._decoded("id", whole(), lambda meta: meta)
@@ -119,7 +121,7 @@ def test_brief():
 def test_messages_repeat_no_value(size):
     """Neither the error of a result that cannot be read nor any of its causes repeats the value."""
     decoder = Decoder(JSON, None)
-    reader = Reader(None, decoder, "b", lambda meta: meta, None, None, lambda id, found: None)
+    reader = Reader(None, decoder, "b", None, lambda meta: meta, None, None, lambda id, found: None)
     value = {"status": "SUCCESS", "result": "secret " * size}
     for body, content_type in (
         (json.dumps(value).encode().replace(b"t ", b"t\xff", 1), JSON),

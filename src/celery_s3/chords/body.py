@@ -1,0 +1,87 @@
+"""The signature of a chord's body: where it begins, where it ends, what is said of one that could not be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import chord, group, maybe_signature
+from celery.app.task import Context
+from celery.canvas import Signature
+from kombu.serialization import dumps, loads, prepare_accept_content
+
+from celery_s3.celery_private import is_chain
+
+from .manifest import Manifest
+from .ticket import TICKET
+
+__all__ = ["body_in", "ends", "first_ids", "size_hint", "without_ticket"]
+
+#: Bytes of a body's message that some broker may refuse.
+LARGE_MESSAGE = 32 * 1024
+
+
+def body_in(manifest: Manifest, app: Any) -> Signature:
+    """The body's signature, for who has none of the chord's tasks at hand.
+
+    Raises:
+        Whatever kombu raises for a serializer that `accept_content` does not allow, or for garbage.
+    """
+    accept = prepare_accept_content(app.conf.accept_content)
+    body = loads(manifest.body, content_type=manifest.serializer, content_encoding="utf-8", accept=accept)
+    return maybe_signature(body, app=app)
+
+
+def without_ticket(body: Any, app: Any) -> Signature:
+    """A copy of a body's signature as it is to be sent: the ticket is the header's."""
+    callback = maybe_signature(body, app=app).clone()
+    callback.options.pop(TICKET, None)
+    return callback
+
+
+def first_ids(body: Signature) -> Iterator[str]:
+    """The ids of the tasks that a body begins with."""
+    if isinstance(body, group):
+        for task in body.tasks:
+            yield from first_ids(task)
+    elif is_chain(body):
+        yield from first_ids(body.tasks[0])
+    elif isinstance(body, chord):
+        yield from first_ids(body.tasks)
+    elif body.id:
+        yield body.id
+
+
+def ends(body: Signature) -> Iterator[Context]:
+    """The tasks, as requests, that a body ends with, and those of the chain behind it."""
+    for follower in body.options.get("chain") or ():
+        yield from ends(maybe_signature(follower, app=body.app))
+    if isinstance(body, group):
+        for task in body.tasks:
+            yield from ends(task)
+    elif is_chain(body):
+        yield from ends(body.tasks[-1])
+    elif isinstance(body, chord):
+        yield from ends(body.body)
+    elif body.id:
+        end = Context(body)
+        end.update(body.options)
+        end.id, end.group, end.chain = body.id, body.options.get("group_id"), None
+        yield end
+
+
+def size_hint(values: list[Any], serializer: str) -> str:
+    """What to say about a body that could not be sent, perhaps because it was too large for the broker."""
+    if serializer.startswith("s3+"):
+        return ""  # it would have gone by S3
+    try:
+        size = len(dumps((values,), serializer=serializer)[2])
+    except Exception:  # noqa: BLE001 (they are not what the error is about, or are it themselves)
+        return ""
+    if size < LARGE_MESSAGE:
+        return ""
+    return (
+        f". The {len(values)} values make a message of {size:,} bytes before the broker's own encoding (SQS, for one,"
+        " takes 262,144 after it, or up to 1,048,576): let them go by S3 (task_serializer 's3+json', see"
+        " celery_s3.claimcheck), or let the header's tasks store what is large, and return where"
+    )

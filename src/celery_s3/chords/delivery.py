@@ -1,0 +1,61 @@
+"""A member's part on its way up the tree."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from celery_s3.errors import CeleryS3Error
+
+from .parts import Leaves
+from .ticket import Ticket
+from .tree import Parts, Tree
+
+__all__ = ["Delivery"]
+
+
+class Delivery:
+    """A part that is durable, on its way up.
+
+    Attributes:
+        ticket: of its chord.
+        since: when the part was not there yet, on the clock of its :class:`~celery_s3.chords.service.Chords`;
+            ``None`` where it was before.
+        lost: the pid of the child that has delivered it and died.
+        size: bytes of the part, 0 where another process has written it.
+    """
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        tree: Tree,
+        slot: int,
+        own: bytes | None,
+        foreseen: Parts | None = None,
+        since: float | None = None,
+        lost: int | None = None,
+    ) -> None:
+        self.ticket = ticket
+        self.since = since
+        self.lost = lost
+        self.size = len(own or b"")
+        self._tree = tree
+        self._slot = slot
+        self._own = own
+        self._foreseen = foreseen
+        self._leaves: Leaves | None = None
+        self._done = False
+
+    def climb_quietly(self) -> None:
+        """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`."""
+        with suppress(CeleryS3Error):
+            self._climb()
+
+    def climb(self) -> tuple[Tree, Leaves] | None:
+        """Go up; the tree and all parts in order if this completed the root."""
+        if not self._done:
+            self._climb()
+        return None if self._leaves is None else (self._tree, self._leaves)
+
+    def _climb(self) -> None:
+        self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)
+        self._done = True

@@ -1,0 +1,70 @@
+"""Whoever applies a chord: the manifest is written before the header is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import uuid4
+
+from celery.canvas import Signature
+from celery.result import ResultBase
+from kombu.serialization import dumps
+
+from celery_s3.celery_private import NUMBERS_HEADERS
+
+from .manifest import Manifest, leaf_ids, nesting
+from .service import Chords
+from .ticket import TICKET
+
+__all__ = ["Producer"]
+
+
+class Producer:
+    """Opens chords.
+
+    Arguments:
+        app: the Celery app, of which the configuration and the current task are needed.
+        conditional: whether the bucket keeps conditional writes; may ask it, once.
+    """
+
+    def __init__(self, app: Any, chords: Chords, conditional: Callable[[], bool]) -> None:
+        self._app = app
+        self._chords = chords
+        self._conditional = conditional
+
+    def native(self) -> bool:
+        """Whether chords are run natively; where they are not, Celery's task `celery.chord_unlock` polls."""
+        options = self._app.conf.get("result_backend_transport_options") or {}
+        return bool(options.get("native_chords", True)) and self._conditional()
+
+    def open(self, group_id: str, header: Iterable[ResultBase], body: Signature) -> bool:
+        """Write the manifest and put the ticket into the body's options, which Celery copies into every header task.
+
+        Returns:
+            Whether the chord is run natively, so that there is nothing else to prepare.
+
+        Raises:
+            StoreError: nothing may be published then.
+        """
+        if not self.native():
+            body.options[TICKET] = None
+            return False
+        body.options.pop(TICKET, None)
+        # Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.
+        numbered = NUMBERS_HEADERS or body.options.get("group_index") is None
+        ticket = self._chords.open(group_id, self._manifest(list(header), body), numbered=numbered)
+        body.options[TICKET] = ticket.dumps()
+        return True
+
+    def _manifest(self, header: list[ResultBase], body: Signature) -> Manifest:
+        content_type, _, signature = dumps(dict(body), serializer=self._app.conf.task_serializer)
+        parent = self._app.current_worker_task
+        return Manifest(
+            run=0,
+            ids=leaf_ids(header),
+            nesting=nesting(header),
+            body=signature.encode() if isinstance(signature, str) else signature,
+            serializer=content_type,
+            root=parent and (parent.request.root_id or parent.request.id),
+            nonce=uuid4().hex[:12],
+        )

@@ -1,0 +1,151 @@
+"""What the owner of a chord's claim does: it sends the body with all values, or makes its failure known."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from celery import chord, states
+from celery.canvas import Signature
+from celery.exceptions import ChordError
+
+from celery_s3.celery_private import publish, sending_as
+from celery_s3.errors import NotRepaired, Untrusted
+
+from .body import body_in, ends, first_ids, size_hint, without_ticket
+from .host import Host
+from .manifest import Manifest, arrange
+from .parts import UNREADABLE
+from .service import Act, Outcome
+
+__all__ = ["Sender"]
+
+logger = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends bodies.
+
+    Arguments:
+        resend: whether a body is sent again that may have been sent by an owner which died.
+    """
+
+    def __init__(self, host: Host, *, resend: bool) -> None:
+        self._host = host
+        self._resend = resend
+
+    def decide(self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool) -> Outcome:
+        """Send the body with the values, or report the first failure.
+
+        Arguments:
+            body: the body's signature.
+            parts: per member its payload and those of the tasks that it added.
+            perhaps_sent: an owner before this one may have sent the body already.
+        """
+        callback = without_ticket(body, self._host.app)
+        if perhaps_sent and self._has_begun(callback):
+            return "sent"
+        try:
+            if perhaps_sent and not self._resend:
+                raise ChordError("The body may have been sent before its sender died, and `chord_resend` is off")
+            values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
+        except ChordError as exc:
+            logger.exception("Chord body %r is not sent", callback, extra={"s3_task": callback.id})
+            return self.fail(callback, exc)
+        except Exception as exc:
+            logger.exception("Chord body %r cannot be given its values", callback, extra={"s3_task": callback.id})
+            return self.fail(callback, _chord_error(f"Join error: {exc!r}", exc))
+        return self._send(callback, values)
+
+    def _send(self, callback: Signature, values: list[Any]) -> Outcome:
+        try:
+            publish(self._host.app, callback.delay, values)
+        except Exception as exc:
+            logger.exception("Chord body %r could not be sent", callback, extra={"s3_task": callback.id})
+            hint = size_hint(values, self._host.app.conf.task_serializer)
+            return self.fail(callback, _chord_error(f"Callback error: {exc!r}{hint}", exc))
+        return "sent"
+
+    def without_a_task(self, manifest: Manifest) -> Act:
+        """What the owner of the claim does who has none of the chord's tasks at hand: the manifest has the body.
+
+        Raises:
+            NotRepaired: this process cannot send it; the chord must not fail for that.
+        """
+        app = self._host.app
+        try:
+            body = body_in(manifest, app)
+            with app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0)
+        except Exception as exc:
+            raise NotRepaired(f"the body cannot be read or sent from here: {exc!r}") from exc
+
+        def act(parts: list[list[bytes]], current: Manifest, perhaps_sent: bool) -> Outcome:
+            # The body's parent is the chord's last member, as if that one sent it. Any task serves to say so.
+            member = manifest.ids[-1]
+            request = {"id": member, "root_id": manifest.root or member, "called_directly": False, "delivery_info": {}}
+            with sending_as(app.tasks["celery.backend_cleanup"], **request):
+                return self.decide(body, parts, current, perhaps_sent)
+
+        return act
+
+    def give_up(self, body: Any, exc: Untrusted) -> None:
+        """Fail the body without a claim, unless something has become of it already."""
+        callback = without_ticket(body, self._host.app)
+        logger.error("Chord body %r is not sent: %s", callback, exc, extra={"s3_task": callback.id})
+        if not self._has_begun(callback):
+            self.fail(callback, _chord_error(str(exc), exc))
+
+    def _has_begun(self, callback: Signature) -> bool:
+        """Whether the owner of the claim before this one has sent the body, or reported the failure."""
+        if callback.id:
+            meta = self._host.get_task_meta(callback.id, cache=False)
+            if meta["status"] in states.PROPAGATE_STATES:
+                # it may have died before the failure was known everywhere
+                self.fail_ends(callback, meta["result"])
+            if meta["status"] != states.PENDING:
+                return True
+        return any(self._host.task_result_exists(id) for id in first_ids(callback))
+
+    def _value(self, payload: bytes) -> Any:
+        if payload.startswith(UNREADABLE):
+            raise _chord_error(payload.removeprefix(UNREADABLE).decode(), None)
+        task_id, state, value = self._host.decode(payload)
+        if state in states.EXCEPTION_STATES:
+            value = self._host.exception_to_python(value)
+        if state in states.PROPAGATE_STATES:
+            cause = value if isinstance(value, BaseException) else None
+            raise _chord_error(f"Dependency {task_id} raised {value!r}", cause)
+        return value
+
+    # -- the failure of a body
+
+    def fail(self, callback: Signature, exc: ChordError) -> Outcome:
+        """Store a body's failure, call its errbacks, and let who waits for its ends know."""
+        if not callback.id:
+            # a chain, before Celery 5.7: its error is stored where it is waited for
+            callback.options["task_id"] = next((end.id for end in ends(callback)), None) or uuid4().hex
+        self._host.chord_error_from_stack(callback, exc)
+        if isinstance(callback, chord):
+            # what is waited for is its body
+            return self.fail(callback.body, exc)
+        self.fail_ends(callback, exc)
+        return "failed"
+
+    def fail_ends(self, callback: Signature, exc: BaseException) -> None:
+        """Let a body's failure be known to who waits for its ends.
+
+        Celery's other backends leave them waiting: the end of a chain or a chord, and an outer chord.
+        """
+        for end in ends(callback):
+            if not self._host.task_result_exists(end.id):
+                self._host.store_result(end.id, exc, states.FAILURE, request=end)
+            if end.chord:
+                self._host.on_chord_part_return(end, states.FAILURE, exc)
+
+
+def _chord_error(message: str, cause: BaseException | None) -> ChordError:
+    error = ChordError(message)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,66 @@
+"""From a meta to the body of its object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery.states import SUCCESS
+
+from . import raw
+from .chunks import Chunks, one_body
+from .compression import compress_payload
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """Makes bodies that are exactly what Celery's base class makes: a person or another backend can read them.
+
+    Arguments:
+        serialize: the serializer that ``result_serializer`` names; raises kombu's EncodeError.
+        content_type: of what that makes.
+        compression: kombu's name of the method, ``None`` for none.
+        threshold: bytes below which nothing is compressed.
+    """
+
+    def __init__(
+        self,
+        serialize: Callable[[Mapping[str, Any]], bytes | str],
+        content_type: str,
+        compression: str | None,
+        threshold: int,
+    ) -> None:
+        self._serialize = serialize
+        self._content_type = content_type
+        self._compression = compression
+        self._threshold = threshold
+
+    def payload(self, data: Any) -> bytes | str:
+        """Anything, serialised, and compressed where that helps."""
+        payload = self._serialize(data)
+        return b"".join(self._compressed(payload)) if self._compression else payload
+
+    def body(self, meta: Mapping[str, Any]) -> tuple[bytes | Chunks, str]:
+        """The body of a result's object, and its content type.
+
+        A SUCCESS whose value is bytes is stored as these bytes behind a frame (see :mod:`celery_s3.codec.raw`), where
+        the serializer would make text of them.
+        """
+        value = meta["result"]
+        if type(value) is bytes and meta["status"] == SUCCESS and self._content_type in raw.PLAIN:
+            frame = raw.frame(self._serialize({**meta, "result": len(value)}), self._content_type)
+            return one_body(*self._framed(frame, value)), raw.CONTENT_TYPE
+        payload = self._serialize(meta)
+        pieces = self._compressed(payload) if self._compression else (payload,)
+        return one_body(*pieces), self._content_type
+
+    def _framed(self, frame: bytes, value: bytes) -> tuple[bytes, ...]:
+        if self._compression:
+            compressed = self._compressed(frame + value)
+            if len(compressed) > 1:
+                return compressed
+        return frame, value  # where compression does not help, the copy that was tried is let go of
+
+    def _compressed(self, payload: bytes | str) -> tuple[bytes, ...]:
+        return compress_payload(payload, self._compression or "", self._threshold)

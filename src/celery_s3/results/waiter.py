@@ -1,0 +1,167 @@
+"""Who waits for results: for one, for many at the same time, and for those before them in a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
+from contextlib import suppress
+from math import inf
+
+from celery import states
+from kombu.utils.encoding import bytes_to_str
+
+from celery_s3.codec.chunks import LARGE
+from celery_s3.codec.lazy import is_partial
+from celery_s3.store.deadline import retried_until
+from celery_s3.store.parallel import Pool
+
+from . import waiting
+from .parents import Parents
+from .reader import Meta, Reader, Replaced, ready
+
+__all__ = ["Waiter"]
+
+OnInterval = Callable[[], object] | None
+
+
+class Waiter:
+    """Waits for results.
+
+    Arguments:
+        reader: reads metas.
+        pool: reads several at the same time.
+        known: the metas that this process remembers, by id.
+        get_meta: the meta of one task as Celery gets it, from memory or by its own retries.
+        concurrency: how many parents are read at the same time before a wait.
+
+    Attributes:
+        parents: answers what Celery asks about the tasks before one that is waited for.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        pool: Pool,
+        known: MutableMapping[str, Meta],
+        get_meta: Callable[[str], Meta],
+        concurrency: int,
+    ) -> None:
+        self.reader = reader
+        self.pool = pool
+        self.known = known
+        self.get_meta = get_meta
+        self.parents = Parents(self._read_parents, concurrency)
+
+    def one(self, task_id: str, *, timeout: float | None, interval: float | None, on_interval: OnInterval) -> Meta:
+        """The meta of a task once it is finished, with its value.
+
+        Raises:
+            celery.exceptions.TimeoutError: it was not after ``timeout`` seconds.
+            ResultNotRead: the store failed, or what is stored is no result.
+        """
+        with self.parents.waiting(task_id), retried_until(_deadline(timeout)):
+            return waiting.until(
+                # with its value: the timeout bounds the time that a large one takes, too
+                lambda: _with_value(ready(self.get_meta(task_id))),
+                delay=waiting.schedule(interval),
+                timeout=timeout,
+                on_interval=on_interval,
+            )
+
+    def many(
+        self,
+        task_ids: Iterable[str | bytes],
+        *,
+        timeout: float | None = None,
+        interval: float | None = None,
+        on_message: Callable[[Meta], object] | None = None,
+        on_interval: OnInterval = None,
+        passes: int | None = None,
+        ready_states: Collection[str] = states.READY_STATES,
+    ) -> Iterator[tuple[str, Meta]]:
+        """Yield ``(id, meta)`` of each task as it becomes ready, with its value.
+
+        Arguments:
+            on_message: called with each meta that this process did not know before.
+            passes: give up quietly after so many looks at every task.
+
+        Raises:
+            celery.exceptions.TimeoutError: some were not ready after ``timeout`` seconds.
+            ResultNotRead: as in :meth:`one`.
+        """
+        look = _Look(self, ready_states, _deadline(timeout))
+        ids = [bytes_to_str(id) for id in task_ids]
+        known = {id: meta for id in ids if (meta := look.remembered(id)) and not is_partial(meta)}
+        yield from known.items()
+        for id, meta in waiting.each(
+            (id for id in ids if id not in known),
+            look.answers,
+            delay=waiting.schedule(interval),
+            timeout=timeout,
+            on_interval=on_interval,
+            passes=passes,
+        ):
+            self.known[id] = meta
+            if on_message is not None:
+                on_message(meta)
+            yield id, meta
+
+    def _read_parents(self, ids: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
+        for id, meta in self.pool.stream(self.reader.meta, ids):
+            if isinstance(meta, BaseException):
+                raise meta
+            yield id, ready(meta)
+
+
+class _Look:
+    """What one call of :meth:`Waiter.many` asks for.
+
+    Arguments:
+        ready_states: the states that it waits for.
+        deadline: until when it reads, of ``time.monotonic``.
+    """
+
+    def __init__(self, waiter: Waiter, ready_states: Collection[str], deadline: float | None) -> None:
+        self._waiter = waiter
+        self._ready_states = ready_states
+        self._deadline = deadline
+
+    def remembered(self, id: str) -> Meta | None:
+        try:
+            return ready(self._waiter.known[id], self._ready_states)
+        except KeyError:  # asking first would not help: another thread may push it out in between
+            return None
+
+    def answers(self, next_id: Callable[[], str | None]) -> Iterator[tuple[str, Meta | None]]:
+        """Read the metas that are asked for, in parallel, those of unfinished tasks as ``None``."""
+        for id, meta in self._waiter.pool.stream_from(self._read, next_id):
+            if isinstance(meta, BaseException):
+                raise meta
+            # A large value is fetched in this thread: in one of the pool's, its parts would come one after the other.
+            yield id, self._finished(meta, inf)
+
+    def _read(self, id: str) -> Meta | None:
+        meta = self.remembered(id)
+        if meta is None:
+            with retried_until(self._deadline):
+                meta = self._waiter.reader.meta(id)
+        return self._finished(meta, LARGE)
+
+    def _finished(self, meta: Meta | None, up_to: float) -> Meta | None:
+        """The meta if it is ready, with its value if its object has no more than ``up_to`` bytes."""
+        with retried_until(self._deadline):
+            found = _with_value(meta and ready(meta, self._ready_states), up_to)
+        return found and ready(found, self._ready_states)
+
+
+def _with_value(meta: Meta | None, up_to: float = inf) -> Meta | None:
+    """A meta with its value, if its object has no more than so many bytes; ``None`` where it is another one by now."""
+    if is_partial(meta) and meta.size <= up_to:
+        with suppress(Replaced):
+            return meta.whole()
+        return None
+    return meta
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

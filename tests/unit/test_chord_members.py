@@ -1,0 +1,219 @@
+"""What a worker does for the members of a chord, without Celery: deliver, store, go up; whatever fails in between."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from chord_world import LEASE, Host, World
+
+from celery_s3.chords import members
+from celery_s3.chords.members import Members
+from celery_s3.chords.service import ATTEMPTS
+from celery_s3.chords.ticket import TICKET, Ticket
+from celery_s3.errors import Garbled, ResultNotStored, ServerFault
+from celery_s3.store.memory import Fault
+
+
+class Sender:
+    """Notes what it is asked to decide, and what it is told to give up."""
+
+    def __init__(self, host):
+        self.host = host
+        self.sent = []
+        self.given_up = []
+
+    def decide(self, body, parts, manifest, perhaps_sent):
+        self.sent.append([self.host.decode(payload)[2] for part in parts for payload in part])
+        return "sent"
+
+    def give_up(self, body, exc):
+        self.given_up.append(exc)
+
+
+class Crew(World):
+    """The members of a chord and who works for them."""
+
+    def __init__(self, size=2, pool=1):
+        super().__init__(size, pool)
+        host = Host()
+        self.sender = Sender(host)
+        self.members = Members(host, self.chords, self.sender)
+        self.stored = []
+
+    def record(self, number, value, state="SUCCESS"):
+        def store():
+            self.stored.append((f"t{number}", self.parts()))
+            return value
+
+        return self.members.store(store, f"t{number}", value, state, self.request(number))
+
+    def finish(self, number, value):
+        self.record(number, value)
+        self.members.returned(self.request(number), value, "SUCCESS")
+
+
+@pytest.fixture
+def crew():
+    return Crew()
+
+
+@pytest.fixture
+def main_process(monkeypatch):
+    monkeypatch.setattr(members, "prefork_parent", lambda: True)
+
+
+def test_the_part_is_durable_before_the_final_state(crew):
+    """A member's part is there when its state is stored: Celery does not run a task again whose SUCCESS stands."""
+    assert crew.record(1, "value") == "value"
+    assert crew.stored == [("t1", [1])]
+
+
+@pytest.mark.parametrize("state", ["STARTED", "RETRY", "PROGRESS"])
+def test_other_states_are_no_part(crew, state):
+    """What is not final is stored, and nothing of it is delivered."""
+    crew.record(0, "value", state)
+    assert crew.stored == [("t0", [])]
+
+
+@pytest.mark.parametrize("chord", [None, {}, {"options": {}}, {"options": {TICKET: None}}])
+def test_tasks_without_a_chord_of_ours(crew, chord):
+    """A task that is no member, or one of a chord that `chord_unlock` runs, costs no request."""
+    request = SimpleNamespace(id="alone", chord=chord)
+    assert crew.members.store(lambda: "stored", "alone", 1, "SUCCESS", request) == "stored"
+    crew.members.returned(request, 1, "SUCCESS")
+    assert crew.store.requests == []
+
+
+@pytest.mark.parametrize("pool", [1, 4])
+def test_the_body_is_sent_once_with_all_values_in_order(pool):
+    """In any order, twice or more: one decision, the header's order, one part a member."""
+    crew = Crew(3, pool)
+    for number in (2, 0, 1, 0, 2):
+        crew.finish(number, f"v{number}")
+    assert crew.sender.sent == [["v0", "v1", "v2"]]
+
+
+def test_a_part_is_delivered_once_for_both_hooks(crew):
+    """What was delivered while the result was stored is not delivered again when Celery returns the part."""
+    crew.finish(0, "value")
+    assert [key for verb, key in crew.store.requests if verb == "PUT"] == ["base/chords/g/0/0/0"]
+
+
+def test_a_part_that_was_not_stored_before(crew):
+    """Celery returns parts of tasks whose result it does not store (`ignore_result`): they are delivered then."""
+    crew.members.returned(crew.request(0), "value", "SUCCESS")
+    assert crew.parts() == [0]
+
+
+def test_threads_do_not_mix_their_members(crew):
+    """A part that another thread has just delivered is not taken for one's own."""
+    thread = threading.Thread(target=crew.record, args=(0, "first"))
+    thread.start()
+    thread.join()
+    crew.members.returned(crew.request(1), "second", "SUCCESS")
+    assert crew.sender.sent == [["first", "second"]]
+
+
+def test_no_part_no_result(crew):
+    """Where the part cannot be stored, the result is not either: the task is not taken for finished."""
+    crew.store.faults.append(Fault(ServerFault("down"), times=-1))
+    with pytest.raises(ResultNotStored, match="SUCCESS of task t0 was not delivered to its chord g") as caught:
+        crew.record(0, "value")
+    assert (caught.value.task_id, caught.value.state) == ("t0", "SUCCESS")
+    assert crew.stored == []
+
+
+def test_a_part_whose_result_cannot_be_stored(crew):
+    """Celery does not return the part then, which may have been the last: it goes up after a lease."""
+    crew.finish(0, "first")
+
+    def fail():
+        raise ResultNotStored("no")
+
+    with pytest.raises(ResultNotStored):
+        crew.members.store(fail, "t1", "last", "SUCCESS", crew.request(1))
+    ((seconds, go_up),) = crew.timers
+    assert (seconds, crew.sender.sent) == (LEASE, [])
+    go_up()
+    assert crew.sender.sent == [["first", "last"]]
+
+
+def test_a_chord_that_cannot_be_decided(crew):
+    """Where the store fails on the way, it is tried again so many times, a lease apart: the part is durable."""
+    crew.finish(0, "first")
+    crew.store.faults.append(Fault(ServerFault("down"), key="base/chords/g/0/claim", times=-1))
+    crew.finish(1, "last")
+    for number in range(ATTEMPTS - 1):
+        assert [seconds for seconds, _ in crew.timers] == [LEASE] * (number + 1)
+        crew.timers[-1][1]()
+    assert len(crew.timers) == ATTEMPTS - 1
+    crew.store.faults.clear()
+    crew.timers[-1][1]()
+    assert crew.sender.sent == [["first", "last"]]
+
+
+def test_a_manifest_that_cannot_be_trusted():
+    """Nobody can tell the member's slot: the body fails, and the member's own result is stored all the same."""
+    crew = Crew()
+    crew.ticket = Ticket("g", 0, 2, flat=False)
+    crew.store.put("base/chords/g/manifest", b"garbage")
+    assert crew.record(0, "value") == "value"
+    assert [type(exc) for exc in crew.sender.given_up] == [Garbled]
+
+
+# -- the main process of a prefork worker
+
+
+def test_the_event_loop_does_not_wait_for_the_join(crew, main_process):
+    """Where Celery returns a part in its main process, the tree is climbed by a timer of no delay."""
+    crew.finish(0, "first")
+    crew.finish(1, "last")
+    assert crew.sender.sent == []
+    for seconds, go_up in crew.timers:
+        assert seconds == 0
+        go_up()
+    assert crew.sender.sent == [["first", "last"]]
+
+
+def test_a_lost_child(crew, monkeypatch):
+    """A member whose SUCCESS and part are stored, and whose process is gone: its chord is gone on with in a thread."""
+    crew.finish(0, "first")
+    crew.record(1, "last")
+    monkeypatch.setattr(members, "lost_request", lambda: (crew.request(1), 4711))
+    crew.members.child_was_lost()
+    ((seconds, go_on),) = crew.timers
+    assert (seconds, crew.sender.sent) == (0, [])
+    go_on()
+    assert crew.sender.sent == [["first", "last"]]
+
+
+def test_nobody_was_lost(crew, monkeypatch):
+    """Whoever else asks for a result of SUCCESS in that process asks for nothing more."""
+    monkeypatch.setattr(members, "lost_request", lambda: None)
+    crew.members.child_was_lost()
+    assert crew.timers == []
+
+
+# -- add_to_chord
+
+
+def test_a_member_that_adds_tasks(crew, monkeypatch):
+    """The part names what was added; the body waits for that, and gets its value behind the member's."""
+    request = crew.request(0)
+    monkeypatch.setattr(members, "current_task", lambda: SimpleNamespace(request=request))
+    crew.members.add(SimpleNamespace(id="added"))
+    added = SimpleNamespace(id="added", chord={"options": dict(request.chord["options"])}, group_index=None)
+    crew.members.returned(request, "first", "SUCCESS")
+    crew.finish(1, "last")
+    assert crew.sender.sent == []
+    crew.members.returned(added, "more", "SUCCESS")
+    assert crew.sender.sent == [["first", "more", "last"]]
+
+
+def test_adding_to_no_chord(crew, monkeypatch):
+    """A task that is no member is told so."""
+    monkeypatch.setattr(members, "current_task", lambda: SimpleNamespace(request=SimpleNamespace(id="x", chord=None)))
+    with pytest.raises(NotImplementedError, match="natively"):
+        crew.members.add(SimpleNamespace(id="added"))

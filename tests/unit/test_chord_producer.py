@@ -1,0 +1,83 @@
+"""Whoever applies a chord: the manifest stands and the ticket is in the body before anything is published."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from celery.result import AsyncResult, GroupResult
+from chord_world import World
+
+from celery_s3.chords.manifest import Manifest
+from celery_s3.chords.producer import Producer
+from celery_s3.chords.ticket import TICKET, Ticket
+from celery_s3.errors import ServerFault
+from celery_s3.store.memory import Fault
+
+KEY = "base/chords/new/manifest"
+
+
+@pytest.fixture
+def app():
+    with Celery("unit", broker="memory://", set_as_current=False) as app:
+        yield app
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def header(*ids):
+    return [AsyncResult(id) for id in ids]
+
+
+def test_the_manifest_and_the_ticket(app, world):
+    """The manifest has the members' ids and the body without a ticket; the ticket leads to it."""
+    body = app.signature("body", options={"task_id": "b", TICKET: "that of an earlier application"})
+    assert Producer(app, world.chords, lambda: True).open("new", iter(header("a", "b")), body)
+    manifest = Manifest.loads(world.store.get(KEY).body)
+    assert (manifest.ids, manifest.nesting, manifest.root) == (("a", "b"), None, None)
+    assert json.loads(manifest.body)["options"] == {"task_id": "b"}
+    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce)
+
+
+def test_a_nested_header(app, world):
+    """Where the header is nested, the manifest tells the members' slots."""
+    body = app.signature("body")
+    Producer(app, world.chords, lambda: True).open("new", [*header("a"), GroupResult("g", header("b", "c"))], body)
+    manifest = Manifest.loads(world.store.get(KEY).body)
+    assert (manifest.ids, manifest.nesting) == (("a", "b", "c"), [0, [1, 2]])
+    assert not Ticket.loads(body.options[TICKET]).flat
+
+
+def test_applied_by_a_task(world):
+    """The manifest has the root that the header's tasks inherit."""
+    conf = {"task_serializer": "json"}
+    app = SimpleNamespace(
+        conf=SimpleNamespace(get=conf.get, **conf),
+        current_worker_task=SimpleNamespace(request=SimpleNamespace(root_id=None, id="applier")),
+    )
+    Producer(app, world.chords, lambda: True).open("new", header("a"), Celery("unit").signature("body"))
+    assert Manifest.loads(world.store.get(KEY).body).root == "applier"
+
+
+@pytest.mark.parametrize(("native", "conditional"), [(False, True), (True, False)])
+def test_chords_that_celery_runs(app, world, native, conditional):
+    """Where native chords are off, or the bucket keeps no conditions, nothing is written and the body says so."""
+    app.conf.result_backend_transport_options = {"native_chords": native}
+    body = app.signature("body")
+    assert not Producer(app, world.chords, lambda: conditional).open("new", header("a"), body)
+    assert body.options[TICKET] is None
+    assert world.store.requests == []
+
+
+def test_a_manifest_that_cannot_be_written(app, world):
+    """It is raised, so that Celery publishes nothing; no ticket leads to nowhere."""
+    world.store.faults.append(Fault(ServerFault("down")))
+    body = app.signature("body")
+    with pytest.raises(ServerFault):
+        Producer(app, world.chords, lambda: True).open("new", header("a"), body)
+    assert TICKET not in body.options
