@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from celery import states
-from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
+from celery_s3.celery_private import current_task
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
 from celery_s3.interruptions import INTRUDERS, brief, passing
 
@@ -85,12 +85,12 @@ class Claim:
                 self._content = self._fetch()
             except (CeleryS3Error, TaskPredicate) as exc:
                 self._error = exc
-                self._leave_request(get_current_task())
+                self._leave_request(current_task())
                 raise
         return self._content
 
     def _fetch(self) -> tuple[list[Any], dict[str, Any]]:
-        task = get_current_task()
+        task = current_task()
         messages = messages_of(app_or_default(task and task.app))
         try:
             content = messages.get(self.object, str(self.pointer.get("at", "")))
@@ -165,7 +165,7 @@ def _first_fetched(base: type, names: str) -> Callable[[_C], _C]:
         plain = getattr(base, name)
 
         def after_fetching(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.claim is not None and get_current_task() is not None:
+            if self.claim is not None and current_task() is not None:
                 self.fetch()
             return plain(self, *args, **kwargs)
 

@@ -12,11 +12,13 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from celery._state import get_current_task
+from kombu.utils.json import register_type
 
+from celery_s3.celery_private import current_task
 from celery_s3.errors import ConfigurationError, FileNotStored, StoreError
 from celery_s3.metadata import term_asked
-from celery_s3.serializers import Pointed
+from celery_s3.processes import Remembered
+from celery_s3.serializers import FILE
 
 from . import whose
 from .content import Broken, Content, Local, Remote
@@ -40,7 +42,7 @@ _REMEMBERED = 1024
 _here: WeakValueDictionary[str, S3File] = WeakValueDictionary()
 
 
-class S3File(Pointed):
+class S3File:
     """A file as a task's result, as a part of one, or as an argument.
 
     It is uploaded when it is first sent or stored, once for each task; what travels is a pointer, and who gets it has a
@@ -66,6 +68,8 @@ class S3File(Pointed):
         ValueError: ``name``, ``content_type`` or ``size`` cannot be one, or the file object stands at its end.
     """
 
+    __module__ = "celery_s3"  # where users import it from, and what a pickle names
+
     def __init__(
         self,
         source: str | os.PathLike[str] | IO[bytes],
@@ -81,8 +85,9 @@ class S3File(Pointed):
         self._uploading = threading.Lock()
         #: by which a call in this very process finds it
         self._token = uuid4().hex
-        #: where it was uploaded to and for which run of which task, with when that began
-        self._sent: dict[tuple[object, ...], tuple[Remote, float]] = {}
+        #: what it was uploaded as, and when that began: by server, place, task and run
+        self._sent: Remembered[tuple[object, ...], tuple[Remote, float]] = Remembered(_REMEMBERED)
+        self._sent_last: Remote | None = None
 
     @classmethod
     def of(cls, pointer: object) -> S3File:
@@ -160,8 +165,7 @@ class S3File(Pointed):
         Raises:
             FileNotRead: it is sealed, or not uploaded.
         """
-        sent = next(reversed(self._sent.values()), None)
-        return (sent[0] if sent else self._content).url(expires)
+        return (self._sent_last or self._content).url(expires)
 
     def __repr__(self) -> str:
         return f"<S3File {self._content!r}>"
@@ -182,14 +186,11 @@ class S3File(Pointed):
         """It goes with one task's result and is deleted with it, so another task's is another object."""
         files, owner, now = _files_for(local), whose.owner(), time.time()
         asking = (files.server, files.at, owner, whose.run())
-        known, began = self._sent.get(asking, (None, 0.0))
+        known, began = self._sent.get(asking) or (None, 0.0)
         if known is not None and 0 <= now - began < (_OF_A_TASK if owner else _OF_A_CALLER):
             return known
-        remote = Remote(_upload(local, files, owner), whose.current())
-        self._sent.pop(asking, None)
-        self._sent[asking] = remote, now
-        if len(self._sent) > _REMEMBERED:
-            self._sent.pop(next(iter(self._sent)))
+        self._sent_last = remote = Remote(_upload(local, files, owner), whose.current())
+        self._sent.put(asking, (remote, now))
         return remote
 
     def __reduce__(self) -> Any:
@@ -220,7 +221,7 @@ def _files_for(local: Local) -> Files:
 
 
 def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
-    task = get_current_task()
+    task = current_task()
     try:
         return files.put(
             local.pieces(),
@@ -237,3 +238,6 @@ def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
         raise FileNotStored(f"the file {local!r} was not stored: {exc.strerror or exc}") from exc
     except ValueError as exc:  # of the upload, about the size
         raise FileNotStored(f"the file {local!r} was not stored: {exc}") from exc
+
+
+register_type(S3File, FILE, S3File.pointer, S3File.of)

@@ -14,7 +14,6 @@ from kombu.utils.encoding import bytes_to_str
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
 from celery_s3.expiry.terms import Prefixes
 from celery_s3.metadata import files_in, state_of
-from celery_s3.serializers import Pointed
 from celery_s3.settings import Settings
 from celery_s3.store.api import Object, Store, Writer
 from celery_s3.store.parallel import Pool
@@ -144,6 +143,8 @@ def transient(exc: BaseException) -> bool:
 
 
 def _has_file(value: Any) -> bool:
+    from .file import S3File
+
     if isinstance(value, dict):
         return any(map(_has_file, value.values()))
-    return isinstance(value, Pointed) or (isinstance(value, list | tuple | set) and any(map(_has_file, value)))
+    return isinstance(value, S3File) or (isinstance(value, list | tuple | set) and any(map(_has_file, value)))

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.signals import before_task_publish
+
+from celery_s3.celery_private import current_task
 
 if TYPE_CHECKING:
     from .store import Files
@@ -40,7 +41,7 @@ before_task_publish.connect(_publishing)
 
 def eager() -> bool:
     """Whether what is being encoded is a call in this very process, with `task_always_eager`."""
-    task = get_current_task()
+    task = current_task()
     return storing.get()[0] is None and bool(app_or_default(task and task.app).conf.task_always_eager)
 
 
@@ -51,19 +52,19 @@ def current() -> Any:
 
 def owner() -> str | None:
     """The id of the task that a file goes with; ``None`` where it is the argument of a call from no task."""
-    task = get_current_task()
+    task = current_task()
     return storing.get()[1] or (task and task.request.id) or None
 
 
 def run() -> int:
     """Which run of the task this is: what was deleted with an earlier one's result is not handed out again."""
-    task = get_current_task()
+    task = current_task()
     return (task and task.request.retries) or 0
 
 
 def files_here() -> Files | None:
     """Where files go that are uploaded now; ``None`` without a backend of ours."""
-    task = get_current_task()
+    task = current_task()
     nearer = (storing.get()[0], sending.get()[0], task and task.backend)
     return next(_files_of(*nearer), None) or _of_the_app() or next(_files_of(last_used.get()), None)
 
@@ -89,7 +90,7 @@ def files_at(at: str, server: str, home: Any) -> tuple[Files | None, str]:
 
 
 def _candidates(home: Any) -> Iterator[Files]:
-    task = get_current_task()
+    task = current_task()
     yield from _files_of(storing.get()[0], home, last_used.get(), task and task.backend)
     if (files := _of_the_app()) is not None:
         yield files

@@ -28,8 +28,8 @@ def shape_of(cls: type) -> Shape:
         return _pydantic(cls)
     if is_dataclass(cls):
         return _dataclass(cls)
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return _by_keyword(cls, cls._fields)
+    if issubclass(cls, tuple) and (names := getattr(cls, "_fields", None)) is not None:  # a named tuple
+        return _by_keyword(cls, names)
     raise TypeError(
         f"{cls.__qualname__} is no dataclass, named tuple, enum or pydantic model: tell how it is taken apart and"
         " rebuilt, as register(cls, name=…, encode=lambda value: …, decode=lambda stored: …)"
