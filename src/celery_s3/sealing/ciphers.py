@@ -18,9 +18,7 @@ import hmac
 import os
 from typing import Protocol
 
-from celery_s3.errors import ConfigurationError
-
-__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "algorithm", "derived"]
+__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "derived"]
 
 #: The names that an object's header has for them: JOSE's.
 ENCRYPTION = "A256GCM"
@@ -96,24 +94,3 @@ class Signature:
 def derived(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
     """A key for one purpose, so that no key is used by two algorithms; ``purpose`` has four letters."""
     return hmac.digest(ring_key, b"celery-s3 v1 " + purpose + salt, "sha256")
-
-
-def algorithm(name: str) -> type[Cipher]:
-    """The cipher of that name.
-
-    Raises:
-        Broken: there is none.
-        ConfigurationError: the package that it needs is not installed.
-    """
-    if name == SIGNATURE:
-        return Signature
-    if name != ENCRYPTION:
-        raise Broken(f"this release knows no algorithm {name[:20]!r}")
-    try:
-        from .aes import Encryption  # imported where somebody encrypts
-    except ImportError as exc:
-        raise ConfigurationError(
-            "`seal_keys`: encryption needs the package cryptography: pip install 'celery-s3[encryption]', or set"
-            " `seal` to 'sign'"
-        ) from exc
-    return Encryption

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from celery_s3.errors import BadRequest, NotSealed, Tampered, UnknownKey
+from celery_s3.errors import BadRequest, ConfigurationError, NotSealed, Tampered, UnknownKey
 from celery_s3.metadata import SEAL
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Precondition, Store
 
-from .ciphers import ENCRYPTION, SIGNATURE, Broken, Cipher, algorithm
+from .ciphers import ENCRYPTION, SIGNATURE, Broken, Cipher, Signature
 from .format import Header, Span, context, opened, plain_size, sealed
 from .keyring import KeyRing, keyring
 
@@ -168,3 +168,24 @@ def sealing(inner: Store, settings: Settings) -> Sealing:
         writes=_ALGORITHMS[settings.seal],
         accept_unsealed=settings.accept_unsealed,
     )
+
+
+def algorithm(name: str) -> type[Cipher]:
+    """The cipher of that name.
+
+    Raises:
+        Broken: there is none.
+        ConfigurationError: the package that it needs is not installed.
+    """
+    if name == SIGNATURE:
+        return Signature
+    if name != ENCRYPTION:
+        raise Broken(f"this release knows no algorithm {name[:20]!r}")
+    try:
+        from .aes import Encryption  # imported where somebody encrypts
+    except ImportError as exc:
+        raise ConfigurationError(
+            "`seal_keys`: encryption needs the package cryptography: pip install 'celery-s3[encryption]', or set"
+            " `seal` to 'sign'"
+        ) from exc
+    return Encryption
