@@ -24,7 +24,7 @@ from celery_s3.errors import (
     UploadMissing,
 )
 from celery_s3.metadata import SEAL
-from celery_s3.sealing.format import FRAME, plain_size, stored_size
+from celery_s3.sealing.format import SEGMENT, plain_size, stored_size
 from celery_s3.sealing.store import sealing
 from celery_s3.sealing.writer import SealingWriter
 from celery_s3.settings import Secret, Settings
@@ -420,12 +420,12 @@ def sealed(memory, pool):
     return make
 
 
-BODIES = [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME, 3 * FRAME + 5]
+BODIES = [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, 3 * SEGMENT + 5]
 
 
 @pytest.mark.parametrize("seal", ["encrypt", "sign"])
 @pytest.mark.parametrize("size", BODIES)
-@pytest.mark.parametrize("step", [FRAME - 7, FRAME, 100_000])
+@pytest.mark.parametrize("step", [SEGMENT - 7, SEGMENT, 100_000])
 def test_sealed(memory, sealed, monkeypatch, seal, size, step):
     """What is sealed as it passes is read as what was sealed at once, whole or a range; it has the size foretold."""
     monkeypatch.setattr(uploads, "part_bytes", lambda size: 20_000)
@@ -440,8 +440,8 @@ def test_sealed(memory, sealed, monkeypatch, seal, size, step):
         assert SEAL in stored.metadata
         assert stored.size == stored_size(size)
         assert plain_size(stored.size) == size
-    if size > FRAME:
-        assert store.get("k", start=FRAME - 3, length=7).body == body[FRAME - 3 : FRAME + 4]
+    if size > SEGMENT:
+        assert store.get("k", start=SEGMENT - 3, length=7).body == body[SEGMENT - 3 : SEGMENT + 4]
 
 
 def test_sealed_and_lost(memory, sealed):
@@ -478,13 +478,13 @@ def test_plain_by_choice(memory, sealed):
     assert memory.get("k").body == store.get("k").body == b"x" * 30
 
 
-def test_a_frame_that_is_missing(memory, sealed, monkeypatch):
-    """A sealed object that somebody cut at a frame is no object."""
+def test_a_segment_that_is_missing(memory, sealed, monkeypatch):
+    """A sealed object that somebody cut at a segment is no object."""
     writer, store = sealed()
     monkeypatch.setattr(uploads, "part_bytes", lambda size: 20_000)
-    writer.write("k", [b"x" * (3 * FRAME)])
+    writer.write("k", [b"x" * (3 * SEGMENT)])
     found = memory.get("k")
-    memory.put("k", found.body[: 2 * (FRAME + 16)], metadata=found.metadata, content_type=found.content_type)
+    memory.put("k", found.body[: 2 * (SEGMENT + 16)], metadata=found.metadata, content_type=found.content_type)
     with pytest.raises(Exception, match="changed, exchanged or cut"):
         store.get("k")
     with pytest.raises(ObjectMissing):

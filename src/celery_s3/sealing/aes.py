@@ -20,7 +20,7 @@ def _wrapping(ring_key: bytes) -> bytes:
 
 
 class Encryption:
-    """A :class:`~celery_s3.sealing.ciphers.Cipher`."""
+    """A :class:`~celery_s3.sealing.ciphers.Cipher`; the key of an object is random and wrapped by one of the ring."""
 
     def __init__(self, key: bytes) -> None:
         self._gcm = AESGCM(key)
@@ -37,11 +37,11 @@ class Encryption:
         except (InvalidUnwrap, ValueError) as exc:
             raise Broken("the object's key cannot be unwrapped") from exc
 
-    def seal(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
-        return self._gcm.encrypt(nonce, frame, context)
+    def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        return self._gcm.encrypt(nonce, segment, context)
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
         try:
             return self._gcm.decrypt(nonce, sealed, context)
         except InvalidTag as exc:
-            raise Broken("a frame does not open") from exc
+            raise Broken("a segment does not open") from exc

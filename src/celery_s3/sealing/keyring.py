@@ -19,7 +19,7 @@ class Key(Protocol):
     id: str
 
     def sealing(self) -> tuple[bytes, bytes]:
-        """32 secret bytes to seal with, behind the token by which :meth:`opening` finds them again.
+        """A token and 32 secret bytes to seal with; by the token, :meth:`opening` finds them again.
 
         Raises:
             StoreError: the key could not be had.
@@ -27,7 +27,7 @@ class Key(Protocol):
         ...
 
     def opening(self, token: bytes) -> bytes:
-        """The secret bytes of a token.
+        """The 32 secret bytes that :meth:`sealing` gave with this token.
 
         Raises:
             Broken: this key never gave that token.
@@ -41,7 +41,7 @@ class StaticKey:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        # of the key itself: whoever has the key knows its id, and none can be given to two keys
+        # Derived from the key and not chosen: all who have the key agree on its id, and two keys never share one.
         self.id = derived(secret, b"name")[:8].hex()
 
     def sealing(self) -> tuple[bytes, bytes]:
@@ -57,7 +57,10 @@ class KeyRing:
     """Finds a key by its id.
 
     Arguments:
-        keys: at least one; the first one seals.
+        keys: at least one.
+
+    Attributes:
+        first: the key that seals.
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
@@ -65,6 +68,7 @@ class KeyRing:
         self._keys = {key.id: key for key in keys}
 
     def get(self, id: str) -> Key | None:
+        """The key with that id, ``None`` where this process has none."""
         return self._keys.get(id)
 
 
