@@ -39,10 +39,13 @@ class ClaimCheckAMQP(AMQP):
 
 
 def check(conf: Any) -> None:
-    """See that the serializers are used for messages alone, and are accepted.
+    """Check that the serializers are used for messages alone, and accepted by who reads them.
+
+    Arguments:
+        conf: of the app.
 
     Raises:
-        ConfigurationError: they are not.
+        ConfigurationError: they are not; the message names the setting.
     """
     if conf.result_serializer.startswith(_OURS):
         raise ConfigurationError(

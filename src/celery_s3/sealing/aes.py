@@ -9,14 +9,14 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from .ciphers import KEY_BYTES, Broken, derived
+from .ciphers import KEY_BYTES, Broken, derive
 
 __all__ = ["Encryption"]
 
 
 @lru_cache(maxsize=32)
 def _wrapping(ring_key: bytes) -> bytes:
-    return derived(ring_key, b"wrap")
+    return derive(ring_key, b"wrap")
 
 
 class Encryption:

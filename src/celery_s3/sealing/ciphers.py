@@ -1,11 +1,11 @@
 """The two ways to seal a segment, each with a key of its own for every object.
 
-==========  =======================================  ==================================================
-``A256GCM``  AES-256-GCM (see :mod:`.aes`)            the object's key is random, and wrapped by AES Key
-                                                     Wrap (RFC 3394) under a key of the ring
-``HS256``    the segment as it is, and its HMAC-SHA256  the object's key is derived from a key of the ring
-                                                     and 32 random bytes
-==========  =======================================  ==================================================
+==========  =========================================  ==========================================================
+``A256GCM``  AES-256-GCM (see :mod:`.aes`)              the object's key is random, and wrapped by AES Key Wrap
+                                                       (RFC 3394) under a key of the ring
+``HS256``    the segment as it is, and its HMAC-SHA256  the object's key is derived from a key of the ring and 32
+                                                       random bytes
+==========  =========================================  ==========================================================
 
 A segment's nonce is its number and whether it is the last one. An object's key seals each number once, in one write,
 which is tried again with the same bytes: so no pair of key and nonce ever occurs twice. Both ways add 16 bytes to a
@@ -18,7 +18,7 @@ import hmac
 import os
 from typing import Protocol
 
-__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "derived"]
+__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "derive"]
 
 #: The names that an object's header has for them: JOSE's.
 ENCRYPTION = "A256GCM"
@@ -84,7 +84,7 @@ class Signature:
 
     @classmethod
     def of(cls, ring_key: bytes, said: bytes) -> Signature:
-        return cls(derived(ring_key, b"sign", said))
+        return cls(derive(ring_key, b"sign", said))
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
         return b"".join((segment, self._tag(nonce, segment, context)))
@@ -100,7 +100,7 @@ class Signature:
         return hmac.digest(self._key, b"".join((context, nonce, segment)), "sha256")[:TAG_BYTES]
 
 
-def derived(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
+def derive(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
     """A key of 32 bytes for one purpose, so that no key is used by two algorithms.
 
     Arguments:

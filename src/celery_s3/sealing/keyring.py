@@ -8,7 +8,7 @@ from typing import Protocol
 
 from celery_s3.settings import Settings
 
-from .ciphers import Broken, derived
+from .ciphers import Broken, derive
 
 __all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
 
@@ -42,7 +42,7 @@ class StaticKey:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         # Derived from the key and not chosen: all who have the key agree on its id, and two keys never share one.
-        self.id = derived(secret, b"name")[:8].hex()
+        self.id = derive(secret, b"name")[:8].hex()
 
     def sealing(self) -> tuple[bytes, bytes]:
         return b"", self._secret
