@@ -8,15 +8,16 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead
 from celery_s3.store.parallel import Pool
 
-__all__ = ["PieceReader", "Progress", "checked", "in_order", "save"]
+__all__ = ["PieceReader", "Progress", "checked", "in_order", "replaced", "save"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -117,22 +118,40 @@ class PieceReader(io.RawIOBase):
 
 
 def save(pieces: Callable[[], Iterable[bytes]], path: Path, size: int | None, progress: Progress | None) -> None:
-    """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing stays."""
+    """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing changes.
+
+    A file that is replaced gives its mode on; of a symbolic link, it is the file that the link names.
+
+    Arguments:
+        pieces: asked for once the file can be written.
+        size: bytes in all, for ``progress``.
+
+    Raises:
+        OSError: the file cannot be written, or is a directory, a device or a pipe.
+    """
     target = Path(os.path.realpath(path))
-    mode = _mode_of(target)
-    # open(), unlike tempfile, gives it the mode that any new file gets
-    beside = target.with_name(f".{uuid4().hex}.part")
+    with replaced(target, _mode_of(target)) as file:
+        done = 0
+        for piece in pieces():
+            done += file.write(piece)
+            if progress is not None:
+                progress(done, size)
+
+
+@contextmanager
+def replaced(path: Path, mode: int | None) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of the one at ``path`` when the block has ended without an error.
+
+    Arguments:
+        mode: of the new file; ``None``: what any new file gets.
+    """
+    beside = path.with_name(f".{uuid4().hex}.part")  # in the same folder: only within one file system it is a rename
     try:
-        with open(beside, "xb", buffering=0) as file:
+        with open(beside, "xb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
             if mode is not None:
-                os.chmod(beside, mode)
-            done = 0
-            for piece in pieces():
-                _write(file, piece)
-                done += len(piece)
-                if progress is not None:
-                    progress(done, size)
-        os.replace(beside, target)
+                os.chmod(beside, mode)  # what the umask has taken from it
+            yield file
+        os.replace(beside, path)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
@@ -151,9 +170,3 @@ def _mode_of(target: Path) -> int | None:
         why = "this is a device or a pipe, which cannot be replaced: write the file's chunks into it"
         raise OSError(errno.EINVAL, why, str(target))
     return stat.S_IMODE(mode)
-
-
-def _write(file: io.FileIO, piece: bytes) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[file.write(rest) :]
