@@ -34,6 +34,11 @@ class ClaimCheckAMQP(AMQP):
         return send_task_message
 
     def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (Celery's name)
+        """As Celery's.
+
+        Raises:
+            ConfigurationError: see :func:`check`.
+        """
         check(self.app.conf)
         return super().TaskConsumer(*args, **kwargs)
 

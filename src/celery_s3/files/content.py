@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Broken", "Content", "Local", "Remote"]
 
-#: What a file is of that says nothing else, and whose name tells nothing.
+#: The content type of a file whose name does not tell one.
 UNTYPED = "application/octet-stream"
 
 
 class Content(Protocol):
-    """What :class:`~celery_s3.files.S3File` tells, and gives."""
+    """What :class:`~celery_s3.S3File` answers from; what is not described here is described there."""
 
     @property
     def name(self) -> str: ...
@@ -36,24 +36,30 @@ class Content(Protocol):
     def size(self) -> int | None: ...
     @property
     def sha256(self) -> str: ...
-    def pieces(self) -> Iterator[bytes]: ...
     def url(self, expires: int) -> str: ...
-    def pointer(self) -> Any: ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """As :meth:`celery_s3.S3File.chunks`."""
+        ...
+
+    def pointer(self) -> Any:
+        """What travels in its place, as JSON has it."""
+        ...
 
 
 class Local:
-    """A file that is not uploaded yet."""
+    """A :class:`Content` that is not uploaded yet; arguments and errors as of :class:`~celery_s3.S3File`."""
 
     def __init__(
         self, source: str | os.PathLike[str] | IO[bytes], name: str | None, content_type: str | None, size: int | None
     ) -> None:
         self.source: Source
         if isinstance(source, str | os.PathLike):
-            # the current directory may be another one when it is uploaded
-            self.source, own = PathSource(Path(source).absolute(), check_size(size)), Path(source).name
+            # absolute: the current directory may be another one when it is uploaded
+            self.source, found = PathSource(Path(source).absolute(), check_size(size)), Path(source).name
         else:
-            self.source, own = StreamSource(source, check_size(size)), getattr(source, "name", "")
-        self.name = clean_name(own) if name is None else check_name(name)
+            self.source, found = StreamSource(source, check_size(size)), getattr(source, "name", "")
+        self.name = clean_name(found) if name is None else check_name(name)
         self.content_type = _guessed(self.name) if content_type is None else check_content_type(content_type)
 
     @property
@@ -62,6 +68,7 @@ class Local:
 
     @property
     def spent(self) -> bool:
+        """Whether it has been read, and cannot be read again."""
         return self.source.spent
 
     @property
@@ -85,21 +92,21 @@ class Local:
 
 
 class Remote:
-    """A file in S3.
+    """A :class:`Content` in S3.
 
     Arguments:
-        home: the backend by which it came here, if any.
+        read_by: the backend by which its pointer came here, if any.
     """
 
-    def __init__(self, pointer: Pointer, home: Any) -> None:
+    def __init__(self, pointer: Pointer, read_by: Any) -> None:
         self._pointer = pointer
-        self._home = home
+        self._read_by = read_by
         self.name, self.content_type = pointer.name, pointer.content_type
         self.size, self.sha256 = pointer.size, pointer.sha256
 
     @cached_property
     def _files(self) -> Files:
-        files, nearest = whose.files_at(self._pointer.at, self._pointer.server, self._home)
+        files, nearest = whose.files_at(self._pointer.at, self._pointer.server, self._read_by)
         if files is None:
             here = f"this process has its files in {nearest}" if nearest else "the current app's results are not in S3"
             raise FileNotRead(
@@ -122,7 +129,10 @@ class Remote:
 
 
 class Broken:
-    """What came in the place of a pointer, and travels on as it came: a worker hands its tasks on to its children."""
+    """What came in the place of a pointer and is none: whatever is asked of it raises FileNotRead.
+
+    It travels on as it came, since a worker's main process hands its tasks on to its children.
+    """
 
     def __init__(self, value: Any, why: str) -> None:
         self._value = value

@@ -14,6 +14,7 @@ from kombu.utils.encoding import bytes_to_str
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
 from celery_s3.expiry.terms import Prefixes
 from celery_s3.metadata import files_in, state_of
+from celery_s3.processes import Remembered
 from celery_s3.settings import Settings
 from celery_s3.store.api import Object, Store, Writer
 from celery_s3.store.parallel import Pool
@@ -52,7 +53,7 @@ class FileHooks:
         #: how many files results have, as far as they tell, for those that this process has read
         self._read: dict[str, int | None] = {}
         #: how many files of a task this process has uploaded
-        self._uploaded: dict[str, int] = {}
+        self._uploaded: Remembered[str, int] = Remembered(REMEMBERED)
 
     @cached_property
     def files(self) -> Files:
@@ -63,7 +64,7 @@ class FileHooks:
 
     def _files_so_far(self, id: str, *, rerun: bool) -> int | None:
         """How many files a task has uploaded; an earlier run may have done so in another process."""
-        return None if rerun else self._uploaded.get(id, 0)
+        return None if rerun else self._uploaded.get(id) or 0
 
     # -- which backend a file goes to, and comes from
 

@@ -1,4 +1,4 @@
-"""Pieces in order, the next ones under way, and checked: nobody gets the end of what is not the whole."""
+"""A file's content in pieces: in order, checked, as a stream, and into a file; nobody gets the end of a wrong one."""
 
 from __future__ import annotations
 
@@ -60,8 +60,13 @@ class _Window(Iterator[T]):
 def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iterator[bytes]:
     """The same pieces; the last one only once all of them together are right.
 
+    Arguments:
+        size: bytes that they must have in all.
+        sha256: that they must have in all, in hexadecimal digits.
+        where: the file's place, for the error's text.
+
     Raises:
-        FileNotRead: they are not.
+        FileNotRead: they have another size or SHA-256; before the last piece is given.
     """
     digest, done = hashlib.sha256(), 0
     held: bytes | None = None
@@ -79,7 +84,7 @@ def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iter
 
 
 class PieceReader(io.RawIOBase):
-    """A binary stream over pieces, from the first to the last; what went wrong once goes wrong again."""
+    """A binary stream over pieces, from the first to the last; an error is raised again by each later read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces

@@ -37,7 +37,7 @@ class Key(Protocol):
 
 
 class StaticKey:
-    """A key that the settings hold."""
+    """A :class:`Key` that the settings hold: 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret

@@ -132,6 +132,7 @@ class _Cache:
         self._slots: Remembered[bytes, _Slot] = Remembered(KEPT)
 
     def slot(self, token: bytes) -> _Slot:
+        """The slot of a token, new and empty where it was not met before."""
         with self._lock:  # threads that meet a token at the same time share its slot
             slot = self._slots.get(token)
             if slot is None:
