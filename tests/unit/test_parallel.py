@@ -212,29 +212,27 @@ def test_work_under_way_does_not_hold_up_the_exit():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-def test_items_may_pause():
-    """An iterator that is exhausted for now is asked again after each result."""
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_items_that_depend_on_answers(concurrency):
+    """Who has no item now is asked again after each answer, and the stream ends once nothing is under way."""
+    allowed, given, results = 4, 0, []
 
-    class Paused:
-        """Ten items, one more for each result that has come."""
+    def next_item():
+        nonlocal given
+        if given >= min(allowed, 10):
+            return None
+        given += 1
+        return given
 
-        def __init__(self):
-            self.allowed, self.given = 4, 0
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if self.given >= min(self.allowed, 10):
-                raise StopIteration
-            self.given += 1
-            return self.given
-
-    items, results = Paused(), []
-    for _, result in Pool(4).stream(lambda item: item * 2, items):
-        items.allowed += 1
+    for _, result in Pool(concurrency).stream_from(lambda item: item * 2, next_item):
+        allowed += 1
         results.append(result)
     assert sorted(results) == [2 * item for item in range(1, 11)]
+
+
+def test_no_item_at_all():
+    """Nothing to begin with is the end."""
+    assert list(Pool(4).stream_from(str, lambda: None)) == []
 
 
 def test_together_without_threads(monkeypatch):

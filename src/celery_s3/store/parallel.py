@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
@@ -34,18 +35,29 @@ class Pool:
     ) -> Iterator[tuple[_T, _R | BaseException]]:
         """Each item with its result or with what ``fn`` raised, in order of completion.
 
-        Items are taken as threads get free; closing the iterator takes no more, and leaves those under way to end
-        by themselves. ``items`` may pause: an iterator that is exhausted is asked again after each result.
+        Items (none of them ``None``) are taken as threads get free; closing the iterator takes no more, and leaves
+        those under way to end by themselves.
 
         Arguments:
             at_once: how many items are under way at most, where that is to be fewer than ``concurrency``.
         """
-        waiting = iter(items)
-        first = list(islice(waiting, 2))
+        iterator = iter(items)
+        return self.stream_from(fn, lambda: next(iterator, None), at_once=at_once)
+
+    def stream_from(
+        self, fn: Callable[[_T], _R], next_item: Callable[[], _T | None], *, at_once: int | None = None
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
+        """As :meth:`stream`, of items that depend on the answers to earlier ones.
+
+        Arguments:
+            next_item: asked whenever another item may start. ``None`` says that there is none now: it is asked again
+                after the next answer, and the stream ends once none is under way.
+        """
+        first = deque(_taken(next_item, 2))
         if len(first) < 2 or self._concurrency < 2 or self._inside():
-            return _one_by_one(fn, first, waiting)
+            return _one_by_one(fn, first, next_item)
         limit = min(at_once or self._concurrency, self._concurrency)
-        return _Stream(self._threads.get(), fn).run(first, waiting, limit)
+        return _Stream(self._threads.get(), fn).run(first, next_item, limit)
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -108,12 +120,22 @@ def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
         return exc
 
 
+def _taken(next_item: Callable[[], _T | None], most: int) -> Iterator[_T]:
+    """Up to so many items, fewer where there are no more now."""
+    return islice(iter(next_item, None), most)
+
+
+def _let_go_of(items: deque[_T]) -> Iterator[_T]:
+    """The items, not held here any longer than they wait: they may be large."""
+    while items:
+        yield items.popleft()
+
+
 def _one_by_one(
-    fn: Callable[[_T], _R], first: Iterable[_T], rest: Iterator[_T]
+    fn: Callable[[_T], _R], first: deque[_T], next_item: Callable[[], _T | None]
 ) -> Iterator[tuple[_T, _R | BaseException]]:
-    for items in (first, rest):
-        for item in items:
-            yield item, _outcome(fn, item)
+    for item in chain(_let_go_of(first), iter(next_item, None)):
+        yield item, _outcome(fn, item)
 
 
 class _Stream(Generic[_T, _R]):
@@ -124,14 +146,13 @@ class _Stream(Generic[_T, _R]):
         self._fn = fn
         self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
 
-    def run(self, first: Iterable[_T], rest: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
-        under_way = self._start(first)
-        del first  # items may be large
-        under_way += self._start(islice(rest, limit - under_way))
-        while under_way:
+    def run(
+        self, first: deque[_T], next_item: Callable[[], _T | None], limit: int
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
+        under_way = self._start(_let_go_of(first))
+        while under_way := under_way + self._start(_taken(next_item, limit - under_way)):
             yield self._done.get()
             under_way -= 1
-            under_way += self._start(islice(rest, limit - under_way))
 
     def _start(self, items: Iterable[_T]) -> int:
         started = 0
