@@ -235,7 +235,7 @@ def test_no_item_at_all():
     assert list(Pool(4).stream_from(str, lambda: None)) == []
 
 
-def test_together_without_threads(monkeypatch):
+def test_both_without_threads(monkeypatch):
     """Where no thread can be started, both are done here, and later ones find threads again."""
     pool = Pool(2)
 
@@ -245,21 +245,21 @@ def test_together_without_threads(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(3):
-            assert pool.together(lambda: 1, lambda: 2) == (1, 2)
-    assert pool.together(threading.get_ident, lambda: 0)[0] != threading.get_ident()
+            assert pool.run_both(lambda: 1, lambda: 2) == (1, 2)
+    assert pool.run_both(threading.get_ident, lambda: 0)[0] != threading.get_ident()
 
 
-def test_together_raises_what_ends_the_process_first():
+def test_both_raises_what_ends_the_process_first():
     """SystemExit is raised, whatever else went wrong beside it."""
 
     def leave():
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        Pool(2).together(lambda: 1 / 0, leave)
+        Pool(2).run_both(lambda: 1 / 0, leave)
 
 
-def test_together_is_interrupted():
+def test_both_is_interrupted():
     """What a signal raises while the other function is waited for comes once that has ended."""
     ended = []
 
@@ -274,7 +274,7 @@ def test_together_is_interrupted():
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(TimeoutError, match="soft"):
-            Pool(2).together(slow, lambda: None)
+            Pool(2).run_both(slow, lambda: None)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended

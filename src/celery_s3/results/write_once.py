@@ -29,7 +29,6 @@ from celery_s3.codec import raw
 from celery_s3.codec.chunks import Chunks
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
 from celery_s3.metadata import expires_at, state_of
-from celery_s3.store import deadline
 from celery_s3.store.api import CREATE, Match, Object, Precondition, Store, Writer
 
 __all__ = ["Outcome", "Results", "Whole"]
@@ -271,11 +270,8 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        until = deadline.moment()  # of this thread: others read the parts
-
         def part(start: int) -> bytes:
-            with deadline.retried_until(until):
-                return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
+            return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
 
         frame = raw.frame_of(found.body)
         # A buffer whose bytes are not copied once more to be handed out; closed, it lets go of them whoever has it.

@@ -7,6 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from itertools import chain, islice
 from typing import Generic, TypeVar
 from weakref import finalize
@@ -22,8 +24,9 @@ _R = TypeVar("_R")
 class Pool:
     """Runs a function on many items, at most ``concurrency`` of them at a time.
 
-    Each process gets threads of its own, at the first call with two items or more. A call from inside the pool
-    runs its items one after another, so that a pool full of waiting callers cannot lock itself up.
+    Each process gets threads of its own, at the first call with two items or more; what they do happens in a copy of
+    the caller's :mod:`contextvars` context. A call from inside the pool runs its items one after another, so that a
+    pool full of waiting callers cannot lock itself up.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -70,7 +73,7 @@ class Pool:
         results = {number: _unwrap(outcome) for (number, _), outcome in numbered}
         return [results[number] for number in range(len(results))]
 
-    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
+    def run_both(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
         """Run two functions at the same time, the second one in this thread; the results of both.
 
         Both have ended when this returns or raises, the first one's error before the second one's.
@@ -172,15 +175,16 @@ class _Threads:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._started = 0
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._starting = threading.Lock()
         self._local = threading.local()
         # The threads know the queue and not this object, so that they end when nobody needs it any more.
         finalize(self, self._jobs.put, None).atexit = False
 
-    def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+    def submit(self, job: Callable[[], object]) -> None:
+        """Let a thread run it, in the caller's context: with its deadline and under its span."""
+        self._jobs.put(partial(copy_context().run, job))
         if self._idle.acquire(blocking=False):
             return
         with self._starting:
@@ -211,7 +215,7 @@ class _Threads:
 
 
 def _work(
-    jobs: queue.SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore, local: threading.local
+    jobs: queue.SimpleQueue[Callable[[], object] | None], idle: threading.Semaphore, local: threading.local
 ) -> None:
     local.inside = True
     while (job := jobs.get()) is not None:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-from opentelemetry import context, metrics, trace
+from opentelemetry import metrics, trace
 
 from celery_s3.errors import ObjectMissing, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
 from .api import Bucket, Entry, Object, Precondition
 from .counting import NUMBERS, Tally
-from .parallel import Pool
 
-__all__ = ["TracedPool", "Tracing", "measure"]
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+__all__ = ["Tracing", "measure"]
 
 _NAME = "celery_s3"
 #: Answers that the protocols expect: a result that is not there yet, another writer that was first.
@@ -118,32 +114,6 @@ def _failed(span: trace.Span, error: StoreError) -> None:
         span.set_attribute("http.response.status_code", error.status)
     if not isinstance(error, _EXPECTED):
         span.set_status(trace.StatusCode.ERROR, error.what)
-
-
-class TracedPool(Pool):
-    """A pool whose threads make their spans under the caller's."""
-
-    def stream(
-        self, fn: Callable[[_T], _R], items: Iterable[_T], *, at_once: int | None = None
-    ) -> Iterator[tuple[_T, _R | BaseException]]:
-        return super().stream(_under_the_callers(fn), items, at_once=at_once)
-
-    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
-        inside = _under_the_callers(lambda _: beside())
-        return super().together(lambda: inside(None), here)
-
-
-def _under_the_callers(fn: Callable[[_T], _R]) -> Callable[[_T], _R]:
-    callers = context.get_current()
-
-    def inside(item: _T) -> _R:
-        token = context.attach(callers)
-        try:
-            return fn(item)
-        finally:
-            context.detach(token)
-
-    return inside
 
 
 #: Name, unit, description, and what is told of a verb's line: labels and number.
