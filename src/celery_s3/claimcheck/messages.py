@@ -36,6 +36,7 @@ from celery_s3.errors import (
     StoreError,
 )
 from celery_s3.settings import Settings, resolve
+from celery_s3.store import ranges
 from celery_s3.store.api import Object, Store
 from celery_s3.store.parallel import Pool
 
@@ -159,10 +160,8 @@ class Messages:
                 return self._joined(first)
 
     def _joined(self, first: Object) -> bytes:
-        def part(start: int) -> bytes:
-            return self._store.get(first.key, start=start, length=PART_BYTES, if_match=first.etag).body
-
-        return b"".join([first.body, *self._pool.map(part, range(len(first.body), first.size, PART_BYTES))])
+        rest = dict(ranges.behind(first, self._store, self._pool, PART_BYTES))
+        return b"".join([first.body, *(rest[start] for start in sorted(rest))])
 
     def _gone(self, name: str, at: str) -> str:
         text = f"a message's arguments are not in {self._where}{name}"

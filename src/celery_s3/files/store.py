@@ -10,7 +10,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
-from celery_s3.metadata import FILE_NAME, term_metadata
+from celery_s3.metadata import FILE_NAME, expiry_tags, term_metadata
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
@@ -89,7 +89,10 @@ class Files:
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         passed = _Passed(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
-        self.uploads.write(self.prefix + key, passed, size=size, metadata=metadata, content_type=content_type)
+        tags = expiry_tags(metadata) if self.settings.expiry_tags else None
+        self.uploads.write(
+            self.prefix + key, passed, size=size, metadata=metadata, content_type=content_type, tags=tags
+        )
         if owner:
             self._count(owner)
         return Pointer(
