@@ -54,7 +54,7 @@ def open_store(settings: Settings) -> Opened:
     counting: Bucket = Counting(Routing(settings), tally)
     pool = Pool(settings.concurrency)
     if settings.opentelemetry:
-        counting, pool = _observed(counting, tally, settings)
+        counting = _traced(counting, tally, settings)
     retrying = Retrying(
         counting,
         policy=lambda: policy_for(settings, prefork_parent=processes.prefork_parent()),
@@ -67,7 +67,7 @@ def open_store(settings: Settings) -> Opened:
     return Opened(store, retrying, uploads, tally, ConditionalWrites(settings, retrying), pool)
 
 
-def _observed(store: Bucket, tally: Tally, settings: Settings) -> tuple[Bucket, Pool]:
+def _traced(store: Bucket, tally: Tally, settings: Settings) -> Bucket:
     try:
         from celery_s3.store import tracing  # imported where it is used
     except ImportError as exc:
@@ -75,7 +75,7 @@ def _observed(store: Bucket, tally: Tally, settings: Settings) -> tuple[Bucket, 
             f"`opentelemetry` needs a package that is missing ({exc}): `pip install 'celery-s3[otel]'`, or unset it."
         ) from exc
     tracing.measure(tally, settings)
-    return tracing.Tracing(store, settings), tracing.TracedPool(settings.concurrency)
+    return tracing.Tracing(store, settings)
 
 
 def _sealed(store: Store, uploads: Writer, settings: Settings) -> tuple[Store, Writer]:

@@ -212,32 +212,30 @@ def test_work_under_way_does_not_hold_up_the_exit():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-def test_items_may_pause():
-    """An iterator that is exhausted for now is asked again after each result."""
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_items_that_depend_on_answers(concurrency):
+    """Who has no item now is asked again after each answer, and the stream ends once nothing is under way."""
+    allowed, given, results = 4, 0, []
 
-    class Paused:
-        """Ten items, one more for each result that has come."""
+    def next_item():
+        nonlocal given
+        if given >= min(allowed, 10):
+            return None
+        given += 1
+        return given
 
-        def __init__(self):
-            self.allowed, self.given = 4, 0
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if self.given >= min(self.allowed, 10):
-                raise StopIteration
-            self.given += 1
-            return self.given
-
-    items, results = Paused(), []
-    for _, result in Pool(4).stream(lambda item: item * 2, items):
-        items.allowed += 1
+    for _, result in Pool(concurrency).stream_from(lambda item: item * 2, next_item):
+        allowed += 1
         results.append(result)
     assert sorted(results) == [2 * item for item in range(1, 11)]
 
 
-def test_together_without_threads(monkeypatch):
+def test_no_item_at_all():
+    """Nothing to begin with is the end."""
+    assert list(Pool(4).stream_from(str, lambda: None)) == []
+
+
+def test_both_without_threads(monkeypatch):
     """Where no thread can be started, both are done here, and later ones find threads again."""
     pool = Pool(2)
 
@@ -247,21 +245,21 @@ def test_together_without_threads(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(3):
-            assert pool.together(lambda: 1, lambda: 2) == (1, 2)
-    assert pool.together(threading.get_ident, lambda: 0)[0] != threading.get_ident()
+            assert pool.run_both(lambda: 1, lambda: 2) == (1, 2)
+    assert pool.run_both(threading.get_ident, lambda: 0)[0] != threading.get_ident()
 
 
-def test_together_raises_what_ends_the_process_first():
+def test_both_raises_what_ends_the_process_first():
     """SystemExit is raised, whatever else went wrong beside it."""
 
     def leave():
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        Pool(2).together(lambda: 1 / 0, leave)
+        Pool(2).run_both(lambda: 1 / 0, leave)
 
 
-def test_together_is_interrupted():
+def test_both_is_interrupted():
     """What a signal raises while the other function is waited for comes once that has ended."""
     ended = []
 
@@ -276,7 +274,7 @@ def test_together_is_interrupted():
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(TimeoutError, match="soft"):
-            Pool(2).together(slow, lambda: None)
+            Pool(2).run_both(slow, lambda: None)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended

@@ -116,11 +116,11 @@ def test_only_the_segments_of_a_range_are_asked_for(memory):
     """The first 64 KiB of a large result are not more than that and their tags."""
     store = sealing(memory)
     store.put("k", text(10 * SEGMENT))
-    asked, get = [], memory.get
-    memory.get = lambda key, **range: asked.append(range) or get(key, **range)
+    asked, send = [], memory.send
+    memory.send = lambda request: asked.append(request) or send(request)
     store.get("k", length=4 * SEGMENT)
     store.get("k", start=4 * SEGMENT, length=2 * SEGMENT)
-    assert [(one["start"], one["length"]) for one in asked] == [
+    assert [(one.start, one.length) for one in asked] == [
         (0, 4 * STORED_SEGMENT),
         (4 * STORED_SEGMENT, 2 * STORED_SEGMENT),
     ]

@@ -21,6 +21,7 @@ from celery_s3.errors import ConfigurationError, NoRemoteControl, PreconditionFa
 from celery_s3.settings import Settings
 from celery_s3.store.counting import CHILDREN, Counting, Tally
 from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.parallel import Pool
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -313,7 +314,7 @@ def test_threads_trace_under_their_caller(otel, spans, memory):
     from opentelemetry import trace
 
     memory.put("k", b"")
-    store, pool = otel.Tracing(memory, SETTINGS), otel.TracedPool(4)
+    store, pool = otel.Tracing(memory, SETTINGS), Pool(4)
     tracer = trace.get_tracer("test")
     with tracer.start_as_current_span("caller"):
         pool.map(store.get, ["k"] * 5)

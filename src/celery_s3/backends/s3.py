@@ -74,6 +74,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
             self.pool,
             state_in=self._decoder.state_in,
             expires=self.terms.results,
+            tagged=self.settings.expiry_tags,
         )
         self.reader = Reader(
             self.results,

@@ -119,7 +119,7 @@ class ChordHooks(RepairHooks):
             if prefork_parent() or delivery.size > LARGE:
                 # A large result goes up in parts, which needs the pool's threads.
                 return store()
-            return self.pool.together(store, delivery.rise)[0]
+            return self.pool.run_both(store, delivery.rise)[0]
         except Exception:
             # Celery will not call on_chord_part_return, and this may have been the last part.
             self.chords.later(self.chords.lease, partial(self._go_up, delivery, request.chord))

@@ -272,7 +272,7 @@ class Chords:
             give_up: what is done where a later look finds that nobody can decide any more.
         """
         claim = self.claim(ticket.group, ticket.run)
-        held, manifest = self.pool.together(claim.take, lambda: self.manifest(ticket.group, ticket.run))
+        held, manifest = self.pool.run_both(claim.take, lambda: self.manifest(ticket.group, ticket.run))
         if held is not None and not self._take_over(
             ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since, lost
         ):

@@ -224,7 +224,7 @@ class Tree:
         others = self._foreseeable(level, slot)
         if not others:
             return self.put(key, part), None
-        created, foreseen = self.pool.together(lambda: self.put(key, part), lambda: self._read(level, others))
+        created, foreseen = self.pool.run_both(lambda: self.put(key, part), lambda: self._read(level, others))
         return created, foreseen
 
     def _foreseeable(self, level: int, slot: int) -> list[int]:

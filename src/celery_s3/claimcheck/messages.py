@@ -37,7 +37,8 @@ from celery_s3.errors import (
 )
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings, resolve
-from celery_s3.store.api import Object, Store
+from celery_s3.store import ranges
+from celery_s3.store.api import Store
 from celery_s3.store.parallel import Pool
 
 from .names import Names
@@ -166,13 +167,8 @@ class Messages:
             first = self._store.get(key, length=PART_BYTES)
             # Stored again meanwhile: the same content, but with a seal of its own the parts do not fit together.
             with suppress(PreconditionFailed):
-                return self._joined(first)
-
-    def _joined(self, first: Object) -> bytes:
-        def part(start: int) -> bytes:
-            return self._store.get(first.key, start=start, length=PART_BYTES, if_match=first.etag).body
-
-        return b"".join([first.body, *self._pool.map(part, range(len(first.body), first.size, PART_BYTES))])
+                rest = sorted(ranges.behind(first, self._store, self._pool, PART_BYTES))
+                return b"".join([first.body, *(part for _, part in rest)])
 
     def _gone(self, name: str, at: str) -> str:
         text = f"a message's arguments are not in {self._where}{name}"

@@ -17,8 +17,7 @@ from celery_s3.errors import StoreError
 from celery_s3.keys import FILES, MESSAGES
 from celery_s3.metadata import term_asked
 from celery_s3.settings import Settings
-from celery_s3.store.api import Store
-from celery_s3.store.counting import PAGE
+from celery_s3.store.api import PAGE, Store
 from celery_s3.store.parallel import Pool
 
 from .terms import Prefixes, Terms

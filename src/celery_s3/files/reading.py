@@ -27,34 +27,29 @@ Progress = Callable[[int, int | None], object]
 
 
 def in_order(pool: Pool, fn: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """The results in the order of the items, at most ``ahead`` of them under way or waiting for their turn."""
-    window = _Window(enumerate(items), ahead)
+    """The results in the order of the items, at most ``ahead`` of them under way or waiting for their turn.
+
+    Raises:
+        Whatever ``fn`` raises, when it is that item's turn.
+    """
+    numbered = enumerate(items)
     waiting: dict[int, Any] = {}
-    turn = 0
-    for (number, _), outcome in pool.stream(lambda pair: fn(pair[1]), window):
-        waiting[number] = outcome
-        del outcome
-        while turn in waiting:
-            window.room += 1
-            if isinstance(waiting[turn], BaseException):
-                raise waiting[turn]
-            yield waiting.pop(turn)
-            turn += 1
+    started = turn = 0
 
-
-class _Window(Iterator[T]):
-    """Items that pause where there is no room for one."""
-
-    def __init__(self, items: Iterable[T], room: int) -> None:
-        self._items = iter(items)
-        self.room = room
-
-    def __next__(self) -> T:
-        if not self.room:
-            raise StopIteration
-        item = next(self._items)
-        self.room -= 1
+    def next_item() -> tuple[int, T] | None:
+        nonlocal started
+        item = next(numbered, None) if started - turn < ahead else None
+        started += item is not None
         return item
+
+    for (number, _), outcome in pool.stream_from(lambda pair: fn(pair[1]), next_item):
+        waiting[number] = outcome
+        del outcome  # a piece of 8 MiB: nobody keeps one while the next is waited for
+        while turn in waiting:
+            turn += 1
+            if isinstance(waiting[turn - 1], BaseException):
+                raise waiting[turn - 1]
+            yield waiting.pop(turn - 1)
 
 
 def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
-from celery_s3.metadata import FILE_NAME, term_metadata
+from celery_s3.metadata import FILE_NAME, expiry_tags, term_metadata
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
@@ -95,7 +95,10 @@ class Files:
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         measured = _Measured(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
-        self.uploads.write(self.prefix + key, measured, size=size, metadata=metadata, content_type=content_type)
+        tags = expiry_tags(metadata) if self.settings.expiry_tags else None
+        self.uploads.write(
+            self.prefix + key, measured, size=size, metadata=metadata, content_type=content_type, tags=tags
+        )
         if owner:
             self._uploaded.put(owner, (self._uploaded.get(owner) or 0) + 1)
         return Pointer(

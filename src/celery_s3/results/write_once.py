@@ -18,7 +18,7 @@ import enum
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,9 +28,10 @@ from celery import states
 from celery_s3.codec import raw
 from celery_s3.codec.chunks import Chunks
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
-from celery_s3.metadata import expires_at, state_of
-from celery_s3.store import deadline
+from celery_s3.metadata import expires_at, expiry_tags, state_of
+from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Match, Object, Precondition, Store, Writer
+from celery_s3.store.parallel import Pool
 
 __all__ = ["Outcome", "Results", "Whole"]
 
@@ -81,12 +82,6 @@ class Supported(Protocol):
     def supported(self) -> bool: ...
 
 
-class Parallel(Protocol):
-    def stream(
-        self, fn: Callable[[int], bytes], items: Iterable[int], *, at_once: int
-    ) -> Iterator[tuple[int, bytes | BaseException]]: ...
-
-
 class Results:
     """The write-once and read protocol over a store.
 
@@ -97,6 +92,7 @@ class Results:
         pool: reads the parts of a large object at the same time.
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
         expires: seconds after which a result without a term of its own reads as missing; ``None`` never.
+        tagged: each result gets the tag that lifecycle rules find it by.
         now: the time in seconds since the epoch.
     """
 
@@ -105,10 +101,11 @@ class Results:
         store: Store,
         uploads: Writer,
         conditional: Supported,
-        pool: Parallel,
+        pool: Pool,
         *,
         state_in: Callable[[Whole], str | None],
         expires: float | None = None,
+        tagged: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -117,6 +114,7 @@ class Results:
         self.pool = pool
         self.state_in = state_in
         self.expires = expires
+        self.tagged = tagged
         self.now = now
         self._versions = _Versions(VERSIONS)
 
@@ -186,10 +184,19 @@ class Results:
         metadata: Mapping[str, str],
         content_type: str,
     ) -> str:
+        tags = expiry_tags(metadata) if self.tagged else None
         if isinstance(body, bytes):
-            return self.store.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+            return self.store.put(
+                key, body, precondition=precondition, metadata=metadata, content_type=content_type, tags=tags
+            )
         return self.uploads.write(
-            key, body, size=body.size, precondition=precondition, metadata=metadata, content_type=content_type
+            key,
+            body,
+            size=body.size,
+            precondition=precondition,
+            metadata=metadata,
+            content_type=content_type,
+            tags=tags,
         )
 
     def _stored(self, key: str) -> Object | None:
@@ -271,20 +278,11 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        until = deadline.moment()  # of this thread: others read the parts
-
-        def part(start: int) -> bytes:
-            with deadline.retried_until(until):
-                return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
-
         frame = raw.frame_of(found.body)
         # A buffer whose bytes are not copied once more to be handed out; closed, it lets go of them whoever has it.
         with io.BytesIO() as body:
             body.write(memoryview(found.body)[len(frame) :])
-            starts = range(len(found.body), found.size, PART_BYTES)
-            for start, read in self.pool.stream(part, starts, at_once=AT_ONCE):
-                if isinstance(read, BaseException):
-                    raise read
+            for start, read in ranges.behind(found, self.store, self.pool, PART_BYTES, at_once=AT_ONCE):
                 body.seek(start - len(frame))
                 body.write(read)
             return Whole(found, body.getvalue(), frame)

@@ -31,9 +31,9 @@ class Encryption:
         return aes_key_wrap(_wrapping(ring_key), key), cls(key)
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Encryption:
+    def of(cls, ring_key: bytes, key_info: bytes) -> Encryption:
         try:
-            return cls(aes_key_unwrap(_wrapping(ring_key), said))
+            return cls(aes_key_unwrap(_wrapping(ring_key), key_info))
         except (InvalidUnwrap, ValueError) as exc:
             raise Broken("the object's key cannot be unwrapped") from exc
 

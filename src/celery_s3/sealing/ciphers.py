@@ -37,7 +37,7 @@ class Cipher(Protocol):
 
     @classmethod
     def new(cls, ring_key: bytes) -> tuple[bytes, Cipher]:
-        """For a new object: what its header must say for :meth:`of`, and a cipher with a fresh key.
+        """For a new object: the ``key_info`` that its header needs for :meth:`of`, and a cipher with a fresh key.
 
         Arguments:
             ring_key: 32 bytes.
@@ -45,8 +45,8 @@ class Cipher(Protocol):
         ...
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Cipher:
-        """For a stored object: the cipher with the key that its header leads to.
+    def of(cls, ring_key: bytes, key_info: bytes) -> Cipher:
+        """For a stored object: the cipher with its key.
 
         Raises:
             Broken: the header was not made with that key of the ring.
@@ -79,12 +79,12 @@ class Signature:
 
     @classmethod
     def new(cls, ring_key: bytes) -> tuple[bytes, Signature]:
-        said = os.urandom(KEY_BYTES)
-        return said, cls.of(ring_key, said)
+        key_info = os.urandom(KEY_BYTES)
+        return key_info, cls.of(ring_key, key_info)
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Signature:
-        return cls(derive(ring_key, b"sign", said))
+    def of(cls, ring_key: bytes, key_info: bytes) -> Signature:
+        return cls(derive(ring_key, b"sign", key_info))
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
         return b"".join((segment, self._tag(nonce, segment, context)))

@@ -60,19 +60,18 @@ class Header:
     Attributes:
         algorithm: one of the names in :mod:`.ciphers`.
         key_id: 16 hexadecimal digits, which name a key of the ring.
-        said: what the algorithm needs, with that key of the ring, to know the object's key: its salt, or the wrapped
-            key.
+        key_info: from what that key of the ring gives the object's key: the key wrapped by it, or a salt.
         token: that key of the ring as AWS KMS has encrypted it; empty where the settings hold it.
     """
 
     algorithm: str
     key_id: str
-    said: bytes
+    key_info: bytes
     token: bytes
 
     def dumps(self) -> str:
         """The header as it stands in the user metadata: ASCII without spaces."""
-        return ".".join((VERSION, self.algorithm, self.key_id, _text(self.said), _text(self.token)))
+        return ".".join((VERSION, self.algorithm, self.key_id, _text(self.key_info), _text(self.token)))
 
     @classmethod
     def loads(cls, text: str) -> Header:
@@ -84,8 +83,8 @@ class Header:
         version, *fields = text.split(".")
         if version != VERSION or len(fields) != 4:
             raise Broken("its header is none that this release can read")
-        algorithm, key_id, said, token = fields
-        return cls(algorithm, key_id, _bytes(said), _bytes(token))
+        algorithm, key_id, key_info, token = fields
+        return cls(algorithm, key_id, _bytes(key_info), _bytes(token))
 
 
 def _text(data: bytes) -> str:

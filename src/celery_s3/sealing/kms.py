@@ -88,25 +88,25 @@ class KMSKey:
         slot.key, slot.until = key, self._clock() + LIFETIME
 
     def _ask(self, operation: str, method: str, **parameters: Any) -> dict[str, Any]:
-        from celery_s3.store.clients.boto3_errors import FAILURES
+        from celery_s3.store.clients.boto3_errors import is_failure
+        from celery_s3.store.clients.translate import answered
 
         # KeyId although Decrypt could do without: a token of a stranger's own KMS key is refused. With the context, the
         # token of another bucket is too.
         parameters |= {"KeyId": self._name, "EncryptionContext": {"celery-s3": self._settings.bucket}}
-        try:
+
+        def ask() -> dict[str, Any]:
             with _unlogged():
                 answer: dict[str, Any] = getattr(self._client.get(), method)(**parameters)
-        except FAILURES as exc:
-            error = self._translated(exc, operation)
-        else:
             return answer
-        raise error
+
+        return answered(ask, is_failure, lambda exc: self._translated(exc, operation))
 
     def _translated(self, exc: BaseException, operation: str) -> Exception:
         from celery_s3.store.clients.boto3_errors import translated
-        from celery_s3.store.clients.translate import Request
+        from celery_s3.store.clients.translate import Operation
 
-        found = translated(exc, Request(operation), self._settings)
+        found = translated(exc, Operation(operation), self._settings)
         if found.code in _NOT_OURS:
             return Broken(f"AWS KMS does not know its key: {found.code}")
         kind: type[StoreError] = KeyUnavailable if isinstance(found, Transient) else KeyRefused

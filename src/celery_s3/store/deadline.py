@@ -1,49 +1,46 @@
-"""Until when the request under way in this thread may be tried again: a caller's ``timeout`` bounds the retries too."""
+"""Until when a request may be tried again: a caller's ``timeout`` bounds the retries too.
+
+Context variables: :class:`~celery_s3.store.parallel.Pool` carries them into its threads.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
 
-__all__ = ["moment", "remaining", "retried_until", "retried_while"]
+__all__ = ["remaining", "retried_until", "retried_while"]
 
-_thread = threading.local()
+_T = TypeVar("_T")
+
+_moment: ContextVar[float | None] = ContextVar("celery-s3-moment", default=None)
+_wanted: ContextVar[Callable[[], bool] | None] = ContextVar("celery-s3-wanted", default=None)
 
 
 @contextmanager
-def retried_until(moment: float | None) -> Iterator[None]:
+def _inside(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def retried_until(moment: float | None) -> AbstractContextManager[None]:
     """Inside, no request is tried again after ``moment`` (of ``time.monotonic``); ``None`` sets no bound."""
-    outer = getattr(_thread, "moment", None)
-    _thread.moment = moment
-    try:
-        yield
-    finally:
-        _thread.moment = outer
+    return _inside(_moment, moment)
 
 
-@contextmanager
-def retried_while(wanted: Callable[[], bool]) -> Iterator[None]:
+def retried_while(wanted: Callable[[], bool]) -> AbstractContextManager[None]:
     """Inside, no request is tried again once nobody wants it any more."""
-    outer = getattr(_thread, "wanted", None)
-    _thread.wanted = wanted
-    try:
-        yield
-    finally:
-        _thread.wanted = outer
-
-
-def moment() -> float | None:
-    """The moment that :func:`retried_until` has set in this thread, for those that work for it."""
-    set_to: float | None = getattr(_thread, "moment", None)
-    return set_to
+    return _inside(_wanted, wanted)
 
 
 def remaining() -> float | None:
     """Seconds left, ``None`` where there is no bound."""
-    wanted: Callable[[], bool] | None = getattr(_thread, "wanted", None)
+    wanted, moment = _wanted.get(), _moment.get()
     if wanted is not None and not wanted():
         return 0.0
-    until = moment()
-    return None if until is None else until - time.monotonic()
+    return None if moment is None else moment - time.monotonic()

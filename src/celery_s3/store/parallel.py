@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from contextvars import copy_context
+from functools import partial
+from itertools import chain, islice
 from typing import Generic, TypeVar
 from weakref import finalize
 
@@ -21,8 +24,9 @@ _R = TypeVar("_R")
 class Pool:
     """Runs a function on many items, at most ``concurrency`` of them at a time.
 
-    Each process gets threads of its own, at the first call with two items or more. A call from inside the pool
-    runs its items one after another, so that a pool full of waiting callers cannot lock itself up.
+    Each process gets threads of its own, at the first call with two items or more; what they do happens in a copy of
+    the caller's :mod:`contextvars` context. A call from inside the pool runs its items one after another, so that a
+    pool full of waiting callers cannot lock itself up.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -34,18 +38,29 @@ class Pool:
     ) -> Iterator[tuple[_T, _R | BaseException]]:
         """Each item with its result or with what ``fn`` raised, in order of completion.
 
-        Items are taken as threads get free; closing the iterator takes no more, and leaves those under way to end
-        by themselves. ``items`` may pause: an iterator that is exhausted is asked again after each result.
+        Items (none of them ``None``) are taken as threads get free; closing the iterator takes no more, and leaves
+        those under way to end by themselves.
 
         Arguments:
             at_once: how many items are under way at most, where that is to be fewer than ``concurrency``.
         """
-        waiting = iter(items)
-        first = list(islice(waiting, 2))
+        iterator = iter(items)
+        return self.stream_from(fn, lambda: next(iterator, None), at_once=at_once)
+
+    def stream_from(
+        self, fn: Callable[[_T], _R], next_item: Callable[[], _T | None], *, at_once: int | None = None
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
+        """As :meth:`stream`, of items that depend on the answers to earlier ones.
+
+        Arguments:
+            next_item: asked whenever another item may start. ``None`` says that there is none now: it is asked again
+                after the next answer, and the stream ends once none is under way.
+        """
+        first = deque(_taken(next_item, 2))
         if len(first) < 2 or self._concurrency < 2 or self._inside():
-            return _one_by_one(fn, first, waiting)
+            return _one_by_one(fn, first, next_item)
         limit = min(at_once or self._concurrency, self._concurrency)
-        return _Stream(self._threads.get(), fn).run(first, waiting, limit)
+        return _Stream(self._threads.get(), fn).run(first, next_item, limit)
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -58,7 +73,7 @@ class Pool:
         results = {number: _unwrap(outcome) for (number, _), outcome in numbered}
         return [results[number] for number in range(len(results))]
 
-    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
+    def run_both(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
         """Run two functions at the same time, the second one in this thread; the results of both.
 
         Both have ended when this returns or raises, the first one's error before the second one's.
@@ -108,12 +123,22 @@ def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
         return exc
 
 
+def _taken(next_item: Callable[[], _T | None], most: int) -> Iterator[_T]:
+    """Up to so many items, fewer where there are no more now."""
+    return islice(iter(next_item, None), most)
+
+
+def _let_go_of(items: deque[_T]) -> Iterator[_T]:
+    """The items, not held here any longer than they wait: they may be large."""
+    while items:
+        yield items.popleft()
+
+
 def _one_by_one(
-    fn: Callable[[_T], _R], first: Iterable[_T], rest: Iterator[_T]
+    fn: Callable[[_T], _R], first: deque[_T], next_item: Callable[[], _T | None]
 ) -> Iterator[tuple[_T, _R | BaseException]]:
-    for items in (first, rest):
-        for item in items:
-            yield item, _outcome(fn, item)
+    for item in chain(_let_go_of(first), iter(next_item, None)):
+        yield item, _outcome(fn, item)
 
 
 class _Stream(Generic[_T, _R]):
@@ -124,14 +149,13 @@ class _Stream(Generic[_T, _R]):
         self._fn = fn
         self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
 
-    def run(self, first: Iterable[_T], rest: Iterator[_T], limit: int) -> Iterator[tuple[_T, _R | BaseException]]:
-        under_way = self._start(first)
-        del first  # items may be large
-        under_way += self._start(islice(rest, limit - under_way))
-        while under_way:
+    def run(
+        self, first: deque[_T], next_item: Callable[[], _T | None], limit: int
+    ) -> Iterator[tuple[_T, _R | BaseException]]:
+        under_way = self._start(_let_go_of(first))
+        while under_way := under_way + self._start(_taken(next_item, limit - under_way)):
             yield self._done.get()
             under_way -= 1
-            under_way += self._start(islice(rest, limit - under_way))
 
     def _start(self, items: Iterable[_T]) -> int:
         started = 0
@@ -151,15 +175,16 @@ class _Threads:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._started = 0
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._starting = threading.Lock()
         self._local = threading.local()
         # The threads know the queue and not this object, so that they end when nobody needs it any more.
         finalize(self, self._jobs.put, None).atexit = False
 
-    def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+    def submit(self, job: Callable[[], object]) -> None:
+        """Let a thread run it, in the caller's context: with its deadline and under its span."""
+        self._jobs.put(partial(copy_context().run, job))
         if self._idle.acquire(blocking=False):
             return
         with self._starting:
@@ -190,7 +215,7 @@ class _Threads:
 
 
 def _work(
-    jobs: queue.SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore, local: threading.local
+    jobs: queue.SimpleQueue[Callable[[], object] | None], idle: threading.Semaphore, local: threading.local
 ) -> None:
     local.inside = True
     while (job := jobs.get()) is not None:

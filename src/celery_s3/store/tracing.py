@@ -6,110 +6,54 @@ of the SDK that the application sets up. Without one, nothing is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from opentelemetry import context, metrics, trace
+from opentelemetry import metrics, trace
 
 from celery_s3.errors import ObjectMissing, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
-from .api import Bucket, Entry, Object, Precondition
+from .api import Bucket, Store
 from .counting import NUMBERS, Tally
-from .parallel import Pool
+from .requests import ListPage, Request
 
-__all__ = ["TracedPool", "Tracing", "measure"]
+__all__ = ["Tracing", "measure"]
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+A = TypeVar("A")
 
 _NAME = "celery_s3"
 #: Answers that the protocols expect: a result that is not there yet, another writer that was first.
 _EXPECTED = (ObjectMissing, PreconditionFailed)
 
 
-class Tracing:
+class Tracing(Bucket):
     """A store that makes a span of each request of the store inside it, named and labelled as OpenTelemetry has S3."""
 
-    def __init__(self, inner: Bucket, settings: Settings) -> None:
+    def __init__(self, inner: Store, settings: Settings) -> None:
         self._inner = inner
         self._tracer = trace.get_tracer(_NAME)
         self._common = {"rpc.system": "aws-api", "rpc.service": "S3", "aws.s3.bucket": settings.bucket}
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        with self._span("PutObject", key):
-            return self._inner.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
-
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        with self._span("GetObject", key):
-            return self._inner.get(key, start=start, length=length, if_match=if_match)
-
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        with self._span("CreateMultipartUpload", key):
-            return self._inner.create_upload(key, metadata=metadata, content_type=content_type)
-
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        with self._span("UploadPart", key):
-            return self._inner.put_part(key, upload_id, number, body)
-
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        with self._span("CompleteMultipartUpload", key):
-            return self._inner.complete_upload(key, upload_id, etags, precondition=precondition)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        with self._span("AbortMultipartUpload", key):
-            self._inner.abort_upload(key, upload_id)
-
-    def delete(self, key: str) -> None:
-        with self._span("DeleteObject", key):
-            self._inner.delete(key)
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        with self._span("DeleteObjects"):
-            self._inner.delete_many(keys)
-
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        with self._span("DeleteObjects"):
-            return self._inner.delete_unchanged(versions)
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """One span for the whole listing; what the caller does in between is not inside it."""
-        span = self._start("ListObjectsV2")
-        try:
-            yield from self._inner.list(prefix, start_after=start_after)
-        except StoreError as exc:
-            _failed(span, exc)
-            raise
-        finally:
-            span.end()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    @contextmanager
-    def _span(self, operation: str, key: str = "") -> Iterator[None]:
-        span = self._start(operation, key)
-        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+    def send(self, request: Request[A]) -> A:
+        labels = self._common | {"rpc.method": request.action}
+        if request.key and not isinstance(request, ListPage):
+            labels["aws.s3.key"] = request.key
+        with self._tracer.start_as_current_span(
+            f"S3.{request.action}",
+            kind=trace.SpanKind.CLIENT,
+            attributes=labels,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
             try:
-                yield
+                return self._inner.send(request)
             except StoreError as exc:
                 _failed(span, exc)
                 raise
 
-    def _start(self, operation: str, key: str = "") -> trace.Span:
-        labels = self._common | {"rpc.method": operation} | ({"aws.s3.key": key} if key else {})
-        return self._tracer.start_span(f"S3.{operation}", kind=trace.SpanKind.CLIENT, attributes=labels)
+    def close(self) -> None:
+        self._inner.close()
 
 
 def _failed(span: trace.Span, error: StoreError) -> None:
@@ -118,32 +62,6 @@ def _failed(span: trace.Span, error: StoreError) -> None:
         span.set_attribute("http.response.status_code", error.status)
     if not isinstance(error, _EXPECTED):
         span.set_status(trace.StatusCode.ERROR, error.what)
-
-
-class TracedPool(Pool):
-    """A pool whose threads make their spans under the caller's."""
-
-    def stream(
-        self, fn: Callable[[_T], _R], items: Iterable[_T], *, at_once: int | None = None
-    ) -> Iterator[tuple[_T, _R | BaseException]]:
-        return super().stream(_under_the_callers(fn), items, at_once=at_once)
-
-    def together(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
-        inside = _under_the_callers(lambda _: beside())
-        return super().together(lambda: inside(None), here)
-
-
-def _under_the_callers(fn: Callable[[_T], _R]) -> Callable[[_T], _R]:
-    callers = context.get_current()
-
-    def inside(item: _T) -> _R:
-        token = context.attach(callers)
-        try:
-            return fn(item)
-        finally:
-            context.detach(token)
-
-    return inside
 
 
 #: Name, unit, description, and what is told of a verb's line: labels and number.
