@@ -225,10 +225,7 @@ class LazyArgs(list[Any]):
             return [*self] == [*other]
         return NotImplemented
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other if isinstance(other, list) else NotImplemented
-
-    __hash__ = None
+    __ne__ = object.__ne__  # by __eq__
 
     def __reduce_ex__(self, protocol: object) -> Any:
         return (LazyArgs, (self.stored,)) if self.stored is not None else (list, ([*self],))
@@ -260,10 +257,7 @@ class LazyKwargs(dict[str, Any]):
             return dict(self.items()) == dict(other.items())
         return NotImplemented
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other if isinstance(other, dict) else NotImplemented
-
-    __hash__ = None
+    __ne__ = object.__ne__
 
     def __reduce_ex__(self, protocol: object) -> Any:
         return (LazyKwargs, (self.stored,)) if self.stored is not None else (dict, (dict(self.items()),))

@@ -1,4 +1,8 @@
-"""Where a file's content is: here, in S3, or nowhere."""
+"""Where a file's content is: here, in S3, or nowhere.
+
+Each of these has ``name``, ``content_type``, ``size``, ``sha256``, ``pieces()`` (its chunks) and ``url()``, as
+:class:`celery_s3.S3File` describes them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from celery_s3.errors import FileNotRead
 
@@ -19,36 +23,14 @@ from .source import PathSource, Source, StreamSource, check_size
 if TYPE_CHECKING:
     from .store import Files
 
-__all__ = ["Broken", "Content", "Local", "Remote"]
+__all__ = ["Content", "Damaged", "Local", "Remote"]
 
 #: The content type of a file whose name does not tell one.
 UNTYPED = "application/octet-stream"
 
 
-class Content(Protocol):
-    """What :class:`~celery_s3.S3File` answers from; what is not described here is described there."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def content_type(self) -> str: ...
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def sha256(self) -> str: ...
-    def url(self, expires: int) -> str: ...
-
-    def pieces(self) -> Iterator[bytes]:
-        """As :meth:`celery_s3.S3File.chunks`."""
-        ...
-
-    def pointer(self) -> Any:
-        """What travels in its place, as JSON has it."""
-        ...
-
-
 class Local:
-    """A :class:`Content` that is not uploaded yet; arguments and errors as of :class:`~celery_s3.S3File`."""
+    """A file that is not uploaded yet; arguments and errors as of :class:`~celery_s3.S3File`."""
 
     def __init__(
         self, source: str | os.PathLike[str] | IO[bytes], name: str | None, content_type: str | None, size: int | None
@@ -84,15 +66,12 @@ class Local:
     def url(self, expires: int) -> NoReturn:  # noqa: ARG002 (as the others')
         raise FileNotRead(f"there is no link to the file {self!r}: it is uploaded when its task has returned it")
 
-    def pointer(self) -> NoReturn:
-        raise NotImplementedError
-
     def __repr__(self) -> str:
         return repr(self.source)
 
 
 class Remote:
-    """A :class:`Content` in S3.
+    """A file in S3.
 
     Arguments:
         read_by: the backend by which its pointer came here, if any.
@@ -122,13 +101,14 @@ class Remote:
         return self._files.url(self._pointer, expires)
 
     def pointer(self) -> dict[str, Any]:
+        """What travels in its place, as JSON has it."""
         return self._pointer.dumps()
 
     def __repr__(self) -> str:
         return f"{self.name!r}, {self.size:,} bytes, {self._pointer.at}{self._pointer.key}"
 
 
-class Broken:
+class Damaged:
     """What came in the place of a pointer and is none: whatever is asked of it raises FileNotRead.
 
     It travels on as it came, since a worker's main process hands its tasks on to its children.
@@ -145,10 +125,14 @@ class Broken:
     pieces = url = _raise
 
     def pointer(self) -> Any:
+        """What came, as it came."""
         return self._value
 
     def __repr__(self) -> str:
         return "with a damaged pointer"
+
+
+Content = Local | Remote | Damaged
 
 
 def _guessed(name: str) -> str:

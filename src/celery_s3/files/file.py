@@ -21,7 +21,7 @@ from celery_s3.processes import Remembered
 from celery_s3.serializers import FILE
 
 from . import whose
-from .content import Broken, Content, Local, Remote
+from .content import Content, Damaged, Local, Remote
 from .pointer import Pointer
 
 if TYPE_CHECKING:
@@ -182,13 +182,13 @@ class S3File:
             FileNotStored: it could not be read, or not be uploaded.
             ConfigurationError: there is no backend of ours to upload it to.
         """
-        if isinstance(self._content, Local) and whose.is_eager_call():
+        if not isinstance(self._content, Local):
+            return self._content.pointer()
+        if whose.is_eager_call():
             _here[self._token] = self
             return {"here": self._token}
-        if isinstance(self._content, Local):
-            with self._uploading:
-                return self._uploaded(self._content).pointer()
-        return self._content.pointer()
+        with self._uploading:
+            return self._uploaded(self._content).pointer()
 
     def _uploaded(self, local: Local) -> Remote:
         """What it was uploaded as: once for each task, since it is deleted with that task's result."""
@@ -215,7 +215,7 @@ def _content_of(pointer: object) -> Content:
     try:
         return Remote(Pointer.loads(pointer), whose.backend_in_use())
     except ValueError as exc:
-        return Broken(pointer, str(exc))
+        return Damaged(pointer, str(exc))
 
 
 def _files_for(local: Local) -> Files:
