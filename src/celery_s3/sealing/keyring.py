@@ -35,6 +35,10 @@ class Key(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of connections; the key may be used again."""
+        ...
+
 
 class StaticKey:
     """A key that the settings hold."""
@@ -52,6 +56,9 @@ class StaticKey:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
 
+    def close(self) -> None:
+        pass
+
 
 class KeyRing:
     """Finds a key by its id.
@@ -66,6 +73,11 @@ class KeyRing:
 
     def get(self, id: str) -> Key | None:
         return self._keys.get(id)
+
+    def close(self) -> None:
+        """Let go of connections; the keys may be used again."""
+        for key in self._keys.values():
+            key.close()
 
 
 def keyring(settings: Settings) -> KeyRing:

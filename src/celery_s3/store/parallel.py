@@ -56,7 +56,7 @@ class Pool:
             next_item: asked whenever another item may start. ``None`` says that there is none now: it is asked again
                 after the next answer, and the stream ends once none is under way.
         """
-        first = deque(_taken(next_item, 2))
+        first = deque(_up_to(2, next_item))
         if len(first) < 2 or self._concurrency < 2 or self._inside():
             return _one_by_one(fn, first, next_item)
         limit = min(at_once or self._concurrency, self._concurrency)
@@ -123,13 +123,13 @@ def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
         return exc
 
 
-def _taken(next_item: Callable[[], _T | None], most: int) -> Iterator[_T]:
-    """Up to so many items, fewer where there are no more now."""
+def _up_to(most: int, next_item: Callable[[], _T | None]) -> Iterator[_T]:
+    """Up to ``most`` items, fewer where there are no more now."""
     return islice(iter(next_item, None), most)
 
 
-def _let_go_of(items: deque[_T]) -> Iterator[_T]:
-    """The items, not held here any longer than they wait: they may be large."""
+def _drained(items: deque[_T]) -> Iterator[_T]:
+    """The items, each let go of as it leaves: they may be large."""
     while items:
         yield items.popleft()
 
@@ -137,7 +137,7 @@ def _let_go_of(items: deque[_T]) -> Iterator[_T]:
 def _one_by_one(
     fn: Callable[[_T], _R], first: deque[_T], next_item: Callable[[], _T | None]
 ) -> Iterator[tuple[_T, _R | BaseException]]:
-    for item in chain(_let_go_of(first), iter(next_item, None)):
+    for item in chain(_drained(first), iter(next_item, None)):
         yield item, _outcome(fn, item)
 
 
@@ -152,8 +152,8 @@ class _Stream(Generic[_T, _R]):
     def run(
         self, first: deque[_T], next_item: Callable[[], _T | None], limit: int
     ) -> Iterator[tuple[_T, _R | BaseException]]:
-        under_way = self._start(_let_go_of(first))
-        while under_way := under_way + self._start(_taken(next_item, limit - under_way)):
+        under_way = self._start(_drained(first))
+        while under_way := under_way + self._start(_up_to(limit - under_way, next_item)):
             yield self._done.get()
             under_way -= 1
 

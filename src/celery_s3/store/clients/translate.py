@@ -223,9 +223,9 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
     """
     for name, value in metadata.items():
-        if not _NAME.fullmatch(name) or not _printable(value):
+        if not _NAME.fullmatch(name) or not _is_printable_ascii(value):
             return f"the metadata {name!r} is not printable ASCII"
-    return "" if _printable(content_type) else "the content type is not printable ASCII"
+    return "" if _is_printable_ascii(content_type) else "the content type is not printable ASCII"
 
 
 def path_style(settings: Settings) -> bool:
@@ -246,5 +246,5 @@ def cut(found: Object, start: int, length: int | None) -> Object:
     return replace(found, body=found.body[start : None if length is None else start + length])
 
 
-def _printable(value: str) -> bool:
+def _is_printable_ascii(value: str) -> bool:
     return value.isascii() and value.isprintable()
