@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from celery_s3.store import requests
-from celery_s3.store.api import CREATE, PAGE, Match, batches
+from celery_s3.store.api import PAGE, batches
 from celery_s3.store.clients.boto3_client import Boto3Client
 from celery_s3.store.clients.obstore_client import ObstoreClient
 from celery_s3.store.counting import VERBS
@@ -42,12 +42,6 @@ def test_what_a_request_tells(kind):
 def test_no_body_is_shown():
     """Error trackers print the values in a traceback: a body may be a secret, and is too long."""
     assert "secret" not in repr(Put("k", b"secret")) + repr(PutPart("k", "id", 1, b"secret"))
-
-
-def test_replacing_is_known():
-    """Where a replacement meets 404, its precondition has failed; a create finds no bucket there."""
-    asked = {precondition: Put("k", b"", precondition).replaces for precondition in (None, CREATE, Match('"e"'))}
-    assert asked == {None: False, CREATE: False, Match('"e"'): True}
 
 
 @pytest.mark.parametrize(("count", "lengths"), [(0, []), (1, [1]), (PAGE, [PAGE]), (PAGE + 1, [PAGE, 1])])
