@@ -35,6 +35,10 @@ class Key(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of connections; the key may be used again."""
+        ...
+
 
 class StaticKey:
     """A :class:`Key` that the settings hold: 32 bytes."""
@@ -51,6 +55,9 @@ class StaticKey:
         if token:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
+
+    def close(self) -> None:
+        pass
 
 
 class KeyRing:
@@ -70,6 +77,11 @@ class KeyRing:
     def get(self, id: str) -> Key | None:
         """The key with that id, ``None`` where this process has none."""
         return self._keys.get(id)
+
+    def close(self) -> None:
+        """Let go of connections; the keys may be used again."""
+        for key in self._keys.values():
+            key.close()
 
 
 def keyring(settings: Settings) -> KeyRing:

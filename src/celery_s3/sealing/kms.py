@@ -84,6 +84,12 @@ class KMSKey:
                 self._keep(slot, self._ask("Decrypt", "decrypt", CiphertextBlob=token)["Plaintext"])
             return slot.key
 
+    def close(self) -> None:
+        client = self._client.peek()
+        self._client.drop()
+        if client is not None:
+            client.close()
+
     def _keep(self, slot: _Slot, key: bytes) -> None:
         slot.key, slot.until = key, self._clock() + LIFETIME
 

@@ -148,6 +148,7 @@ class Sealing(Store):
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Sealing, Any], Any]]] = {Put: _put, Get: _get}
 
     def close(self) -> None:
+        self._ring.close()
         self._inner.close()
 
 

@@ -137,11 +137,6 @@ class Request(Generic[A]):
         """Bytes of the body that was answered."""
         return 0
 
-    @property
-    def replaces(self) -> bool:
-        """Whether it has an ``If-Match``, so that 404 means that there is nothing to replace."""
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class Put(Request[str]):
@@ -161,10 +156,6 @@ class Put(Request[str]):
     @property
     def up(self) -> int:
         return len(self.body)
-
-    @property
-    def replaces(self) -> bool:
-        return isinstance(self.precondition, Match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +250,6 @@ class CompleteUpload(Request[str]):
     upload_id: str
     etags: Sequence[str]
     precondition: Precondition = None
-
-    @property
-    def replaces(self) -> bool:
-        return isinstance(self.precondition, Match)
 
 
 @dataclass(frozen=True, slots=True)

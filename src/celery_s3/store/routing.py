@@ -53,7 +53,7 @@ class Routing(Bucket):
         self._obstore = PerProcess(lambda: _obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
         self._brief = PerProcess(lambda: _brief(settings))
-        self._told = PerProcess(_tell)
+        self._warned = PerProcess(_warn)
 
     def send(self, request: Request[A]) -> A:
         return self._client(request).send(request)
@@ -85,7 +85,7 @@ class Routing(Bucket):
         """Why obstore cannot serve a request here, empty if it can."""
         if processes.obstore_forbidden():
             if self._settings.client == "auto":
-                self._told.get()
+                self._warned.get()
             return "it was used before this process was forked, and would hang"
         if processes.greenlets():
             return "it would block the hub of gevent or eventlet"
@@ -120,7 +120,7 @@ def _brief(settings: Settings) -> Store:
     )
 
 
-def _tell() -> bool:
+def _warn() -> bool:
     logger.warning(
         "S3 requests were made before this process was forked: it uses boto3, which takes more CPU and memory than"
         " obstore. Fork before the first result is stored or fetched to avoid that."

@@ -64,9 +64,9 @@ def _failed(span: trace.Span, error: StoreError) -> None:
         span.set_status(trace.StatusCode.ERROR, error.what)
 
 
-#: Name, unit, description, and what is told of a verb's line: labels and number.
-_Told = Iterable[tuple[dict[str, str], int]]
-_METRICS: tuple[tuple[str, str, str, Callable[[Mapping[str, int]], _Told]], ...] = (
+#: One verb's numbers of one metric, each with its labels.
+_Points = Iterable[tuple[dict[str, str], int]]
+_METRICS: tuple[tuple[str, str, str, Callable[[Mapping[str, int]], _Points]], ...] = (
     ("requests", "{request}", "Requests made", lambda line: [({}, line["requests"])]),
     ("retries", "{retry}", "Requests tried again", lambda line: [({}, line["retries"])]),
     (
@@ -91,13 +91,13 @@ def measure(tally: Tally, settings: Settings) -> None:
     """Let OpenTelemetry's meter read the counters of the process it runs in, whenever its reader wants them."""
     meter = metrics.get_meter(_NAME)
 
-    def observe(told: Callable[[Mapping[str, int]], _Told]) -> Callable[[Any], Iterator[metrics.Observation]]:
+    def observe(points: Callable[[Mapping[str, int]], _Points]) -> Callable[[Any], Iterator[metrics.Observation]]:
         def observations(_options: Any) -> Iterator[metrics.Observation]:
             for verb, line in tally.snapshot().items():
                 common = {"aws.s3.bucket": settings.bucket, f"{_NAME}.verb": verb}
-                yield from (metrics.Observation(number, common | labels) for labels, number in told(line))
+                yield from (metrics.Observation(number, common | labels) for labels, number in points(line))
 
         return observations
 
-    for name, unit, description, told in _METRICS:
-        meter.create_observable_counter(f"{_NAME}.{name}", [observe(told)], unit, description)
+    for name, unit, description, points in _METRICS:
+        meter.create_observable_counter(f"{_NAME}.{name}", [observe(points)], unit, description)

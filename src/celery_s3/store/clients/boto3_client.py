@@ -78,7 +78,7 @@ class Boto3Client(Bucket):
 
     def _put(self, put: Put) -> str:
         parameters = {**self._stored_as(put), **_condition(put.precondition)}
-        return self._told(
+        return self._required(
             put, "ETag", methodcaller("put_object", **self._common, Key=put.key, Body=put.body, **parameters)
         )
 
@@ -93,8 +93,8 @@ class Boto3Client(Bucket):
             parameters["Tagging"] = urlencode({**self._settings.tags, **request.tags})
         return parameters
 
-    def _told(self, request: Request[str], name: str, action: Callable[[Any], Mapping[str, Any]]) -> str:
-        """What an answer has to say."""
+    def _required(self, request: Request[str], name: str, action: Callable[[Any], Mapping[str, Any]]) -> str:
+        """One value that the answer must have."""
         answer = self._call(request, action)
         if not answer.get(name):
             raise error_of(Interrupted, request, self._settings, f"the answer has no {name}")
@@ -102,17 +102,17 @@ class Boto3Client(Bucket):
 
     def _create_upload(self, begun: CreateUpload) -> str:
         parameters = {**self._common, "Key": begun.key, **self._stored_as(begun)}
-        return self._told(begun, "UploadId", methodcaller("create_multipart_upload", **parameters))
+        return self._required(begun, "UploadId", methodcaller("create_multipart_upload", **parameters))
 
     def _put_part(self, part: PutPart) -> str:
         parameters = {**self._of_upload(part), "PartNumber": part.number, "Body": part.body}
-        return self._told(part, "ETag", methodcaller("upload_part", **parameters))
+        return self._required(part, "ETag", methodcaller("upload_part", **parameters))
 
     def _complete_upload(self, complete: CompleteUpload) -> str:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(complete.etags, 1)]
         parameters = {**self._of_upload(complete), **_condition(complete.precondition)}
         action = methodcaller("complete_multipart_upload", MultipartUpload={"Parts": parts}, **parameters)
-        return self._told(complete, "ETag", action)
+        return self._required(complete, "ETag", action)
 
     def _abort_upload(self, abort: AbortUpload) -> None:
         with suppress(UploadMissing):

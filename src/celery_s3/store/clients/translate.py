@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 from celery_s3.errors import (
     AccessDenied,
@@ -23,7 +23,7 @@ from celery_s3.errors import (
     WrongRegion,
 )
 from celery_s3.settings import Settings
-from celery_s3.store.api import Object
+from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
 
 __all__ = [
     "ROUTINE",
@@ -107,29 +107,16 @@ ROUTINE = (ObjectMissing, PreconditionFailed)
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-class Asked(Protocol):
-    """What was asked, so far as it decides what an answer means: a :class:`~celery_s3.store.requests.Request`, say.
-
-    ``replaces`` tells that the write had an ``If-Match``.
-    """
-
-    @property
-    def operation(self) -> str: ...
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def replaces(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What was asked, where that is no request of a store, or one key's share in one."""
 
     operation: str
     key: str = ""
-    replaces: bool = False
+
+
+#: What an error says was asked.
+Asked = Request[Any] | Operation
 
 
 def error_of(
@@ -211,8 +198,8 @@ def _absent(answer: Answer, asked: Asked) -> type[StoreError]:
     """What a 404 says is missing; a web server's own page must not read as an absent result."""
     if answer.foreign:
         return BadRequest
-    if asked.replaces:
-        return PreconditionFailed
+    if isinstance(asked, Put | CompleteUpload) and isinstance(asked.precondition, Match):
+        return PreconditionFailed  # there is nothing to replace
     # nothing else can be missing where a listing or a write finds nothing
     return ObjectMissing if asked.operation in ("get", "delete") else BucketMissing
 
@@ -223,9 +210,9 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
     """
     for name, value in metadata.items():
-        if not _NAME.fullmatch(name) or not _printable(value):
+        if not _NAME.fullmatch(name) or not _is_printable_ascii(value):
             return f"the metadata {name!r} is not printable ASCII"
-    return "" if _printable(content_type) else "the content type is not printable ASCII"
+    return "" if _is_printable_ascii(content_type) else "the content type is not printable ASCII"
 
 
 def path_style(settings: Settings) -> bool:
@@ -246,5 +233,5 @@ def cut(found: Object, start: int, length: int | None) -> Object:
     return replace(found, body=found.body[start : None if length is None else start + length])
 
 
-def _printable(value: str) -> bool:
+def _is_printable_ascii(value: str) -> bool:
     return value.isascii() and value.isprintable()
