@@ -184,7 +184,7 @@ def _read(stream: IO[bytes], source: Source) -> Any:
     """What ``read`` gives, of whatever type: file objects are users' own, and raise anything."""
     try:
         return stream.read(PIECE)
-    except (OSError, ValueError, SoftTimeLimitExceeded):  # two that the source tells of, and one that ends the task
+    except (OSError, ValueError, SoftTimeLimitExceeded):  # the sources explain the first two; the last ends the task
         raise
     except Exception as exc:
         raise FileNotStored(f"{source!r} could not be read: {exc!r}") from exc

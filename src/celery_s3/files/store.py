@@ -171,7 +171,7 @@ class Files:
                 f"there is no link to {self.at}{pointer.key}: it is sealed by `seal_keys`, and a link would give out"
                 " what nobody can read. Let a program that has the keys hand out what `open()` gives"
             )
-        from celery_s3.store.clients.control import Control  # imported where it is used
+        from celery_s3.store.clients.control import Control  # it loads boto3
 
         try:
             return Control(self.settings).presign(

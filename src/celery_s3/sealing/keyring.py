@@ -9,6 +9,7 @@ from typing import Protocol
 from celery_s3.settings import Settings
 
 from .ciphers import Broken, derive
+from .kms import KMSKey
 
 __all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
 
@@ -91,7 +92,5 @@ def keyring(settings: Settings) -> KeyRing:
 
 def _key(text: str, settings: Settings) -> Key:
     if text.startswith("kms://"):
-        from .kms import KMSKey  # imported where it is used
-
         return KMSKey(text.removeprefix("kms://"), settings)
     return StaticKey(base64.b64decode(text))
