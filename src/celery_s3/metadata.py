@@ -24,15 +24,13 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 from celery import states
 from celery.result import ResultBase
-
-if TYPE_CHECKING:
-    from .store.api import Object
 
 __all__ = [
     "EXPIRY_TAG",
@@ -219,7 +217,17 @@ def term_of(stored: Mapping[str, str]) -> float | None:
     return seconds if _is_term(seconds) else None
 
 
-def expires_at(found: Object, expires: float | None) -> float | None:
+class Dated(Protocol):
+    """What is known of an object that was read: its user metadata, and when it was written (UTC)."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def modified(self) -> datetime: ...
+
+
+def expires_at(found: Dated, expires: float | None) -> float | None:
     """When an object expires, in seconds since the epoch; ``None``: never.
 
     Last-Modified has whole seconds: an object lives up to a second longer than its term, never shorter.
@@ -232,15 +240,12 @@ def expires_at(found: Object, expires: float | None) -> float | None:
     return found.modified.timestamp() + 1 + seconds if seconds else None
 
 
-def expiry_tags(given: Mapping[str, str], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The tags of an object: those of the settings, and of a result or a file how long it lives.
+def expiry_tags(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The tag that tells lifecycle rules how long a result or a file with this user metadata lives.
 
-    One that lives for more than a year, or for ever, has no such tag: no rule deletes it.
+    One that lives for more than a year, or for ever, has none: no rule deletes it.
     """
-    if _STATE not in metadata and FILE_NAME not in metadata:
-        return dict(given)
     term = term_of(metadata)
     if term is None:
-        return {**given, EXPIRY_TAG: EXPIRY_TAG_DEFAULT}
-    value = next((str(days) for days in EXPIRY_TAG_DAYS if 0 < term <= days * _DAY), "")
-    return {**given, EXPIRY_TAG: value} if value else dict(given)
+        return {EXPIRY_TAG: EXPIRY_TAG_DEFAULT}
+    return next(({EXPIRY_TAG: str(days)} for days in EXPIRY_TAG_DAYS if 0 < term <= days * _DAY), {})

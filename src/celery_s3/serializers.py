@@ -1,7 +1,7 @@
 """The serializers that kombu learns of by their entry points.
 
-kombu loads this module in every process that imports kombu, while it is being imported itself: so nothing of ours is
-imported here, and a serializer's own modules come with the first value.
+Kombu loads this module in every process that imports kombu, while it is being imported itself: so nothing of ours is
+imported at the top, and a serializer's own modules come with the first value.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from kombu.utils.json import register_type
 
-__all__ = ["TYPED", "Pointed"]
+__all__ = ["FILE", "TYPED"]
 
 
 def _typed_dumps(value: Any) -> str:
@@ -28,21 +28,20 @@ def _typed_loads(payload: str | bytes) -> Any:
 #: Encoder, decoder, content type, encoding: ``typed+json``.
 TYPED = (_typed_dumps, _typed_loads, "application/x-typed+json", "utf-8")
 
-
-class Pointed:
-    """What JSON has a pointer for: the base of :class:`celery_s3.files.S3File`.
-
-    It is here, so that every process can decode one: an unknown type in a message would lose the task.
-    """
-
-    def pointer(self) -> Any:
-        raise NotImplementedError
+#: What kombu's JSON writes in front of a pointer to a file.
+FILE = "celery_s3.file"
 
 
-def _pointed(value: Any) -> Any:
-    from celery_s3.files.file import S3File
-
-    return S3File.of(value)
+class _Nothing:
+    """The type of no value: kombu takes a decoder only together with a type to encode."""
 
 
-register_type(Pointed, "celery_s3.file", lambda one: one.pointer(), _pointed)
+def _file_of(pointer: object) -> Any:
+    from .files.file import S3File
+
+    return S3File.of(pointer)
+
+
+# Here, since a JSON message with a type that its reader does not know is lost. The encoder comes with the class, in
+# files/file.py.
+register_type(_Nothing, FILE, lambda nothing: nothing, _file_of)

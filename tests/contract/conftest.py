@@ -13,8 +13,25 @@ from celery_s3.settings import Secret, Settings
 from celery_s3.store.api import Store
 from celery_s3.store.clients.boto3_client import Boto3Client
 from celery_s3.store.clients.obstore_client import ObstoreClient
+from celery_s3.store.requests import Request
 
-CLIENTS: dict[str, Callable[[Settings], Store]] = {"obstore": ObstoreClient, "boto3": Boto3Client}
+
+class Obstore(ObstoreClient):
+    """As it is used: what obstore does not do is sent to boto3."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._other = Boto3Client(settings)
+
+    def send(self, request: Request[Any]) -> Any:
+        return super().send(request) if type(request) in self._HOW else self._other.send(request)
+
+    def close(self) -> None:
+        super().close()
+        self._other.close()
+
+
+CLIENTS: dict[str, Callable[[Settings], Store]] = {"obstore": Obstore, "boto3": Boto3Client}
 SERVERS = ("seaweed", "moto_s3")
 
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 from scripted import Answer, Request, ScriptedServer, error, stored
 
-from celery_s3.errors import BadCredentials, Unreachable
+from celery_s3.errors import BadCredentials, BadRequest, Unreachable
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.api import CREATE, Match, Store
 from celery_s3.store.clients import obstore_options
@@ -79,6 +79,30 @@ def amazon(request: Request) -> dict[str, str]:
 
 def signed(request: Request) -> set[str]:
     return set(re.search("SignedHeaders=([^,]+)", request.headers["authorization"])[1].split(";"))
+
+
+def page(token: str = "") -> Answer:
+    told = (
+        f"<IsTruncated>{str(bool(token)).lower()}</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+    )
+    return Answer(body=f"<ListBucketResult>{told}</ListBucketResult>".encode())
+
+
+def test_pages_of_a_listing(script: ScriptedServer, scripted: Callable[..., Store]) -> None:
+    """Each page is asked for by the token of the one before; the first one's place to start stays said."""
+    script.answers = [page("one"), page("two"), page()]
+    assert list(scripted().list("p", start_after="p/k")) == []
+    asked = [parse_qs(urlsplit(request.target).query, keep_blank_values=True) for request in script.requests]
+    assert [one.get("continuation-token") for one in asked] == [None, ["one"], ["two"]]
+    assert [one["start-after"] for one in asked] == [["p/k"]] * 3
+
+
+def test_a_listing_that_goes_round_in_circles(script: ScriptedServer, scripted: Callable[..., Store]) -> None:
+    """A server that names a page as its own next one is not asked for ever."""
+    script.answer = page("one")
+    with pytest.raises(BadRequest, match="circles"):
+        list(scripted().list("p"))
+    assert len(script.requests) == 2
 
 
 @pytest.mark.parametrize("verb", VERBS)

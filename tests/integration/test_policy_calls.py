@@ -211,15 +211,15 @@ def party(make_app, monkeypatch):
     monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
     monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
     deleted = []
-    for name in ("delete_many", "delete_unchanged"):
-        monkeypatch.setattr(Routing, name, noting(getattr(Routing, name), deleted))
+    monkeypatch.setattr(Routing, "send", noting(Routing.send, deleted))
     return lambda proxy, **conf: Party(make_app(proxy, **(CONF | conf)), proxy, deleted)
 
 
-def noting(method, deleted):
-    def noted(self, keys):
+def noting(send, deleted):
+    def noted(self, request):
+        keys = getattr(request, "keys", ()) or getattr(request, "versions", ())
         deleted.extend((self._settings.endpoint_url, key) for key in keys)
-        return method(self, keys)
+        return send(self, request)
 
     return noted
 

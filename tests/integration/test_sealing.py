@@ -30,14 +30,14 @@ from celery_s3.errors import (
 )
 from celery_s3.metadata import SEAL
 from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
-from celery_s3.sealing.format import FRAME
+from celery_s3.sealing.format import SEGMENT
 from celery_s3.settings import Secret
 from celery_s3.store.api import CREATE
 
 KEY = base64.b64encode(b"1" * 32).decode()
 OTHER = base64.b64encode(b"2" * 32).decode()
 SEALED = {"seal_keys": [KEY]}
-SIZES = [0, 1, FRAME - 1, FRAME, FRAME + 1, HEAD_BYTES, HEAD_BYTES + 1, 300_000]
+SIZES = [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, HEAD_BYTES, HEAD_BYTES + 1, 300_000]
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_it_is_never_a_value(sealed, plain, stored, how, size):
     change(plain, key, **changes(plain.backend.store.get(key)))
     uses = [lambda: result.get(timeout=5), lambda: app.GroupResult("g", [result]).get(timeout=5)]
     if size == 10 or how != "cut":
-        # of a large object, the state is told by its first frames: whether the last one is whole shows at the end
+        # of a large object, the state is told by its first segments: whether the last one is whole shows at the end
         uses += [lambda: result.state, result.ready, lambda: app.backend.task_result_exists(result.id)]
     for use in uses:
         with pytest.raises(ResultNotRead, match=result.id) as caught:

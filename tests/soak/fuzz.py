@@ -62,7 +62,7 @@ from celery_s3.sealing.store import Sealing
 from celery_s3.settings import Settings
 from celery_s3.store.clients import boto3_errors
 from celery_s3.store.clients.obstore_errors import Failure
-from celery_s3.store.clients.translate import Request
+from celery_s3.store.clients.translate import Operation
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.uploads import Uploads
@@ -258,7 +258,7 @@ RUST = (
 
 def obstore_error(text: bytes) -> Any:
     failure = Failure.of(obs.GenericError(text.decode("utf-8", "replace")))
-    error = failure.error(Request("put", "key"), SETTINGS, worked=True)
+    error = failure.error(Operation("put", "key"), SETTINGS, worked=True)
     assert isinstance(error, StoreError)
     return str(error)
 
@@ -271,8 +271,8 @@ def boto3_error(text: bytes) -> Any:
         "ResponseMetadata": {"HTTPStatusCode": len(text) % 600, "HTTPHeaders": {"content-type": word}},
     }
     errors = [
-        boto3_errors.translated(ClientError(response, "PutObject"), Request("put", "key"), SETTINGS),
-        boto3_errors.from_error({"Code": code, "Message": message}, Request("delete", "key"), SETTINGS),
+        boto3_errors.translated(ClientError(response, "PutObject"), Operation("put", "key"), SETTINGS),
+        boto3_errors.from_error({"Code": code, "Message": message}, Operation("delete", "key"), SETTINGS),
     ]
     assert all(isinstance(error, StoreError) for error in errors)
     return [str(error) for error in errors]

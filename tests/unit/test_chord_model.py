@@ -48,7 +48,7 @@ class Backwards(Pool):
     def map(self, fn, items):
         return [fn(item) for item in reversed(list(items))][::-1]
 
-    def together(self, beside, here):
+    def run_both(self, beside, here):
         own = here()
         return beside(), own
 

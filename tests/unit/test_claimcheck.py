@@ -311,7 +311,7 @@ def test_part_of_them(bench, outside):
     """Sent again without its keyword arguments, a message has none."""
     args, kwargs, _ = bench.unpack(bench.pack(bench.body(BIG, kwargs={"key": BIG})))
     outside()
-    assert bench.unpack(bench.pack((tuple(lazy.raw_args(args)), {}, EMBED)))[:2] == [[BIG], {}]
+    assert bench.unpack(bench.pack((tuple(lazy.args_as_they_are(args)), {}, EMBED)))[:2] == [[BIG], {}]
     assert bench.unpack(bench.pack(((), kwargs, EMBED)))[:2] == [[], {"key": BIG}]
 
 
@@ -321,7 +321,7 @@ def test_nested_in_others(bench, outside):
     with pytest.raises(EncodeError, match="cannot be sent like this"):
         bench.pack(bench.body([args]))
     with pytest.raises(EncodeError, match="cannot be sent like this"):
-        bench.pack(bench.body([lazy.raw_args(args)]), "pickle")
+        bench.pack(bench.body([lazy.args_as_they_are(args)]), "pickle")
     assert kombu_json(args) == '["<200,010 bytes of arguments in S3>"]'
 
 

@@ -142,19 +142,13 @@ def test_others_uploads():
 def test_a_tag_is_never_too_short(term):
     """The tag of a result with a term of its own names days that are enough; one for ever has none."""
     metadata = {"celery-state": "SUCCESS", **term_metadata(term)}
-    found = expiry_tags({"team": "ops"}, metadata)
-    assert found.pop("team") == "ops"
+    found = expiry_tags(metadata)
     if term is None:
         assert found == {EXPIRY_TAG: "default"}
     elif not term or term > 365 * DAY:
         assert found == {}
     else:
         assert int(found[EXPIRY_TAG]) * DAY >= term
-
-
-def test_only_results_are_tagged():
-    """Parts of chords, messages and saved groups have rules by prefix."""
-    assert expiry_tags({}, {}) == {}
 
 
 def test_versions():

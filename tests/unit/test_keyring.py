@@ -212,6 +212,9 @@ class Service:
             self.wait.wait(5)
         return {"Plaintext": CiphertextBlob.removeprefix(b"wrapped ")}
 
+    def close(self):
+        self.asked.append("closed")
+
 
 @pytest.fixture
 def service(monkeypatch):
@@ -261,6 +264,17 @@ def test_the_number_of_kept_data_keys_is_bounded(key, service):
     assert service.asked == []
     key.opening(b"wrapped 0")
     assert service.asked == ["Decrypt"]
+
+
+def test_a_closed_key_lets_go_of_its_connections(key, service):
+    """What it keeps is used on, and the next request finds a client again."""
+    token, secret = key.sealing()
+    key.close()
+    key.close()
+    assert service.asked == ["GenerateDataKey", "closed"]
+    assert key.opening(token) == secret
+    assert key.opening(b"wrapped one") == b"one"
+    assert service.asked[2:] == ["Decrypt"]
 
 
 def test_threads_ask_together(key, service):

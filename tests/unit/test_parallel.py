@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given, settings
@@ -233,6 +234,23 @@ def test_items_that_depend_on_answers(concurrency):
 def test_no_item_at_all():
     """Nothing to begin with is the end."""
     assert list(Pool(4).stream_from(str, lambda: None)) == []
+
+
+def test_threads_work_in_their_callers_context():
+    """What the caller has set is seen there; what is set there is seen by nobody else."""
+    place = ContextVar("place", default="")
+    pool = Pool(2)
+
+    def leave(item: str) -> str:
+        seen = place.get()
+        place.set(item)
+        return seen
+
+    place.set("caller")
+    assert pool.map(leave, "abcd") == ["caller"] * 4
+    assert pool.run_both(place.get, place.get) == ("caller", "caller")
+    place.set("another")
+    assert pool.run_both(place.get, lambda: 0)[0] == "another"
 
 
 def test_both_without_threads(monkeypatch):

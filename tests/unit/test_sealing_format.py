@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from celery_s3.errors import Interrupted, NotSealed, PreconditionFailed, StoreError, Tampered, UnknownKey, Untrusted
 from celery_s3.metadata import SEAL
 from celery_s3.sealing.ciphers import TAG_BYTES, Broken
-from celery_s3.sealing.format import FRAME, STORED_FRAME, Header, plain_size
+from celery_s3.sealing.format import SEGMENT, STORED_SEGMENT, Header, plain_size
 from celery_s3.sealing.keyring import KeyRing, StaticKey
 from celery_s3.sealing.store import UNTYPED, Sealing
 from celery_s3.store.api import CREATE, Match
@@ -29,8 +29,10 @@ ALGORITHMS = ("A256GCM", "HS256")
 META = {"celery-state": "SUCCESS", "celery-children": "[]"}
 JSON = "application/json"
 
-#: Sizes at which something about frames changes, give or take a byte.
-EDGES = sorted({max(0, frames * FRAME + d) for frames in (0, 1, 2, 4, 5) for d in (-TAG_BYTES, -1, 0, 1, TAG_BYTES)})
+#: Sizes at which something about segments changes, give or take a byte.
+EDGES = sorted(
+    {max(0, segments * SEGMENT + d) for segments in (0, 1, 2, 4, 5) for d in (-TAG_BYTES, -1, 0, 1, TAG_BYTES)}
+)
 
 
 def sealing(memory, *keys, algorithm="A256GCM", bucket="results", accept_unsealed=False):
@@ -43,7 +45,7 @@ def text(size):
 
 
 def starts(size):
-    """Where a range may begin, mostly near the edges of frames: parts begin there."""
+    """Where a range may begin, mostly near the edges of segments: parts begin there."""
     near = [edge for edge in EDGES if edge < size]
     return st.sampled_from(near or [0]) | st.integers(0, max(0, size - 1))
 
@@ -76,7 +78,7 @@ def tamper(memory, key="k", **changes):
 
 @pytest.mark.parametrize("size", EDGES)
 def test_round_trip(store, memory, size):
-    """Every size around the frames' edges comes back with its size, metadata and content type, in one request each."""
+    """Every size around a segment's edges comes back with its size, metadata and content type, by one request each."""
     body = text(size)
     etag = store.put("k", body, metadata=META, content_type=JSON)
     found = store.get("k")
@@ -88,13 +90,13 @@ def test_round_trip(store, memory, size):
 
 @given(st.sampled_from(EDGES[1:]), st.data())
 def test_ranges(size, data):
-    """Any range is the same slice of the body, whichever frames it lies in, for one request."""
+    """Any range is the same slice of the body, whichever segments it lies in, for one request."""
     for algorithm in ALGORITHMS:
         memory, body = MemoryStore(), text(size)
         store = sealing(memory, algorithm=algorithm)
         etag = store.put("k", body)
         start = data.draw(starts(size), "start")
-        length = data.draw(st.none() | st.integers(1, size + FRAME), "length")
+        length = data.draw(st.none() | st.integers(1, size + SEGMENT), "length")
         memory.requests.clear()
         found = store.get("k", start=start, length=length, if_match=etag)
         assert (found.body, found.size) == (body[start : None if length is None else start + length], size)
@@ -102,25 +104,25 @@ def test_ranges(size, data):
 
 
 def test_a_range_behind_the_end_is_refused_like_any(store, memory):
-    """As without sealing; also where the last frame still has bytes there."""
+    """As without sealing; also where the last segment still has bytes there."""
     store.put("k", text(100))
-    for start in (100, 105, FRAME, 10 * FRAME):
+    for start in (100, 105, SEGMENT, 10 * SEGMENT):
         with pytest.raises(StoreError) as refused:
             store.get("k", start=start, length=10)
         assert refused.value.status == 416
 
 
-def test_only_the_frames_of_a_range_are_asked_for(memory):
+def test_only_the_segments_of_a_range_are_asked_for(memory):
     """The first 64 KiB of a large result are not more than that and their tags."""
     store = sealing(memory)
-    store.put("k", text(10 * FRAME))
-    asked, get = [], memory.get
-    memory.get = lambda key, **range: asked.append(range) or get(key, **range)
-    store.get("k", length=4 * FRAME)
-    store.get("k", start=4 * FRAME, length=2 * FRAME)
-    assert [(one["start"], one["length"]) for one in asked] == [
-        (0, 4 * STORED_FRAME),
-        (4 * STORED_FRAME, 2 * STORED_FRAME),
+    store.put("k", text(10 * SEGMENT))
+    asked, send = [], memory.send
+    memory.send = lambda request: asked.append(request) or send(request)
+    store.get("k", length=4 * SEGMENT)
+    store.get("k", start=4 * SEGMENT, length=2 * SEGMENT)
+    assert [(one.start, one.length) for one in asked] == [
+        (0, 4 * STORED_SEGMENT),
+        (4 * STORED_SEGMENT, 2 * STORED_SEGMENT),
     ]
 
 
@@ -221,41 +223,41 @@ def test_garbage_for_a_header(header):
         refused(sealing(memory), key)
 
 
-@pytest.mark.parametrize("size", [0, 1, FRAME, FRAME + 1, 4 * FRAME])
+@pytest.mark.parametrize("size", [0, 1, SEGMENT, SEGMENT + 1, 4 * SEGMENT])
 def test_cut_and_extended(store, memory, size):
-    """Cut anywhere, also between two frames, or with something added, an object is refused."""
+    """Cut anywhere, also between two segments, or with something added, an object is refused."""
     store.put("k", text(size))
     whole = memory.get("k").body
-    cuts = {0, 1, TAG_BYTES, len(whole) - 1, *range(STORED_FRAME, len(whole), STORED_FRAME)} - {len(whole)}
-    frames = [whole[at : at + STORED_FRAME] for at in range(0, len(whole), STORED_FRAME)]
+    cuts = {0, 1, TAG_BYTES, len(whole) - 1, *range(STORED_SEGMENT, len(whole), STORED_SEGMENT)} - {len(whole)}
+    segments = [whole[at : at + STORED_SEGMENT] for at in range(0, len(whole), STORED_SEGMENT)]
     tags = bytes(TAG_BYTES)
-    for body in (*(whole[:cut] for cut in cuts), whole + b"x", whole + tags, whole + frames[0], whole + frames[-1]):
+    for body in (*(whole[:cut] for cut in cuts), whole + b"x", whole + tags, whole + segments[0], whole + segments[-1]):
         tamper(memory, body=body)
         refused(store, error=Tampered)
 
 
-def test_frames_in_another_order(store, memory):
-    """Frames that change places, are left out or repeated are refused, each by whoever reads it."""
-    store.put("k", text(4 * FRAME))
+def test_segments_in_another_order(store, memory):
+    """Segments that change places, are left out or repeated are refused, each by whoever reads it."""
+    store.put("k", text(4 * SEGMENT))
     whole = memory.get("k").body
-    a, b, c, d = (whole[at : at + STORED_FRAME] for at in range(0, len(whole), STORED_FRAME))
-    for frames in ((b, a, c, d), (a, c, b, d), (a, b, c), (a, b, d), (a, b, c, c, d), (d, a, b, c)):
-        tamper(memory, body=b"".join(frames))
+    a, b, c, d = (whole[at : at + STORED_SEGMENT] for at in range(0, len(whole), STORED_SEGMENT))
+    for segments in ((b, a, c, d), (a, c, b, d), (a, b, c), (a, b, d), (a, b, c, c, d), (d, a, b, c)):
+        tamper(memory, body=b"".join(segments))
         refused(store, error=Tampered)
     tamper(memory, body=a + c + b + d)
-    assert store.get("k", length=FRAME).body == text(FRAME)
-    refused(store, start=FRAME, length=FRAME, error=Tampered)
+    assert store.get("k", length=SEGMENT).body == text(SEGMENT)
+    refused(store, start=SEGMENT, length=SEGMENT, error=Tampered)
     tamper(memory, body=a + b + c)
-    refused(store, start=2 * FRAME, length=FRAME, error=Tampered)
+    refused(store, start=2 * SEGMENT, length=SEGMENT, error=Tampered)
 
 
-def test_frames_of_another_version(store, memory):
-    """A frame of an earlier version of the same object does not fit into the later one."""
-    store.put("k", text(2 * FRAME))
+def test_segments_of_another_version(store, memory):
+    """A segment of an earlier version of the same object does not fit into the later one."""
+    store.put("k", text(2 * SEGMENT))
     old = memory.get("k").body
-    store.put("k", text(2 * FRAME))
+    store.put("k", text(2 * SEGMENT))
     new = memory.get("k").body
-    tamper(memory, body=new[:STORED_FRAME] + old[STORED_FRAME:])
+    tamper(memory, body=new[:STORED_SEGMENT] + old[STORED_SEGMENT:])
     refused(store, error=Tampered)
 
 
@@ -284,7 +286,7 @@ def test_an_object_belongs_to_its_name(store, memory, algorithm):
 )
 def test_what_stands_beside_the_body_counts(store, memory, changes):
     """State, children and whatever else is in the metadata cannot be changed, added or taken away."""
-    store.put("k", text(4 * FRAME), metadata=META, content_type=JSON)
+    store.put("k", text(4 * SEGMENT), metadata=META, content_type=JSON)
     metadata = {**memory.get("k").metadata, **changes}
     tamper(memory, metadata={name: value for name, value in metadata.items() if value is not None})
     refused(store, error=Tampered, length=10)
@@ -349,7 +351,7 @@ def test_plain_objects_while_switching_on(size, data):
     store = sealing(memory, accept_unsealed=True)
     store.put("new", body, metadata=META, content_type=JSON)
     start = data.draw(starts(size), "start")
-    length = data.draw(st.none() | st.integers(1, size + FRAME), "length")
+    length = data.draw(st.none() | st.integers(1, size + SEGMENT), "length")
     memory.requests.clear()
     for key in ("old", "new"):
         found = store.get(key, start=start, length=length)
@@ -381,7 +383,7 @@ def test_rotation(memory):
 
 def test_it_is_what_the_documentation_says(memory):
     """Another program can open an object by the text of `format.py`, with AES-GCM and AES Key Wrap alone."""
-    sealing(memory).put("proj/k", text(FRAME + 5), metadata={"B": "2", "a": "1"}, content_type=JSON)
+    sealing(memory).put("proj/k", text(SEGMENT + 5), metadata={"B": "2", "a": "1"}, content_type=JSON)
     found = memory.get("proj/k")
     header = found.metadata[SEAL]
     version, name, key_id, wrapped, token = header.split(".")
@@ -390,9 +392,9 @@ def test_it_is_what_the_documentation_says(memory):
     key = aes_key_unwrap(wrapping, urlsafe_b64decode(wrapped + "=" * (-len(wrapped) % 4)))
     bound = json.dumps([header, "results", "proj/k", JSON, [["a", "1"], ["b", "2"]]], separators=(",", ":"))
     context = hashlib.sha256(bound.encode()).digest()
-    first = AESGCM(key).decrypt(bytes(12), found.body[:STORED_FRAME], context)
+    first = AESGCM(key).decrypt(bytes(12), found.body[:STORED_SEGMENT], context)
     nonce = bytes(3) + (1).to_bytes(8, "big") + b"\x01"
-    assert first + AESGCM(key).decrypt(nonce, found.body[STORED_FRAME:], context) == text(FRAME + 5)
+    assert first + AESGCM(key).decrypt(nonce, found.body[STORED_SEGMENT:], context) == text(SEGMENT + 5)
 
 
 #: Written by the first release: header, and body in hexadecimal.
@@ -417,13 +419,13 @@ def test_what_the_first_release_sealed_can_be_opened(memory, algorithm):
 
 def test_sizes_that_no_sealed_object_has():
     """A stored size tells the plain one, or that it is none."""
-    for size in (0, 1, TAG_BYTES - 1, STORED_FRAME + 1, STORED_FRAME + TAG_BYTES):
+    for size in (0, 1, TAG_BYTES - 1, STORED_SEGMENT + 1, STORED_SEGMENT + TAG_BYTES):
         with pytest.raises(Broken):
             plain_size(size)
-    assert [plain_size(size) for size in (TAG_BYTES, STORED_FRAME, STORED_FRAME + TAG_BYTES + 1)] == [
+    assert [plain_size(size) for size in (TAG_BYTES, STORED_SEGMENT, STORED_SEGMENT + TAG_BYTES + 1)] == [
         0,
-        FRAME,
-        FRAME + 1,
+        SEGMENT,
+        SEGMENT + 1,
     ]
 
 

@@ -498,7 +498,7 @@ def test_names_are_taken_once():
     for name in ("", "py", "py.mine", "numpy.mine", "pandas.x", "pyarrow.x"):
         with pytest.raises(ValueError, match="cannot be the name of Stranger"):
             typed.register(Stranger, name=name)
-    assert registry.of(Stranger) is None
+    assert registry.type_of(Stranger) is None
 
 
 def test_module_that_is_loaded_again():

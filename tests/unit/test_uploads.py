@@ -24,7 +24,7 @@ from celery_s3.errors import (
     UploadMissing,
 )
 from celery_s3.metadata import SEAL
-from celery_s3.sealing.format import FRAME, plain_size, stored_size
+from celery_s3.sealing.format import SEGMENT, plain_size, stored_size
 from celery_s3.sealing.store import sealing
 from celery_s3.sealing.writer import SealingWriter
 from celery_s3.settings import Secret, Settings
@@ -34,6 +34,7 @@ from celery_s3.store.deadline import remaining
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.pieces import cut
+from celery_s3.store.requests import PutPart
 from celery_s3.store.retrying import Policy, Retrying
 from celery_s3.store.uploads import PART, PARTS, UPLOAD, Uploads, part_bytes
 
@@ -107,22 +108,21 @@ def test_more_is_an_upload(memory, writer, size, told):
 @settings(deadline=None, max_examples=60)
 def test_any_chunks(chunks, concurrency, told):
     """However the body is cut, it arrives; all parts but the last have one length."""
-    memory, pool, lengths = MemoryStore(), Pool(concurrency), {}
+    pool, lengths = Pool(concurrency), {}
 
     class Noting(MemoryStore):
-        def put_part(self, key, upload_id, number, body):
-            lengths[number] = len(body)
-            return memory.put_part(key, upload_id, number, body)
+        def send(self, request):
+            if isinstance(request, PutPart):
+                lengths[request.number] = len(request.body)
+            return super().send(request)
 
-        create_upload = staticmethod(memory.create_upload)
-        complete_upload = staticmethod(memory.complete_upload)
-        put = staticmethod(memory.put)
+    memory = Noting()
 
     views = [memoryview(chunk) if number % 2 else chunk for number, chunk in enumerate(chunks)]
     body = b"".join(chunks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uploads, "part_bytes", lambda size: LENGTH)
-        Uploads(Noting(), pool).write("k", iter(views), size=len(body) if told else None)
+        Uploads(memory, pool).write("k", iter(views), size=len(body) if told else None)
     pool.close()
     assert memory.get("k").body == body
     assert [lengths[number] for number in sorted(lengths)][:-1] == [LENGTH] * max(0, len(lengths) - 1)
@@ -140,8 +140,14 @@ def test_cut(chunks, length):
 def test_no_copy_of_what_is_a_part_already(memory, writer, monkeypatch):
     """Chunks of just the right length are sent as they are."""
     chunks, sent = [bytes([number]) * LENGTH for number in range(4)], {}
-    put_part = memory.put_part
-    monkeypatch.setattr(memory, "put_part", lambda *args: sent.setdefault(args[2], args[3]) and put_part(*args))
+    send = memory.send
+
+    def noting(request):
+        if isinstance(request, PutPart):
+            sent[request.number] = request.body
+        return send(request)
+
+    monkeypatch.setattr(memory, "send", noting)
     writer.write("k", chunks)
     assert all(sent[number] is chunk for number, chunk in enumerate(chunks, 1))
 
@@ -256,11 +262,13 @@ def test_the_abort_waits_for_parts_under_way(pool):
     on_its_way, go_on = threading.Event(), threading.Event()
 
     class Server(MemoryStore):
-        def put_part(self, key, upload_id, number, body):
-            if number == 1:
+        def send(self, request):
+            if not isinstance(request, PutPart):
+                return super().send(request)
+            if request.number == 1:
                 on_its_way.set()
                 go_on.wait(10)
-                return super().put_part(key, upload_id, number, body)
+                return super().send(request)
             on_its_way.wait(10)
             threading.Timer(0.05, go_on.set).start()
             raise AccessDenied("no")
@@ -277,8 +285,10 @@ def test_nobody_retries_for_an_upload_that_has_failed(pool):
     failed = threading.Event()
 
     class Server(MemoryStore):
-        def put_part(self, key, upload_id, number, body):
-            if number == 1:
+        def send(self, request):
+            if not isinstance(request, PutPart):
+                return super().send(request)
+            if request.number == 1:
                 failed.wait(10)
                 while remaining() is None:  # until it is told
                     time.sleep(0.001)
@@ -420,12 +430,12 @@ def sealed(memory, pool):
     return make
 
 
-BODIES = [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME, 3 * FRAME + 5]
+BODIES = [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, 3 * SEGMENT + 5]
 
 
 @pytest.mark.parametrize("seal", ["encrypt", "sign"])
 @pytest.mark.parametrize("size", BODIES)
-@pytest.mark.parametrize("step", [FRAME - 7, FRAME, 100_000])
+@pytest.mark.parametrize("step", [SEGMENT - 7, SEGMENT, 100_000])
 def test_sealed(memory, sealed, monkeypatch, seal, size, step):
     """What is sealed as it passes is read as what was sealed at once, whole or a range; it has the size foretold."""
     monkeypatch.setattr(uploads, "part_bytes", lambda size: 20_000)
@@ -440,8 +450,8 @@ def test_sealed(memory, sealed, monkeypatch, seal, size, step):
         assert SEAL in stored.metadata
         assert stored.size == stored_size(size)
         assert plain_size(stored.size) == size
-    if size > FRAME:
-        assert store.get("k", start=FRAME - 3, length=7).body == body[FRAME - 3 : FRAME + 4]
+    if size > SEGMENT:
+        assert store.get("k", start=SEGMENT - 3, length=7).body == body[SEGMENT - 3 : SEGMENT + 4]
 
 
 def test_sealed_and_lost(memory, sealed):
@@ -478,13 +488,13 @@ def test_plain_by_choice(memory, sealed):
     assert memory.get("k").body == store.get("k").body == b"x" * 30
 
 
-def test_a_frame_that_is_missing(memory, sealed, monkeypatch):
-    """A sealed object that somebody cut at a frame is no object."""
+def test_a_segment_that_is_missing(memory, sealed, monkeypatch):
+    """A sealed object that somebody cut at a segment is no object."""
     writer, store = sealed()
     monkeypatch.setattr(uploads, "part_bytes", lambda size: 20_000)
-    writer.write("k", [b"x" * (3 * FRAME)])
+    writer.write("k", [b"x" * (3 * SEGMENT)])
     found = memory.get("k")
-    memory.put("k", found.body[: 2 * (FRAME + 16)], metadata=found.metadata, content_type=found.content_type)
+    memory.put("k", found.body[: 2 * (SEGMENT + 16)], metadata=found.metadata, content_type=found.content_type)
     with pytest.raises(Exception, match="changed, exchanged or cut"):
         store.get("k")
     with pytest.raises(ObjectMissing):

@@ -94,6 +94,7 @@ class S3Backend(ResultBackend):
             self.pool,
             state_in=self._decoder.state_in,
             expires=self.terms.results,
+            tagged=self.settings.expiry_tags,
         )
         self.recorder = Recorder(self.results, self._encoder, self.task_key)
         self.reader = Reader(

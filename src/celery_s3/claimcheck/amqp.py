@@ -34,15 +34,23 @@ class ClaimCheckAMQP(AMQP):
         return send_task_message
 
     def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (Celery's name)
+        """As Celery's.
+
+        Raises:
+            ConfigurationError: see :func:`check`.
+        """
         check(self.app.conf)
         return super().TaskConsumer(*args, **kwargs)
 
 
 def check(conf: Any) -> None:
-    """See that the serializers are used for messages alone, and are accepted.
+    """Check that the serializers are used for messages alone, and accepted by who reads them.
+
+    Arguments:
+        conf: of the app.
 
     Raises:
-        ConfigurationError: they are not.
+        ConfigurationError: they are not; the message names the setting.
     """
     if conf.result_serializer.startswith(_OURS):
         raise ConfigurationError(

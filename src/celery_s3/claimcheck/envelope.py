@@ -7,8 +7,9 @@
     above, protocol 1           {"task": …, "args": [], "kwargs": {}, "callbacks": …, "celery_s3": <pointer>}
 
 Callbacks, errbacks, chain and chord stay in the message: a worker's main process needs them to report a failure. Only
-where they make the message too large by themselves do the arguments of callbacks, chain and chord go to S3 too, each
-signature's by itself, with a pointer in the signature; errbacks the main process may have to call itself.
+where they make the message too large by themselves do the arguments of callbacks, chain and chord go to S3 too, those
+of each signature as an object of its own, with a pointer in the signature. Errbacks stay as they are: the main process
+may have to call them, and fetches nothing.
 
 A pointer is ``{"object": name, "size": bytes, "at": where, "args": bool, "kwargs": bool}``: the object holds
 ``[args, kwargs]``, encoded by the inner serializer, and is named after its bytes (see :mod:`.names`).
@@ -20,10 +21,11 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kombu.serialization import dumps, registry
+from kombu.serialization import registry
+from kombu.utils.encoding import str_to_bytes
 
-from .content import decoded
-from .lazy import Claim, Unfetched, raw_args, raw_kwargs
+from .content import decode, encode
+from .lazy import StoredArguments, Unfetched, args_as_they_are, kwargs_as_they_are
 from .messages import Messages, messages_of_sender
 
 __all__ = ["pack", "unpack"]
@@ -33,6 +35,8 @@ MARK = "celery_s3"
 #: Bytes below which arguments stay where they are: a pointer is hardly smaller.
 SMALL = 2048
 
+#: Where a message carries signatures whose arguments may go to S3.
+_CARRYING = ("callbacks", "chain", "chord")
 #: Where a chain, a group or a chord keeps its signatures.
 _PARTS = ("tasks", "header", "body")
 
@@ -40,7 +44,11 @@ _Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def pack(data: Any, inner: str) -> str | bytes:
-    """The body of a message. Data of any other kind is encoded as the inner serializer does.
+    """The body of a message; data that is no task message is encoded as the inner serializer does.
+
+    Arguments:
+        data: what Celery sends, of protocol 1 or 2.
+        inner: kombu's name of the serializer for everything in it.
 
     Raises:
         MessageNotStored: the arguments could not be stored in S3.
@@ -48,27 +56,31 @@ def pack(data: Any, inner: str) -> str | bytes:
     """
     fields = _fields(data)
     if fields is None:
-        return _encoded(data, inner)
+        return encode(data, inner)
     messages = messages_of_sender(inner)
-    again = _everywhere(fields, lambda carrier: _pointed_again(carrier, inner))
-    payload = _encoded(data if again is fields else _body(data, again), inner)
+    sent = _change_all(fields, lambda carrier: _put_pointer_back(carrier, inner))
+    payload = encode(data if sent is fields else _body(data, sent), inner)
     if _size(payload) <= messages.threshold:
         return payload
-    claimed = _claimed(again, messages, inner)
-    payload = _encoded(_body(data, claimed), inner)
+    pointing = _store_arguments(sent, messages, inner)
+    payload = encode(_body(data, pointing), inner)
     if _size(payload) > messages.threshold:
-        claimed = _everywhere(claimed, lambda carrier: _claimed(carrier, messages, inner))
-        payload = _encoded(_body(data, claimed), inner)
+        pointing = _change_all(pointing, lambda carrier: _store_arguments(carrier, messages, inner))
+        payload = encode(_body(data, pointing), inner)
     return payload
 
 
 def unpack(payload: str | bytes, inner: str) -> Any:
-    """What :func:`pack` encoded; arguments that are in S3 are fetched when they are used, not here."""
-    data = decoded(payload, inner)
+    """What :func:`pack` encoded; arguments that are in S3 are fetched when they are used, not here.
+
+    Raises:
+        kombu.exceptions.DecodeError: it is nothing that the inner serializer has written.
+    """
+    data = decode(payload, inner)
     fields = _fields(data)
     if fields is None:
         return data
-    lazy = _everywhere(fields, lambda carrier: _lazy(carrier, inner))
+    lazy = _change_all(fields, lambda carrier: _make_lazy(carrier, inner))
     return data if lazy is fields else _body(data, lazy)
 
 
@@ -86,31 +98,36 @@ def _fields(data: Any) -> dict[str, Any] | None:
 
 
 def _body(data: Any, fields: Mapping[str, Any]) -> Any:
-    """The fields in the form that ``data`` has."""
+    """A message of these fields, in the protocol of ``data``."""
     if isinstance(data, dict):
         return dict(fields)
     embed = dict(fields)
     return type(data)((embed.pop("args"), embed.pop("kwargs"), embed))
 
 
-def _everywhere(fields: dict[str, Any], change: _Change) -> dict[str, Any]:
+def _change_all(fields: dict[str, Any], change: _Change) -> dict[str, Any]:
     """Change the message and the signatures that it carries; the very same fields where nothing is to change."""
-    return change(_with(fields, ("callbacks", "chain", "chord"), lambda value: _signatures(value, change)))
+    with_signatures = _change_values(fields, _CARRYING, lambda value: _change_signatures(value, change))
+    return change(with_signatures)
 
 
-def _signatures(value: Any, change: _Change) -> Any:
+def _change_signatures(value: Any, change: _Change) -> Any:
     """Change a signature or a list of them, and those inside of a chain, a group or a chord."""
     if isinstance(value, list | tuple):
-        changed = [_signatures(one, change) for one in value]
+        changed = [_change_signatures(one, change) for one in value]
         return value if all(map(operator.is_, value, changed)) else changed
     if not isinstance(value, dict) or not value.keys() >= {"args", "kwargs"}:
         return value
     if not value.get("subtask_type"):
         return change(value)
-    return _with(value, ("kwargs",), lambda parts: _with(parts, _PARTS, lambda part: _signatures(part, change)))
+
+    def change_parts(kwargs: Any) -> Any:
+        return _change_values(kwargs, _PARTS, lambda part: _change_signatures(part, change))
+
+    return _change_values(value, ("kwargs",), change_parts)
 
 
-def _with(mapping: Any, names: Iterable[str], change: Callable[[Any], Any]) -> Any:
+def _change_values(mapping: Any, names: Iterable[str], change: Callable[[Any], Any]) -> Any:
     """The mapping with some of its values changed, or the very same where none is."""
     if not isinstance(mapping, dict):
         return mapping
@@ -121,71 +138,61 @@ def _with(mapping: Any, names: Iterable[str], change: Callable[[Any], Any]) -> A
 # -- pointers; a carrier is whatever has args and kwargs: a message, a signature
 
 
-def _claimed(carrier: dict[str, Any], messages: Messages, inner: str) -> dict[str, Any]:
+def _store_arguments(carrier: dict[str, Any], messages: Messages, inner: str) -> dict[str, Any]:
     """The carrier with its arguments in S3, where they are not there already and are worth it."""
     args, kwargs = carrier["args"], carrier["kwargs"]
     if MARK in carrier or not (args or kwargs):
         return carrier
-    content = _bytes(_encoded((args, kwargs), inner))
+    content = str_to_bytes(encode((args, kwargs), inner))
     if len(content) < SMALL:
         return carrier
-    # a signature goes from message to message: nobody could tell when the last of them has gone
+    # Signatures have options. One goes from message to message: nobody knows which of them is the last to need it.
     removable = "options" not in carrier
     pointer = messages.put(content, registry.name_to_type[inner], removable=removable)
-    return _pointing(carrier, {**pointer, "args": bool(args), "kwargs": bool(kwargs)})
+    return _with_pointer(carrier, {**pointer, "args": bool(args), "kwargs": bool(kwargs)})
 
 
-def _pointing(carrier: dict[str, Any], pointer: Mapping[str, Any]) -> dict[str, Any]:
+def _with_pointer(carrier: dict[str, Any], pointer: Mapping[str, Any]) -> dict[str, Any]:
     return {**carrier, "args": [], "kwargs": {}, MARK: dict(pointer)}
 
 
-def _pointed_again(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
-    """The carrier with the pointer back in place of arguments that came by one and were not fetched."""
-    args, kwargs = raw_args(carrier["args"]), raw_kwargs(carrier["kwargs"])
-    claims = [one.claim for one in (*args, *kwargs.values()) if type(one) is Unfetched]
-    if not claims:
+def _put_pointer_back(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
+    """The carrier with its pointer instead of unfetched arguments: what comes by a pointer is sent on by it."""
+    args, kwargs = args_as_they_are(carrier["args"]), kwargs_as_they_are(carrier["kwargs"])
+    unfetched = [one.stored for one in (*args, *kwargs.values()) if type(one) is Unfetched]
+    if not unfetched:
         return carrier
-    first = claims[0]
-    if first.inner == inner and first.stands_for(args, kwargs):
-        return _pointing(carrier, first.pointer)
-    # others stand beside them, as when the body of a chord gets its values
-    return {**carrier, "args": _fetched_args(args), "kwargs": _fetched_kwargs(kwargs)}
+    first = unfetched[0]
+    if first.inner == inner and first.are_all_of(args, kwargs):
+        return _with_pointer(carrier, first.pointer)
+    # There are other arguments beside the stored ones, as where the body of a chord gets its values.
+    return {**carrier, "args": _args_in_full(args), "kwargs": _kwargs_in_full(kwargs)}
 
 
-def _lazy(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
+def _make_lazy(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
+    """The carrier with arguments that are fetched when they are used instead of its pointer."""
     if MARK not in carrier:
         return carrier
     rest = {name: value for name, value in carrier.items() if name != MARK}
-    return rest | Claim(carrier[MARK], inner).arguments()
+    return rest | StoredArguments(carrier[MARK], inner).lazily()
 
 
-def _fetched_args(args: list[Any]) -> list[Any]:
-    """The arguments, those that are in S3 in their place."""
+def _args_in_full(args: list[Any]) -> list[Any]:
+    """The arguments, with those from S3 where one stood for them."""
     found: list[Any] = []
     for one in args:
-        found += one.claim.args if type(one) is Unfetched else [one]
+        found += one.stored.args if type(one) is Unfetched else [one]
     return found
 
 
-def _fetched_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments, those that are in S3 in their place."""
+def _kwargs_in_full(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments, with those from S3 where one stood for them."""
     found: dict[str, Any] = {}
     for name, one in kwargs.items():
-        found |= one.claim.kwargs if type(one) is Unfetched else {name: one}
+        found |= one.stored.kwargs if type(one) is Unfetched else {name: one}
     return found
-
-
-# -- encoding
-
-
-def _encoded(data: Any, inner: str) -> str | bytes:
-    payload: str | bytes = dumps(data, serializer=inner)[2]
-    return payload
 
 
 def _size(payload: str | bytes) -> int:
+    """Bytes; ASCII, which is most of what there is, is counted without a copy."""
     return len(payload) if isinstance(payload, bytes) or payload.isascii() else len(payload.encode())
-
-
-def _bytes(payload: str | bytes) -> bytes:
-    return payload.encode() if isinstance(payload, str) else payload

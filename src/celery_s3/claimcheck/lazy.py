@@ -2,8 +2,8 @@
 
 Celery decodes every message in the worker's main process, and looks at it there. An error would lose the task, and a
 request would hold up the event loop: so outside of a task nothing is fetched, and one :class:`Unfetched` stands in the
-place of all arguments. Inside of one the first look at a list or mapping of arguments fetches it; that is the call of
-the task's function, where an error is the task's own.
+place of all arguments. Inside of a task the first look at a list or mapping of arguments fetches it; that is the call
+of the task's function, where an error is the task's own.
 """
 
 from __future__ import annotations
@@ -13,85 +13,93 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from celery import states
-from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.exceptions import Ignore, TaskPredicate
 
+from celery_s3.celery_private import current_task
 from celery_s3.errors import CeleryS3Error, MessageNotRead, ObjectMissing
 from celery_s3.interruptions import brief, reraise_interruption
 
-from .content import decoded
+from .content import decode
 from .messages import is_removable, messages_of, sending_app
 
 __all__ = [
-    "Claim",
     "LazyArgs",
     "LazyKwargs",
+    "StoredArguments",
     "Unfetched",
-    "raw_args",
-    "raw_kwargs",
+    "args_as_they_are",
+    "kwargs_as_they_are",
 ]
 
 _C = TypeVar("_C", bound=type)
 
 
-class Claim:
-    """What a pointer points to: arguments and keyword arguments.
+class StoredArguments:
+    """What a pointer stands for: arguments and keyword arguments, fetched once, when somebody asks for either.
 
     Arguments:
-        pointer: as it stood in the message.
-        inner: the name of the serializer that encoded them.
+        pointer: as it stood in the message; anything, where it is damaged.
+        inner: kombu's name of the serializer that encoded them.
     """
 
     def __init__(self, pointer: object, inner: str) -> None:
         self.pointer: Mapping[str, Any] = pointer if isinstance(pointer, Mapping) else {}
         self.inner = inner
-        self._content: tuple[list[Any], dict[str, Any]] | None = None
+        self._fetched: tuple[list[Any], dict[str, Any]] | None = None
         self._error: Exception | None = None
 
-    def arguments(self) -> dict[str, Any]:
-        """``args`` and ``kwargs`` to stand in a message."""
+    def lazily(self) -> dict[str, Any]:
+        """``args`` and ``kwargs`` to stand in a message: a list and a dict that fetch what should be in them."""
         return {
             "args": LazyArgs(self) if self.pointer.get("args", True) else [],
             "kwargs": LazyKwargs(self) if self.pointer.get("kwargs", True) else {},
         }
 
-    def stands_for(self, args: list[Any], kwargs: dict[str, Any]) -> bool:
-        """Whether these are all of its arguments and keyword arguments, and nothing else."""
-        whole = [one for one, there in (("args", args), ("kwargs", kwargs)) if there]
-        here = [*args, *kwargs.values()]
+    def are_all_of(self, args: list[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether a call with these has all of the stored arguments, unfetched, and no other."""
+        given = [one for one, there in (("args", args), ("kwargs", kwargs)) if there]
+        values = [*args, *kwargs.values()]
         return (
-            len(here) == len(whole)
-            and all(type(one) is Unfetched and one.claim is self for one in here)
-            and whole == [one for one in ("args", "kwargs") if self.pointer.get(one)]
+            len(values) == len(given)
+            and all(type(one) is Unfetched and one.stored is self for one in values)
+            and given == [one for one in ("args", "kwargs") if self.pointer.get(one)]
         )
 
     @property
     def args(self) -> list[Any]:
-        return self._fetched()[0]
+        """The positional arguments.
+
+        Raises:
+            MessageNotRead: they could not be fetched, or are not what was stored.
+            celery.exceptions.Ignore: they are removed, since their task has succeeded.
+        """
+        return self._fetch_once()[0]
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        return self._fetched()[1]
+        """The keyword arguments; errors as of :attr:`args`."""
+        return self._fetch_once()[1]
 
     @property
     def object(self) -> str:
+        """The name of the object that holds them, empty where the pointer is damaged."""
         return str(self.pointer.get("object", ""))
 
-    def _fetched(self) -> tuple[list[Any], dict[str, Any]]:
+    def _fetch_once(self) -> tuple[list[Any], dict[str, Any]]:
         if self._error is not None:
             raise self._error
-        if self._content is None:
+        if self._fetched is None:
             try:
-                self._content = self._fetch()
+                self._fetched = self._fetch()
             except (CeleryS3Error, TaskPredicate) as exc:
                 self._error = exc
-                self._leave_request(get_current_task())
+                self._show_text_in(current_task())
                 raise
-        return self._content
+        return self._fetched
 
     def _fetch(self) -> tuple[list[Any], dict[str, Any]]:
-        task = get_current_task()
+        task = current_task()
         messages = messages_of(app_or_default(task and task.app))
         try:
             content = messages.get(self.object, str(self.pointer.get("at", "")))
@@ -101,47 +109,50 @@ class Claim:
             raise
         handled = sys.exception()
         try:
-            args, kwargs = decoded(content, self.inner)
+            args, kwargs = decode(content, self.inner)
             return list(args), dict(kwargs)
         except Exception as exc:  # every serializer has errors of its own
             reraise_interruption(exc, handled)
             raise MessageNotRead(f"{self} cannot be decoded: {brief(exc)}") from exc
 
-    def _leave_request(self, task: Any) -> None:
-        """Let those who handle the failure, and store it with `result_extended`, see a text for the arguments."""
+    def _show_text_in(self, task: Any) -> None:
+        """Put a text in the place of the arguments of a task that fails.
+
+        Who handles the failure, and who stores it with `result_extended`, would otherwise fetch them once more.
+        """
         request = task and task.request
-        if request and getattr(request.args, "claim", None) is self:
-            request.args = raw_args(request.args)
-        if request and getattr(request.kwargs, "claim", None) is self:
-            request.kwargs = raw_kwargs(request.kwargs)
+        if request and getattr(request.args, "stored", None) is self:
+            request.args = args_as_they_are(request.args)
+        if request and getattr(request.kwargs, "stored", None) is self:
+            request.kwargs = kwargs_as_they_are(request.kwargs)
 
     def __str__(self) -> str:
         size = self.pointer.get("size")
         return f"{size:,} bytes of arguments in S3" if isinstance(size, int) else "arguments in S3"
 
     def __reduce__(self) -> Any:
-        return Claim, (dict(self.pointer), self.inner)
+        return StoredArguments, (dict(self.pointer), self.inner)
 
 
 class Unfetched:
     """What stands in the place of all arguments, or of all keyword arguments, until they are fetched."""
 
-    __slots__ = ("claim",)
+    __slots__ = ("stored",)
 
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
+    def __init__(self, stored: StoredArguments) -> None:
+        self.stored = stored
 
     def __repr__(self) -> str:
-        return f"<{self.claim}>"
+        return f"<{self.stored}>"
 
     def __deepcopy__(self, memo: object) -> Unfetched:
         return self
 
     def __json__(self) -> str:
-        """A text: for ``celery inspect`` and stored failures.
+        """A text for kombu's JSON: for ``celery inspect`` and stored failures.
 
         Raises:
-            TypeError: a message is made of it.
+            TypeError: a message is made of it, whose reader would take the text for the argument.
         """
         if sending_app.get() is not None:
             raise TypeError(
@@ -158,14 +169,14 @@ def _has_succeeded(task: Any) -> bool:
     return bool(task) and task.backend.get_state(task.request.id) == states.SUCCESS
 
 
-def _first_fetched(base: type, names: str) -> Callable[[_C], _C]:
-    """Let these methods of a list or dict fetch what should be in it first."""
+def _fetching_first(base: type, names: str) -> Callable[[_C], _C]:
+    """A class decorator: these methods of a list or dict fetch what should be in it first, inside of a task."""
 
     def method(name: str) -> Callable[..., Any]:
         plain = getattr(base, name)
 
         def after_fetching(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.claim is not None and get_current_task() is not None:
+            if self.stored is not None and current_task() is not None:
                 self.fetch()
             return plain(self, *args, **kwargs)
 
@@ -180,7 +191,7 @@ def _first_fetched(base: type, names: str) -> Callable[[_C], _C]:
     return decorate
 
 
-@_first_fetched(
+@_fetching_first(
     list,
     "__add__ __contains__ __delitem__ __ge__ __getitem__ __gt__ __iadd__ __imul__ __iter__ __le__ __len__ __lt__"
     " __mul__ __reversed__ __rmul__ __setitem__ append clear copy count extend index insert pop remove reverse sort",
@@ -188,74 +199,75 @@ def _first_fetched(base: type, names: str) -> Callable[[_C], _C]:
 class LazyArgs(list[Any]):
     """Positional arguments.
 
-    It is a list, since Celery sends nothing else. What reads a list's memory, as ``[1] + args`` does, finds the
-    :class:`Unfetched` in it: arguments are never lost to an empty list.
+    It is a list, since Celery sends nothing else. What reads a list's memory and calls none of its methods, as
+    ``[1] + args`` does, finds the :class:`Unfetched` in it: arguments are never lost to an empty list.
+
+    Attributes:
+        stored: what is to be fetched, ``None`` once it is.
+        object: the name of the object that they come from, fetched or not.
     """
 
-    def __init__(self, claim: Claim) -> None:
-        super().__init__([Unfetched(claim)])
-        self.claim: Claim | None = claim
-        self.object = claim.object
+    def __init__(self, stored: StoredArguments) -> None:
+        super().__init__([Unfetched(stored)])
+        self.stored: StoredArguments | None = stored
+        self.object = stored.object
 
     def fetch(self) -> None:
-        if self.claim is not None:
-            list.__setitem__(self, slice(None), self.claim.args)
-            self.claim = None
+        """Put the arguments in their place, once; errors as of :attr:`StoredArguments.args`."""
+        if self.stored is not None:
+            list.__setitem__(self, slice(None), self.stored.args)
+            self.stored = None
 
+    # list's own comparison would read the memory of both. Celery compares with the text 'args' whatever a message
+    # holds: nothing is fetched for that.
     def __eq__(self, other: object) -> bool:
-        # Celery looks for the text 'args' in every message
         if isinstance(other, list):
             return [*self] == [*other]
         return NotImplemented
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other if isinstance(other, list) else NotImplemented
-
-    __hash__ = None
+    __ne__ = object.__ne__  # by __eq__
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return (LazyArgs, (self.claim,)) if self.claim is not None else (list, ([*self],))
+        return (LazyArgs, (self.stored,)) if self.stored is not None else (list, ([*self],))
 
 
-@_first_fetched(
+@_fetching_first(
     dict,
     "__contains__ __delitem__ __getitem__ __ior__ __iter__ __len__ __or__ __reversed__ __ror__ __setitem__ clear copy"
     " get items keys pop popitem setdefault update values",
 )
 class LazyKwargs(dict[str, Any]):
-    """Keyword arguments."""
+    """Keyword arguments; attributes as of :class:`LazyArgs`."""
 
-    def __init__(self, claim: Claim) -> None:
-        super().__init__({"celery_s3": Unfetched(claim)})
-        self.claim: Claim | None = claim
-        self.object = claim.object
+    def __init__(self, stored: StoredArguments) -> None:
+        super().__init__({"celery_s3": Unfetched(stored)})
+        self.stored: StoredArguments | None = stored
+        self.object = stored.object
 
     def fetch(self) -> None:
-        if self.claim is not None:
-            kwargs = self.claim.kwargs
+        """Put the keyword arguments in their place, once; errors as of :attr:`StoredArguments.args`."""
+        if self.stored is not None:
+            kwargs = self.stored.kwargs
             dict.clear(self)
             dict.update(self, kwargs)
-            self.claim = None
+            self.stored = None
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, dict):
             return dict(self.items()) == dict(other.items())
         return NotImplemented
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other if isinstance(other, dict) else NotImplemented
-
-    __hash__ = None
+    __ne__ = object.__ne__
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return (LazyKwargs, (self.claim,)) if self.claim is not None else (dict, (dict(self.items()),))
+        return (LazyKwargs, (self.stored,)) if self.stored is not None else (dict, (dict(self.items()),))
 
 
-def raw_args(args: Any) -> list[Any]:
-    """What stands there now, without fetching."""
+def args_as_they_are(args: Any) -> list[Any]:
+    """A copy of what stands in positional arguments now: nothing is fetched."""
     return list.copy(args) if isinstance(args, list) else list(args or ())
 
 
-def raw_kwargs(kwargs: Any) -> dict[str, Any]:
-    """What stands there now, without fetching."""
+def kwargs_as_they_are(kwargs: Any) -> dict[str, Any]:
+    """A copy of what stands in keyword arguments now: nothing is fetched."""
     return dict(dict.items(kwargs)) if isinstance(kwargs, dict) else dict(kwargs or {})

@@ -5,8 +5,8 @@
     lifecycle   <digest>             stored once, whoever sends the same; a lifecycle rule removes it
     success     <digest>.<random>    one message's own: removed when its task's SUCCESS is stored
 
-A put is no create: writing the same bytes again starts their lifetime anew, so that a message sent today never
-points to what was stored two weeks ago.
+An object that is there already is written again: that starts its lifetime anew, so that a message sent today never
+points to what the lifecycle rule removes tomorrow.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from celery_s3.errors import (
     PreconditionFailed,
     StoreError,
 )
+from celery_s3.processes import Remembered
 from celery_s3.settings import Settings, resolve
-from celery_s3.store.api import Object, Store
+from celery_s3.store import ranges
+from celery_s3.store.api import Store
 from celery_s3.store.parallel import Pool
 
 from .names import Names
@@ -48,9 +50,9 @@ logger = logging.getLogger(__name__)
 #: The app whose message is being encoded in this thread or greenlet; set by :mod:`.amqp`.
 sending_app: ContextVar[Any] = ContextVar("celery_s3_sending_app", default=None)
 
-#: The bytes of one request.
+#: Bytes that one request fetches.
 PART_BYTES = 8 * 1024 * 1024
-#: Seconds for which a process need not store again what it has stored: little, measured by any lifetime.
+#: Seconds in which a process does not store the same again: rules count in days, so its lifetime is hardly shorter.
 STORED_FOR = 3600.0
 #: How many objects a process remembers to have stored.
 REMEMBERED = 256
@@ -62,10 +64,14 @@ class Messages:
     """The objects that one app's messages point to.
 
     Arguments:
-        store, pool: the app's bucket.
-        settings: where in it, and from what size on.
+        store: the app's bucket.
+        pool: fetches the parts of a large object.
+        settings: `base`, `message_threshold`, `message_cleanup`, `compression_threshold`, and the keys of names.
         compression: kombu's name of a method for the objects; ``None`` stores them as they are.
-        clock: seconds.
+        clock: seconds, for how long an object is not stored again.
+
+    Attributes:
+        threshold: bytes up to which a message has no object.
     """
 
     def __init__(
@@ -82,15 +88,18 @@ class Messages:
         self._prefix = settings.base + keys.MESSAGES
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
-        #: bytes up to which a message needs none
         self.threshold = settings.message_threshold
-        self._stored: dict[str, float] = {}
+        #: until when, by the clock, an object need not be stored again
+        self._known_until: Remembered[str, float] = Remembered(REMEMBERED)
 
     def put(self, content: bytes, content_type: str, *, removable: bool) -> dict[str, Any]:
         """Store what a message will point to.
 
         Arguments:
             removable: one message alone will point to it.
+
+        Returns:
+            The beginning of a pointer: ``object`` (its name), ``size`` (bytes of the content), ``at`` (where).
 
         Raises:
             MessageNotStored: it could not be stored.
@@ -100,16 +109,17 @@ class Messages:
         if removable and self._remove:
             name += f".{uuid4().hex}"
             self._write(name, body, content_type)
-        elif not self._knows(name):
+        elif self._clock() >= (self._known_until.get(name) or 0.0):
             self._write(name, body, content_type)
-            self._remember(name)
+            self._known_until.put(name, self._clock() + STORED_FOR)
         return {"object": name, "size": len(content), "at": self._where}
 
     def get(self, name: str, at: str) -> bytes:
         """Fetch what a message points to.
 
         Arguments:
-            at: where its producer stored it.
+            name: of the object.
+            at: where its producer stored it, as the message tells; only for the error's text.
 
         Raises:
             MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
@@ -135,7 +145,7 @@ class Messages:
             raise MessageNotRead(f"{self._where}{name} cannot be decompressed: {exc}") from exc
 
     def remove(self, name: str) -> None:
-        """Remove what no message points to any more; what cannot be removed is left to the lifecycle rule."""
+        """Remove what no message points to any more; should that fail, the lifecycle rule does it later."""
         try:
             self._store.delete(self._prefix + name)
         except StoreError as exc:
@@ -155,14 +165,10 @@ class Messages:
     def _whole(self, key: str) -> bytes:
         while True:
             first = self._store.get(key, length=PART_BYTES)
-            with suppress(PreconditionFailed):  # the same was stored again meanwhile, perhaps encrypted otherwise
-                return self._joined(first)
-
-    def _joined(self, first: Object) -> bytes:
-        def part(start: int) -> bytes:
-            return self._store.get(first.key, start=start, length=PART_BYTES, if_match=first.etag).body
-
-        return b"".join([first.body, *self._pool.map(part, range(len(first.body), first.size, PART_BYTES))])
+            # Stored again meanwhile: the same content, but with a seal of its own the parts do not fit together.
+            with suppress(PreconditionFailed):
+                rest = sorted(ranges.behind(first, self._store, self._pool, PART_BYTES))
+                return b"".join([first.body, *(part for _, part in rest)])
 
     def _gone(self, name: str, at: str) -> str:
         text = f"a message's arguments are not in {self._where}{name}"
@@ -170,20 +176,9 @@ class Messages:
             return f"{text}: its producer stored them in {at}. Give both the same bucket and base_path"
         return f"{text} any more: the message is older than the lifecycle rule keeps them. Let it keep them for longer"
 
-    def _knows(self, name: str) -> bool:
-        return self._clock() < self._stored.get(name, 0.0)
-
-    def _remember(self, name: str) -> None:
-        # no lock: a forked child might wait for it for ever
-        self._stored.pop(name, None)
-        self._stored[name] = self._clock() + STORED_FOR
-        if len(self._stored) > REMEMBERED:
-            with suppress(RuntimeError, StopIteration):  # another thread makes room at the same time
-                self._stored.pop(next(iter(self._stored)), None)
-
 
 def is_removable(name: str) -> bool:
-    """Whether an object is one message's own."""
+    """Whether an object is one message's own, so that it can be removed with it."""
     return "." in name
 
 
@@ -231,10 +226,10 @@ def messages_of_sender(inner: str) -> Messages:
 
 
 def _remove_used(sender: Any, **_: Any) -> None:
-    """Remove a task's own arguments: its SUCCESS is stored, its callbacks are sent."""
+    """Remove a task's own arguments. Celery says ``task_success`` once its SUCCESS is stored, its callbacks sent."""
     request = sender.request
     if request.ignore_result or sender.ignore_result:
-        return  # run again, nothing would tell it that it has succeeded
+        return  # no result: if the message is delivered again, nothing says that the task need not run
     names = {getattr(arguments, "object", "") for arguments in (request.args, request.kwargs)}
     for name in filter(is_removable, names):
         messages_of(sender.app).remove(name)

@@ -5,8 +5,8 @@
     without keys, or with one of AWS KMS   SHA-256 of the bytes
     encrypted with a key in `seal_keys`    HMAC-SHA-256 of the bytes, with a key derived from the first of `seal_keys`
 
-A plain hash lets whoever may list the bucket find out whether a guess of a message's content is right. The key of AWS
-KMS is in nobody's hand, and what it gives out is another one every five minutes.
+A plain hash lets whoever may list the bucket find out whether a guess of a message's content is right. With AWS KMS it
+cannot be helped: its key never leaves KMS, and the data keys that it gives out change every five minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import hmac
 from collections.abc import Iterator
 
+from celery_s3.sealing.ciphers import derive
 from celery_s3.settings import Settings
 
 __all__ = ["Names"]
@@ -25,7 +26,7 @@ class Names:
     """Names for contents, 64 hexadecimal digits each.
 
     Arguments:
-        settings: with the keys. All of them are tried when a name is checked, whichever made it.
+        settings: `seal_keys` and `seal`. A name is checked with all of the keys: any of them may have made it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,9 +48,7 @@ def _digest(key: bytes | None, content: bytes) -> str:
 
 
 def _keys(settings: Settings) -> Iterator[bytes | None]:
-    """A key for names of each of `seal_keys`; ``None`` for those of AWS KMS."""
-    if settings.seal_keys:
-        from celery_s3.sealing.ciphers import derived  # imported where it is used
+    """For each of `seal_keys` the key that makes names; ``None`` for those of AWS KMS."""
     for secret in settings.seal_keys:
         text = secret.reveal()
-        yield None if text.startswith("kms://") else derived(base64.b64decode(text), b"mail")
+        yield None if text.startswith("kms://") else derive(base64.b64decode(text), b"mail")

@@ -1,7 +1,7 @@
 """The serializers, as kombu finds them: entry points of the group ``kombu.serializers``.
 
-kombu imports this module while it is itself being imported, in every process that has this package installed:
-nothing else may be imported here.
+Kombu imports this module while it is itself being imported, in every process that has this package installed: nothing
+else may be imported at the top.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Serializer = tuple[Callable[[Any], "str | bytes"], Callable[["str | bytes"], An
 def _serializer(inner: str, encoding: str) -> _Serializer:
     """The serializer ``s3+<inner>``: its name alone says how everything is encoded, in a message and in S3."""
     content_type = f"application/x-celery-s3+{inner}"
-    # As kombu's own, but for json: a consumer that does not say what it accepts refuses it.
+    # As kombu does with its own but json: a consumer takes it only where `accept_content` names it.
     registry.disable(content_type)
 
     def encode(data: Any) -> str | bytes:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ from kombu.exceptions import DecodeError
 from celery_s3.codec import raw
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
 from celery_s3.errors import ObjectMissing, PreconditionFailed
+from celery_s3.files.reading import replaced
 from celery_s3.results.write_once import PART_BYTES, Results
 from celery_s3.store.api import Object, Store
 
@@ -65,18 +64,11 @@ def write_file(results: Results, found: Object, path: Path) -> int:
     """
     parts, size = _of_value(results, found)
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".celery-s3-", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file, progress("Fetching", size) as advance:
-                for part in parts:
-                    advance(file.write(part))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
+        with replaced(path, 0o600) as file, progress("Fetching", size) as advance:
+            for part in parts:
+                advance(file.write(part))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as exc:
         raise click.ClickException(f"{path} was not written: {exc.strerror}.") from exc
     return size

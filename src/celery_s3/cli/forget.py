@@ -11,8 +11,7 @@ import click
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.operate.inventory import Extent, Filter, Inventory
-from celery_s3.store.api import batches
-from celery_s3.store.counting import PAGE
+from celery_s3.store.api import PAGE, batches
 
 from .context import dry_run_option, json_option, with_backend
 from .lookup import keys_of

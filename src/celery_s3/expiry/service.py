@@ -10,8 +10,8 @@ from celery_s3.bucket import Opened
 from celery_s3.chords.repair import Repair
 from celery_s3.errors import StoreError
 from celery_s3.settings import Settings
+from celery_s3.store.api import PAGE
 from celery_s3.store.clients.control import Control
-from celery_s3.store.counting import PAGE
 
 from . import clock
 from .rules import Rule, covers, wanted

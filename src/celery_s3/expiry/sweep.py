@@ -25,9 +25,8 @@ from celery_s3.errors import ObjectMissing, Refused
 from celery_s3.files.pointer import OBJECT, SENT
 from celery_s3.metadata import expires_at
 from celery_s3.operate.inventory import Extent
-from celery_s3.store.api import Entry, Store, batches
+from celery_s3.store.api import PAGE, Entry, Store, batches
 from celery_s3.store.clients.control import Upload
-from celery_s3.store.counting import PAGE
 from celery_s3.store.parallel import Pool
 
 from .terms import SLACK, Prefixes, Terms

@@ -8,8 +8,8 @@ What is in which module::
     pointer     what travels in a result or a message
     store       the files of one backend: where they are, writing, reading, deleting them
     reading     pieces in order, checked against size and SHA-256; the reader over them
-    home        which backend a file goes to, and comes from
+    whose       which task a file goes with, and which backend it goes to and comes from
 
-Its public name is ``celery_s3.S3File``. Workers' main processes decode pointers: nothing but the standard library,
-kombu and Celery is imported for that.
+Its public name is ``celery_s3.S3File``. Every process that has kombu decodes pointers, workers' main processes too:
+nothing but the standard library, kombu and Celery is imported for that.
 """

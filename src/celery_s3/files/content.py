@@ -1,4 +1,8 @@
-"""Where a file's content is: here, in S3, or nowhere."""
+"""Where a file's content is: here, in S3, or nowhere.
+
+Each of these has ``name``, ``content_type``, ``size``, ``sha256``, ``pieces()`` (its chunks) and ``url()``, as
+:class:`celery_s3.S3File` describes them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from celery_s3.errors import FileNotRead
 
@@ -19,41 +23,25 @@ from .source import PathSource, Source, StreamSource, check_size
 if TYPE_CHECKING:
     from .store import Files
 
-__all__ = ["Broken", "Content", "Local", "Remote"]
+__all__ = ["Content", "Damaged", "Local", "Remote"]
 
-#: What a file is of that says nothing else, and whose name tells nothing.
+#: The content type of a file whose name does not tell one.
 UNTYPED = "application/octet-stream"
 
 
-class Content(Protocol):
-    """What :class:`~celery_s3.files.S3File` tells, and gives."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def content_type(self) -> str: ...
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def sha256(self) -> str: ...
-    def pieces(self) -> Iterator[bytes]: ...
-    def url(self, expires: int) -> str: ...
-    def pointer(self) -> Any: ...
-
-
 class Local:
-    """A file that is not uploaded yet."""
+    """A file that is not uploaded yet; arguments and errors as of :class:`~celery_s3.S3File`."""
 
     def __init__(
         self, source: str | os.PathLike[str] | IO[bytes], name: str | None, content_type: str | None, size: int | None
     ) -> None:
         self.source: Source
         if isinstance(source, str | os.PathLike):
-            # the current directory may be another one when it is uploaded
-            self.source, own = PathSource(Path(source).absolute(), check_size(size)), Path(source).name
+            # absolute: the current directory may be another one when it is uploaded
+            self.source, found = PathSource(Path(source).absolute(), check_size(size)), Path(source).name
         else:
-            self.source, own = StreamSource(source, check_size(size)), getattr(source, "name", "")
-        self.name = clean_name(own) if name is None else check_name(name)
+            self.source, found = StreamSource(source, check_size(size)), getattr(source, "name", "")
+        self.name = clean_name(found) if name is None else check_name(name)
         self.content_type = _guessed(self.name) if content_type is None else check_content_type(content_type)
 
     @property
@@ -62,6 +50,7 @@ class Local:
 
     @property
     def spent(self) -> bool:
+        """Whether it has been read, and cannot be read again."""
         return self.source.spent
 
     @property
@@ -77,9 +66,6 @@ class Local:
     def url(self, expires: int) -> NoReturn:  # noqa: ARG002 (as the others')
         raise FileNotRead(f"there is no link to the file {self!r}: it is uploaded when its task has returned it")
 
-    def pointer(self) -> NoReturn:
-        raise NotImplementedError
-
     def __repr__(self) -> str:
         return repr(self.source)
 
@@ -88,18 +74,18 @@ class Remote:
     """A file in S3.
 
     Arguments:
-        home: the backend by which it came here, if any.
+        read_by: the backend by which its pointer came here, if any.
     """
 
-    def __init__(self, pointer: Pointer, home: Any) -> None:
+    def __init__(self, pointer: Pointer, read_by: Any) -> None:
         self._pointer = pointer
-        self._home = home
+        self._read_by = read_by
         self.name, self.content_type = pointer.name, pointer.content_type
         self.size, self.sha256 = pointer.size, pointer.sha256
 
     @cached_property
     def _files(self) -> Files:
-        files, nearest = whose.files_at(self._pointer.at, self._pointer.server, self._home)
+        files, nearest = whose.files_at(self._pointer.at, self._pointer.server, self._read_by)
         if files is None:
             here = f"this process has its files in {nearest}" if nearest else "the current app's results are not in S3"
             raise FileNotRead(
@@ -115,14 +101,18 @@ class Remote:
         return self._files.url(self._pointer, expires)
 
     def pointer(self) -> dict[str, Any]:
+        """What travels in its place, as JSON has it."""
         return self._pointer.dumps()
 
     def __repr__(self) -> str:
         return f"{self.name!r}, {self.size:,} bytes, {self._pointer.at}{self._pointer.key}"
 
 
-class Broken:
-    """What came in the place of a pointer, and travels on as it came: a worker hands its tasks on to its children."""
+class Damaged:
+    """What came in the place of a pointer and is none: whatever is asked of it raises FileNotRead.
+
+    It travels on as it came, since a worker's main process hands its tasks on to its children.
+    """
 
     def __init__(self, value: Any, why: str) -> None:
         self._value = value
@@ -135,10 +125,14 @@ class Broken:
     pieces = url = _raise
 
     def pointer(self) -> Any:
+        """What came, as it came."""
         return self._value
 
     def __repr__(self) -> str:
         return "with a damaged pointer"
+
+
+Content = Local | Remote | Damaged
 
 
 def _guessed(name: str) -> str:

@@ -12,14 +12,16 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from celery._state import get_current_task
+from kombu.utils.json import register_type
 
+from celery_s3.celery_private import current_task
 from celery_s3.errors import ConfigurationError, FileNotStored, StoreError
 from celery_s3.metadata import term_asked
-from celery_s3.serializers import Pointed
+from celery_s3.processes import Remembered
+from celery_s3.serializers import FILE
 
 from . import whose
-from .content import Broken, Content, Local, Remote
+from .content import Content, Damaged, Local, Remote
 from .pointer import Pointer
 
 if TYPE_CHECKING:
@@ -28,19 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["S3File"]
 
-#: Seconds for which a task's file is handed out again: a file outlives its term by a day, and so any state or result
-#: that its task stores by then.
+#: Seconds for which one upload serves all that its task stores: files live a day longer than results, so this one
+#: outlives even what is stored at the end of these 23 hours.
 _OF_A_TASK = 82_800
-#: Seconds for which a caller's is, to the members of a group for example: it lives a day at least.
+#: Seconds for which one upload serves a client's calls, for example the members of a group; it lives for a day or more.
 _OF_A_CALLER = 3600
-#: For how many tasks at a time: more than any pool runs at once.
+#: How many uploads of one file are remembered, each for another task: more than any pool runs at once.
 _REMEMBERED = 1024
 
-#: Files that are the arguments of a call in this very process, by a random token.
+#: Files that are arguments of a call in this very process (`task_always_eager`), by the token in their pointer.
 _here: WeakValueDictionary[str, S3File] = WeakValueDictionary()
 
 
-class S3File(Pointed):
+class S3File:
     """A file as a task's result, as a part of one, or as an argument.
 
     It is uploaded when it is first sent or stored, once for each task; what travels is a pointer, and who gets it has a
@@ -66,6 +68,8 @@ class S3File(Pointed):
         ValueError: ``name``, ``content_type`` or ``size`` cannot be one, or the file object stands at its end.
     """
 
+    __module__ = "celery_s3"  # where users import it from, and what a pickle names
+
     def __init__(
         self,
         source: str | os.PathLike[str] | IO[bytes],
@@ -79,17 +83,18 @@ class S3File(Pointed):
     def _begin(self, content: Content) -> None:
         self._content = content
         self._uploading = threading.Lock()
-        #: by which a call in this very process finds it
+        #: names it in a pointer that does not leave this process
         self._token = uuid4().hex
-        #: where it was uploaded to and for which run of which task, with when that began
-        self._sent: dict[tuple[object, ...], tuple[Remote, float]] = {}
+        #: what it was uploaded as, and when that began, in seconds since the epoch: by server, place, task and run
+        self._sent: Remembered[tuple[object, ...], tuple[Remote, float]] = Remembered(_REMEMBERED)
+        self._sent_last: Remote | None = None
 
     @classmethod
     def of(cls, pointer: object) -> S3File:
         """The file that a pointer stands for; no request.
 
-        Never an error: one in a message would lose its task. What is no pointer makes a file that raises when it is
-        used.
+        Never an error, since Celery loses a task whose message cannot be decoded. What is no pointer makes a file that
+        raises when it is used.
         """
         token = pointer.get("here") if isinstance(pointer, dict) else None
         known = _here.get(token) if isinstance(token, str) else None
@@ -97,7 +102,7 @@ class S3File(Pointed):
 
     @classmethod
     def _with(cls, content: Content) -> S3File:
-        file = cls.__new__(cls)
+        file = cls.__new__(cls)  # __init__ is for users: it takes what is not uploaded yet
         file._begin(content)  # noqa: SLF001 (its own)
         return file
 
@@ -108,6 +113,7 @@ class S3File(Pointed):
 
     @property
     def content_type(self) -> str:
+        """As ``application/pdf``; ``application/octet-stream`` where the name does not tell."""
         return self._content.content_type
 
     @property
@@ -142,7 +148,7 @@ class S3File(Pointed):
         A file that is there keeps its mode; a symbolic link stays, and the file that it names is replaced.
 
         Arguments:
-            progress: called with the bytes done and the bytes in all, after each piece.
+            progress: called with the bytes done and the bytes in all (``None``: not known), after each piece.
 
         Raises:
             FileNotRead: it could not be fetched, or is not what was stored.
@@ -160,8 +166,7 @@ class S3File(Pointed):
         Raises:
             FileNotRead: it is sealed, or not uploaded.
         """
-        sent = next(reversed(self._sent.values()), None)
-        return (sent[0] if sent else self._content).url(expires)
+        return (self._sent_last or self._content).url(expires)
 
     def __repr__(self) -> str:
         return f"<S3File {self._content!r}>"
@@ -169,27 +174,31 @@ class S3File(Pointed):
     # -- travelling
 
     def pointer(self) -> Any:
-        """What travels in its place; it is uploaded now, unless it is already or the call stays in this process."""
-        if isinstance(self._content, Local) and whose.eager():
+        """What travels in its place, as JSON has it.
+
+        It is uploaded now, unless it is already, or its reader is in this very process.
+
+        Raises:
+            FileNotStored: it could not be read, or not be uploaded.
+            ConfigurationError: there is no backend of ours to upload it to.
+        """
+        if not isinstance(self._content, Local):
+            return self._content.pointer()
+        if whose.is_eager_call():
             _here[self._token] = self
             return {"here": self._token}
-        if isinstance(self._content, Local):
-            with self._uploading:
-                return self._uploaded(self._content).pointer()
-        return self._content.pointer()
+        with self._uploading:
+            return self._uploaded(self._content).pointer()
 
     def _uploaded(self, local: Local) -> Remote:
-        """It goes with one task's result and is deleted with it, so another task's is another object."""
-        files, owner, now = _files_for(local), whose.owner(), time.time()
-        asking = (files.server, files.at, owner, whose.run())
-        known, began = self._sent.get(asking, (None, 0.0))
+        """What it was uploaded as: once for each task, since it is deleted with that task's result."""
+        files, owner, now = _files_for(local), whose.owner_id(), time.time()
+        purpose = (files.server, files.at, owner, whose.run_number())
+        known, began = self._sent.get(purpose) or (None, 0.0)
         if known is not None and 0 <= now - began < (_OF_A_TASK if owner else _OF_A_CALLER):
             return known
-        remote = Remote(_upload(local, files, owner), whose.current())
-        self._sent.pop(asking, None)
-        self._sent[asking] = remote, now
-        if len(self._sent) > _REMEMBERED:
-            self._sent.pop(next(iter(self._sent)))
+        self._sent_last = remote = Remote(_upload(local, files, owner), whose.backend_in_use())
+        self._sent.put(purpose, (remote, now))
         return remote
 
     def __reduce__(self) -> Any:
@@ -204,9 +213,9 @@ class S3File(Pointed):
 
 def _content_of(pointer: object) -> Content:
     try:
-        return Remote(Pointer.loads(pointer), whose.current())
+        return Remote(Pointer.loads(pointer), whose.backend_in_use())
     except ValueError as exc:
-        return Broken(pointer, str(exc))
+        return Damaged(pointer, str(exc))
 
 
 def _files_for(local: Local) -> Files:
@@ -220,7 +229,7 @@ def _files_for(local: Local) -> Files:
 
 
 def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
-    task = get_current_task()
+    task = current_task()
     try:
         return files.put(
             local.pieces(),
@@ -231,9 +240,13 @@ def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
             term=term_asked(task and task.request),
         )
     except StoreError as exc:
-        # without its cause nobody tries again: `result_backend_always_retry`
+        # Celery tries again where the cause is transient (`result_backend_always_retry`), which a stream that is spent
+        # cannot stand: its error gets no cause.
         raise FileNotStored(f"the file {local!r} was not stored: {exc}") from (None if local.spent else exc)
     except OSError as exc:
         raise FileNotStored(f"the file {local!r} was not stored: {exc.strerror or exc}") from exc
-    except ValueError as exc:  # of the upload, about the size
+    except ValueError as exc:  # it has another size than was said
         raise FileNotStored(f"the file {local!r} was not stored: {exc}") from exc
+
+
+register_type(S3File, FILE, S3File.pointer, S3File.of)

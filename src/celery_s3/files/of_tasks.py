@@ -60,7 +60,7 @@ class FilesOfTasks:
         #: how many files results have, as far as they tell, for those that this process has read
         self._read: Remembered[str, int] = Remembered(REMEMBERED)
         #: how many files of a task this process has uploaded
-        self._uploaded: dict[str, int] = {}
+        self._uploaded: Remembered[str, int] = Remembered(REMEMBERED)
 
     @cached_property
     def files(self) -> Files:
@@ -72,7 +72,7 @@ class FilesOfTasks:
 
     def count(self, task_id: str, *, rerun: bool) -> int | None:
         """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""
-        return None if rerun else self._uploaded.get(task_id, 0)
+        return None if rerun else self._uploaded.get(task_id) or 0
 
     # -- which backend a file goes to, and comes from
 

@@ -29,12 +29,14 @@ class Pointer:
     """A stored file.
 
     Attributes:
-        key: behind the prefix of all files.
-        at: bucket and prefix, as ``s3://bucket/prefix``: only to be compared, and told.
+        key: of the object, without the prefix of all files.
+        at: bucket and prefix, as ``s3://bucket/prefix``: only to be compared and shown, never to be read from.
         server: what tells servers apart: a part of the SHA-256 of `endpoint_url`, empty for AWS.
         size: in bytes.
-        sha256: in hexadecimal digits.
-        sealed: the object is not what the file is: `seal_keys` were set.
+        sha256: of the file's content, in 64 hexadecimal digits.
+        name: without a folder, empty where it has none.
+        content_type: as ``application/pdf``.
+        sealed: the object is not the file as it is: `seal_keys` were set.
     """
 
     key: str
@@ -47,11 +49,13 @@ class Pointer:
     server: str = ""
 
     def dumps(self) -> dict[str, Any]:
+        """The pointer as JSON has it."""
         return asdict(self)
 
     @classmethod
     def loads(cls, value: object) -> Pointer:
-        """
+        """The pointer that :meth:`dumps` has written; fields of later releases are passed over.
+
         Raises:
             ValueError: it is no pointer.
         """
@@ -89,7 +93,7 @@ def _matching(value: Mapping[Any, Any], field: str, pattern: re.Pattern[str]) ->
 
 
 def _place(value: Mapping[Any, Any]) -> str:
-    """Anybody may have written it, and errors, logs and terminals show it."""
+    """Printable, since errors, logs and terminals show it, and anybody who can send messages may have written it."""
     at = _text(value, "at")
     if not at.startswith("s3://") or not at.isprintable():
         raise ValueError("its place is none")
@@ -112,11 +116,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def clean_name(own: object) -> str:
+def clean_name(found: object) -> str:
     """The name of a path or a file object as far as it may be one; empty where it is none."""
-    if not isinstance(own, str) or own.startswith("<"):  # a descriptor's number, or <stdin>
+    if not isinstance(found, str) or found.startswith("<"):  # a descriptor's number, or <stdin>
         return ""
-    name = re.sub(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", "_", own.rpartition("/")[2])
+    name = re.sub(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", "_", found.rpartition("/")[2])
     try:
         return check_name(name)
     except ValueError:
@@ -124,7 +128,8 @@ def clean_name(own: object) -> str:
 
 
 def check_content_type(content_type: str) -> str:
-    """
+    """The content type, which must be one that a header can hold.
+
     Raises:
         ValueError: it cannot stand in a header.
     """
@@ -133,11 +138,11 @@ def check_content_type(content_type: str) -> str:
     return content_type
 
 
-#: The folder of files that are arguments of calls from no task; no task has it.
+#: The folder of files that are arguments of calls from no task; :func:`folder` gives it to no task.
 SENT = "~sent/"
 
 
 def folder(id: str) -> str:
-    """Where the files of a task are, behind the prefix of all files; two ids never share one."""
+    """The folder of a task's files, without the prefix of all files; two ids never share one."""
     plain = id if _PLAIN_ID.fullmatch(id) else "~" + hashlib.sha256(id.encode(errors="surrogatepass")).hexdigest()
     return f"{plain}/"

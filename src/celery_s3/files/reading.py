@@ -1,4 +1,4 @@
-"""Pieces in order, the next ones under way, and checked: nobody gets the end of what is not the whole."""
+"""A file's content in pieces: in order, checked, as a stream, and into a file; nobody gets the end of a wrong one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead
 from celery_s3.store.parallel import Pool
 
-__all__ = ["PieceReader", "Progress", "checked", "in_order", "save"]
+__all__ = ["PieceReader", "Progress", "checked", "in_order", "replaced", "save"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,41 +27,41 @@ Progress = Callable[[int, int | None], object]
 
 
 def in_order(pool: Pool, fn: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """The results in the order of the items, at most ``ahead`` of them under way or waiting for their turn."""
-    window = _Window(enumerate(items), ahead)
+    """The results in the order of the items, at most ``ahead`` of them under way or waiting for their turn.
+
+    Raises:
+        Whatever ``fn`` raises, when it is that item's turn.
+    """
+    numbered = enumerate(items)
     waiting: dict[int, Any] = {}
-    turn = 0
-    for (number, _), outcome in pool.stream(lambda pair: fn(pair[1]), window):
-        waiting[number] = outcome
-        del outcome
-        while turn in waiting:
-            window.room += 1
-            if isinstance(waiting[turn], BaseException):
-                raise waiting[turn]
-            yield waiting.pop(turn)
-            turn += 1
+    started = turn = 0
 
-
-class _Window(Iterator[T]):
-    """Items that pause where there is no room for one."""
-
-    def __init__(self, items: Iterable[T], room: int) -> None:
-        self._items = iter(items)
-        self.room = room
-
-    def __next__(self) -> T:
-        if not self.room:
-            raise StopIteration
-        item = next(self._items)
-        self.room -= 1
+    def next_item() -> tuple[int, T] | None:
+        nonlocal started
+        item = next(numbered, None) if started - turn < ahead else None
+        started += item is not None
         return item
+
+    for (number, _), outcome in pool.stream_from(lambda pair: fn(pair[1]), next_item):
+        waiting[number] = outcome
+        del outcome  # a piece of 8 MiB: nobody keeps one while the next is waited for
+        while turn in waiting:
+            turn += 1
+            if isinstance(waiting[turn - 1], BaseException):
+                raise waiting[turn - 1]
+            yield waiting.pop(turn - 1)
 
 
 def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iterator[bytes]:
     """The same pieces; the last one only once all of them together are right.
 
+    Arguments:
+        size: bytes that they must have in all.
+        sha256: that they must have in all, in hexadecimal digits.
+        where: the file's place, for the error's text.
+
     Raises:
-        FileNotRead: they are not.
+        FileNotRead: they have another size or SHA-256; before the last piece is given.
     """
     digest, done = hashlib.sha256(), 0
     held: bytes | None = None
@@ -78,7 +79,7 @@ def checked(pieces: Iterable[bytes], size: int, sha256: str, where: str) -> Iter
 
 
 class PieceReader(io.RawIOBase):
-    """A binary stream over pieces, from the first to the last; what went wrong once goes wrong again."""
+    """A binary stream over pieces, from the first to the last; an error is raised again by each later read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -117,22 +118,40 @@ class PieceReader(io.RawIOBase):
 
 
 def save(pieces: Callable[[], Iterable[bytes]], path: Path, size: int | None, progress: Progress | None) -> None:
-    """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing stays."""
+    """Write pieces to a file that appears, or is replaced, when all of them are there; else nothing changes.
+
+    A file that is replaced gives its mode on; of a symbolic link, it is the file that the link names.
+
+    Arguments:
+        pieces: asked for once the file can be written.
+        size: bytes in all, for ``progress``.
+
+    Raises:
+        OSError: the file cannot be written, or is a directory, a device or a pipe.
+    """
     target = Path(os.path.realpath(path))
-    mode = _mode_of(target)
-    # open(), unlike tempfile, gives it the mode that any new file gets
-    beside = target.with_name(f".{uuid4().hex}.part")
+    with replaced(target, _mode_of(target)) as file:
+        done = 0
+        for piece in pieces():
+            done += file.write(piece)
+            if progress is not None:
+                progress(done, size)
+
+
+@contextmanager
+def replaced(path: Path, mode: int | None) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of the one at ``path`` when the block has ended without an error.
+
+    Arguments:
+        mode: of the new file; ``None``: what any new file gets.
+    """
+    beside = path.with_name(f".{uuid4().hex}.part")  # in the same folder: only within one file system it is a rename
     try:
-        with open(beside, "xb", buffering=0) as file:
+        with open(beside, "xb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
             if mode is not None:
-                os.chmod(beside, mode)
-            done = 0
-            for piece in pieces():
-                _write(file, piece)
-                done += len(piece)
-                if progress is not None:
-                    progress(done, size)
-        os.replace(beside, target)
+                os.chmod(beside, mode)  # what the umask has taken from it
+            yield file
+        os.replace(beside, path)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
@@ -151,9 +170,3 @@ def _mode_of(target: Path) -> int | None:
         why = "this is a device or a pipe, which cannot be replaced: write the file's chunks into it"
         raise OSError(errno.EINVAL, why, str(target))
     return stat.S_IMODE(mode)
-
-
-def _write(file: io.FileIO, piece: bytes) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[file.write(rest) :]

@@ -14,7 +14,7 @@ from celery_s3.errors import FileNotStored
 
 __all__ = ["PIECE", "PathSource", "Source", "StreamSource", "check_size"]
 
-#: Bytes that are read at a time: a part of an upload.
+#: Bytes that are read at a time: those of one part of an upload.
 PIECE = 8 * 1024 * 1024
 
 
@@ -40,10 +40,11 @@ class Source(Protocol):
 
 
 class PathSource:
-    """A file by its path.
+    """A :class:`Source` that is a file, by its path.
 
     Arguments:
-        given: the size that it must have, ``None`` for any.
+        path: absolute.
+        expected: the bytes that it must have, ``None`` for any number.
 
     Raises:
         OSError: it is not there, or is a directory.
@@ -51,9 +52,9 @@ class PathSource:
 
     spent = False
 
-    def __init__(self, path: Path, given: int | None) -> None:
+    def __init__(self, path: Path, expected: int | None) -> None:
         self.path = path
-        self._given = given
+        self._expected = expected
         if stat.S_ISDIR(os.stat(path).st_mode):
             raise IsADirectoryError(f"S3File takes a file, and {str(path)!r} is a directory: make an archive of it")
 
@@ -61,28 +62,31 @@ class PathSource:
         return repr(str(self.path))
 
     def size(self) -> int | None:
-        return self._given if self._given is not None else _size_of(os.stat(self.path))
+        return self._expected if self._expected is not None else _size_of(os.stat(self.path))
 
     def pieces(self) -> Iterator[bytes]:
         try:
             with open(self.path, "rb", buffering=0) as stream:
                 before = os.fstat(stream.fileno())
-                yield from _pieces(stream, self._given if self._given is not None else _size_of(before), self)
-                if _is_another(before, os.fstat(stream.fileno())):
+                yield from _pieces(stream, self._expected if self._expected is not None else _size_of(before), self)
+                if _was_written(before, os.fstat(stream.fileno())):
                     raise FileNotStored(f"{self!r} was written while it was read. Return it when it is complete")
         except OSError as exc:
             raise FileNotStored(f"the file {self} could not be read: {exc.strerror or exc}") from exc
 
 
 class StreamSource:
-    """A file object, read from where it stands; closing it is its owner's affair.
+    """A :class:`Source` that is a file object, read from where it stands; it is not closed here.
+
+    Arguments:
+        expected: the bytes that it must give from there, ``None`` for any number.
 
     Raises:
         TypeError: it gives text.
         ValueError: it is closed, or stands at its end.
     """
 
-    def __init__(self, stream: IO[bytes], given: int | None) -> None:
+    def __init__(self, stream: IO[bytes], expected: int | None) -> None:
         try:
             nothing = getattr(stream, "read", lambda _: "")(0)
         except (OSError, ValueError) as exc:
@@ -90,10 +94,10 @@ class StreamSource:
         if isinstance(nothing, str):
             raise TypeError(f"S3File takes a path or a binary file object, not {stream!r}: open it in mode 'rb'")
         self._stream = stream
-        self._given = given
+        self._expected = expected
         self._start = stream.tell() if _is_seekable(stream) else None
         self._read = False
-        if self._start and given is None and self.size() == 0:
+        if self._start and expected is None and self.size() == 0:
             raise ValueError(f"the file object {stream!r} stands at its end: call `seek(0)` when it is written")
 
     def __repr__(self) -> str:
@@ -104,8 +108,8 @@ class StreamSource:
         return self._read and self._start is None
 
     def size(self) -> int | None:
-        if self._given is not None or self._start is None:
-            return self._given
+        if self._expected is not None or self._start is None:
+            return self._expected
         here = self._stream.tell()
         try:
             return max(0, self._stream.seek(0, os.SEEK_END) - self._start)
@@ -129,7 +133,8 @@ class StreamSource:
 
 
 def check_size(size: int | None) -> int | None:
-    """
+    """A size in bytes, which must be one; ``None`` where it is not given.
+
     Raises:
         TypeError: it is no number of bytes.
         ValueError: it is a negative one.
@@ -149,7 +154,8 @@ def _size_of(status: os.stat_result) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _is_another(before: os.stat_result, after: os.stat_result) -> bool:
+def _was_written(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether somebody has written the file in between; a device or a pipe does not tell."""
     if not stat.S_ISREG(before.st_mode):
         return False
     return (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size)
@@ -175,9 +181,10 @@ def _pieces(stream: IO[bytes], size: int | None, source: Source) -> Iterator[byt
 
 
 def _read(stream: IO[bytes], source: Source) -> Any:
+    """What ``read`` gives, of whatever type: file objects are users' own, and raise anything."""
     try:
         return stream.read(PIECE)
-    except (OSError, ValueError, SoftTimeLimitExceeded):  # told by whoever asked; the last one is the task's own end
+    except (OSError, ValueError, SoftTimeLimitExceeded):  # the sources explain the first two; the last ends the task
         raise
     except Exception as exc:
         raise FileNotStored(f"{source!r} could not be read: {exc!r}") from exc

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime, timedelta
 from urllib.parse import quote
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
-from celery_s3.metadata import FILE_NAME, term_metadata
+from celery_s3.metadata import FILE_NAME, expiry_tags, term_metadata
+from celery_s3.processes import Remembered
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
@@ -26,21 +26,22 @@ PIECE = 8 * 1024 * 1024
 AHEAD = 4
 #: Seconds that S3 lets a link live: 7 days.
 LONGEST_LINK = 604_800
-#: How many tasks' uploads a process remembers: more than any pool runs at once.
-REMEMBERED = 4096
 
 
 class Files:
     """Writes, reads and deletes files.
 
     Arguments:
+        store: reads, lists and deletes them.
         uploads: writes objects of any size.
+        pool: fetches the pieces of a file ahead.
+        settings: `bucket`, `endpoint_url`, and whether files are sealed.
         prefix: what the keys of all files begin with.
-        uploaded: counts the files that this process has uploaded, by the task that they go with.
+        uploaded: the files that this process has uploaded, counted by the id of the task that they go with.
 
     Attributes:
-        at: bucket and prefix, as pointers tell them.
-        server: what tells two servers' buckets of the same name apart, empty for AWS.
+        at: bucket and prefix as ``s3://bucket/prefix``, as pointers tell them.
+        server: what tells two servers' buckets of the same name apart: 16 hexadecimal digits, empty for AWS.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Files:
         pool: Pool,
         settings: Settings,
         prefix: str,
-        uploaded: dict[str, int],
+        uploaded: Remembered[str, int],
     ) -> None:
         self.store = store
         self.uploads = uploads
@@ -58,7 +59,7 @@ class Files:
         self.settings = settings
         self.prefix = prefix
         self.at = printable(f"s3://{settings.bucket}/{prefix}")
-        # not the address itself: a pointer goes to brokers and browsers
+        # A hash, since pointers go to brokers and browsers, which need not know the server's address.
         self.server = hashlib.sha256(settings.endpoint_url.encode()).hexdigest()[:16] if settings.endpoint_url else ""
         self._uploaded = uploaded
 
@@ -78,8 +79,13 @@ class Files:
 
         Arguments:
             owner: the id of the task that it goes with; ``None``: it is the argument of a call from no task.
-            size: in bytes, where that is known.
+            size: in bytes, ``None`` where that is not known.
+            name: of the file, for who gets it; empty where it has none.
+            content_type: as ``application/pdf``.
             term: the seconds that it lives, 0 for ever; ``None``: as any result.
+
+        Returns:
+            What stands for it in a result or a message.
 
         Raises:
             StoreError: it could not be stored.
@@ -87,36 +93,32 @@ class Files:
         """
         key = f"{folder(owner) if owner else SENT}{uuid4().hex}"
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
-        passed = _Passed(pieces)
+        measured = _Measured(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
-        self.uploads.write(self.prefix + key, passed, size=size, metadata=metadata, content_type=content_type)
+        tags = expiry_tags(metadata) if self.settings.expiry_tags else None
+        self.uploads.write(
+            self.prefix + key, measured, size=size, metadata=metadata, content_type=content_type, tags=tags
+        )
         if owner:
-            self._count(owner)
+            self._uploaded.put(owner, (self._uploaded.get(owner) or 0) + 1)
         return Pointer(
             key=key,
             at=self.at,
-            size=passed.size,
-            sha256=passed.digest.hexdigest(),
+            size=measured.size,
+            sha256=measured.digest.hexdigest(),
             name=name,
             content_type=content_type,
             sealed=sealed,
             server=self.server,
         )
 
-    def _count(self, owner: str) -> None:
-        # no lock: a forked child might wait for it for ever
-        self._uploaded[owner] = self._uploaded.pop(owner, 0) + 1
-        if len(self._uploaded) > REMEMBERED:
-            with suppress(RuntimeError, StopIteration):  # another thread makes room at the same time
-                self._uploaded.pop(next(iter(self._uploaded)), None)
-
     # -- reading
 
     def pieces(self, pointer: Pointer) -> Iterator[bytes]:
-        """A file's content in pieces of 8 MiB, some of them fetched ahead.
+        """A file's content in pieces of 8 MiB, some of them fetched ahead, one request each.
 
         Raises:
-            FileNotRead: it could not be fetched, or is not what was stored.
+            FileNotRead: it could not be fetched, or is not what was stored; before the last piece is given.
         """
         return checked(self._fetched(pointer), pointer.size, pointer.sha256, self.at + pointer.key)
 
@@ -169,11 +171,14 @@ class Files:
                 f"there is no link to {self.at}{pointer.key}: it is sealed by `seal_keys`, and a link would give out"
                 " what nobody can read. Let a program that has the keys hand out what `open()` gives"
             )
-        from celery_s3.store.clients.control import Control  # imported where it is used
+        from celery_s3.store.clients.control import Control  # it loads boto3
 
         try:
             return Control(self.settings).presign(
-                self.prefix + pointer.key, expires, filename=_plain(pointer.name), content_type=pointer.content_type
+                self.prefix + pointer.key,
+                expires,
+                filename=_header_safe(pointer.name),
+                content_type=pointer.content_type,
             )
         except StoreError as exc:
             raise FileNotRead(f"no link to {self.at}{pointer.key} could be made: {exc}") from exc
@@ -181,27 +186,31 @@ class Files:
     # -- deleting
 
     def keys_of(self, owner: str, until: datetime | None = None) -> list[str]:
-        """The files of a task, and those of each of its runs, in one LIST.
+        """The keys of a task's files, of all its runs, in one LIST for each 1,000.
 
         Arguments:
-            until: only those written by then. Some servers list times in milliseconds and answer a GET in seconds, so
-                those of that second belong to it.
+            owner: the task's id.
+            until: only those written by then, see :func:`written`.
         """
         return written(self.store.list(self.prefix + folder(owner)), until)
 
     def folder_of(self, entry: Entry) -> str:
-        """Whose it is, as :func:`~celery_s3.files.pointer.folder` names it."""
+        """Whose file a listed object is: a folder, as :func:`~celery_s3.files.pointer.folder` names it."""
         return entry.key[len(self.prefix) :].rpartition("/")[0] + "/"
 
 
 def written(entries: Iterable[Entry], until: datetime | None) -> list[str]:
-    """The keys of those that were written by then."""
+    """The keys of the objects that were written by then, ``None``: of all.
+
+    Times count in whole seconds, the last one included: some servers list them in milliseconds and answer a GET in
+    seconds.
+    """
     end = until and until.replace(microsecond=0) + timedelta(seconds=1)
     return [entry.key for entry in entries if end is None or entry.modified < end]
 
 
-class _Passed:
-    """Pieces that are counted and hashed as they pass."""
+class _Measured:
+    """Pieces that are measured as they pass: ``size`` in bytes and SHA-256, right once the last one has passed."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = pieces
@@ -215,6 +224,9 @@ class _Passed:
             yield piece
 
 
-def _plain(name: str) -> str:
-    """The name as it may stand in a quoted text of a header; without one a browser would open what it may run."""
+def _header_safe(name: str) -> str:
+    """The name as it may stand in a quoted text of a header, never empty.
+
+    With a name the browser saves the file. Without one it might show it, and run what is in it.
+    """
     return "".join(char if " " <= char <= "~" and char not in '"%' else "_" for char in name) or "file"

@@ -1,8 +1,8 @@
-"""Which backend a file goes to, and comes from.
+"""Which task a file goes with, and which backend it goes to and comes from.
 
-A serializer is told nothing but the value, and a handle may be used anywhere. So whoever has to do with a backend
-leaves its name here, in this thread or greenlet, and otherwise the current task or app tells. A file goes to whoever
-sends or stores it: a backend that was read by before has no part in that, unless nobody else is there.
+A serializer is told nothing but the value, and a handle may be used anywhere. So a backend that is about to send, store
+or read something says so here, for this thread or greenlet; where none has, the current task or app tells. A file goes
+to the backend that sends or stores it; one that something was read by comes last.
 """
 
 from __future__ import annotations
@@ -11,16 +11,27 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery._state import get_current_task
 from celery.app import app_or_default
 from celery.signals import before_task_publish
+
+from celery_s3.celery_private import current_task
 
 if TYPE_CHECKING:
     from .store import Files
 
-__all__ = ["current", "eager", "files_at", "files_here", "last_used", "owner", "run", "sending", "storing"]
+__all__ = [
+    "backend_in_use",
+    "files_at",
+    "files_here",
+    "is_eager_call",
+    "last_used",
+    "owner_id",
+    "run_number",
+    "sending",
+    "storing",
+]
 
-#: The backend that is encoding a result, and of which task, where it is a whole one.
+#: The backend that is encoding a result, and the id of its task; ``None`` for what is only a part of one.
 storing: ContextVar[tuple[Any, str | None]] = ContextVar("celery_s3_storing", default=(None, None))
 #: The backend by which a task is being sent, and the task's id.
 sending: ContextVar[tuple[Any, str | None]] = ContextVar("celery_s3_sending", default=(None, None))
@@ -28,59 +39,64 @@ sending: ContextVar[tuple[Any, str | None]] = ContextVar("celery_s3_sending", de
 last_used: ContextVar[Any] = ContextVar("celery_s3_last_used", default=None)
 
 
-def _publishing(headers: Any = None, **_: object) -> None:
-    """A call that ignores its result tells no backend: what the call before it has left is not its own."""
+def _forget_the_call_before(headers: Any = None, **_: object) -> None:
+    """Celery tells no backend of a call that ignores its result: who sent the call before it is not its sender."""
     id = headers.get("id") if isinstance(headers, dict) else None
     if id and sending.get()[1] != id:
         sending.set((None, None))
 
 
-before_task_publish.connect(_publishing)
+before_task_publish.connect(_forget_the_call_before)
 
 
-def eager() -> bool:
+def is_eager_call() -> bool:
     """Whether what is being encoded is a call in this very process, with `task_always_eager`."""
-    task = get_current_task()
+    task = current_task()
     return storing.get()[0] is None and bool(app_or_default(task and task.app).conf.task_always_eager)
 
 
-def current() -> Any:
-    """The backend that somebody has to do with right now; ``None`` where nobody has said so."""
+def backend_in_use() -> Any:
+    """The backend that is storing a result now, or was used most recently; ``None`` where none was."""
     return storing.get()[0] or last_used.get()
 
 
-def owner() -> str | None:
+def owner_id() -> str | None:
     """The id of the task that a file goes with; ``None`` where it is the argument of a call from no task."""
-    task = get_current_task()
+    task = current_task()
     return storing.get()[1] or (task and task.request.id) or None
 
 
-def run() -> int:
-    """Which run of the task this is: what was deleted with an earlier one's result is not handed out again."""
-    task = get_current_task()
+def run_number() -> int:
+    """Which run of the task this is, 0 for the first.
+
+    A file is uploaded again in each: that of an earlier run may be deleted with what that run has stored.
+    """
+    task = current_task()
     return (task and task.request.retries) or 0
 
 
 def files_here() -> Files | None:
-    """Where files go that are uploaded now; ``None`` without a backend of ours."""
-    task = get_current_task()
-    nearer = (storing.get()[0], sending.get()[0], task and task.backend)
-    return next(_files_of(*nearer), None) or _of_the_app() or next(_files_of(last_used.get()), None)
+    """Where a file goes that is uploaded now; ``None`` without a backend of ours."""
+    task = current_task()
+    concerned = (storing.get()[0], sending.get()[0], task and task.backend)
+    return next(_files_of(*concerned), None) or _of_the_app() or next(_files_of(last_used.get()), None)
 
 
-def files_at(at: str, server: str, home: Any) -> tuple[Files | None, str]:
+def files_at(at: str, server: str, read_by: Any) -> tuple[Files | None, str]:
     """Where a file comes from.
 
     Arguments:
-        at: bucket and prefix that its pointer tells.
-        server: what its pointer tells of the server. One of that name is taken first; it may have several names.
-        home: the backend by which it was read, if any.
+        at: bucket and prefix as its pointer tells them.
+        server: what its pointer tells of the server. A backend with the same is preferred; any other is taken where
+            there is none, since one server may have several addresses.
+        read_by: the backend by which its pointer came here, if any.
 
     Returns:
-        ``None`` where no backend of this process has files there; and where the nearest one has its own.
+        The files of a backend that has them there, ``None`` where no backend of this process does; and where the most
+        likely one has its own, for an error's text.
     """
     nearest, found = "", None
-    for files in _candidates(home):
+    for files in _candidates(read_by):
         if files.at == at and files.server == server:
             return files, at
         found = found or (files if files.at == at else None)
@@ -88,9 +104,9 @@ def files_at(at: str, server: str, home: Any) -> tuple[Files | None, str]:
     return found, nearest
 
 
-def _candidates(home: Any) -> Iterator[Files]:
-    task = get_current_task()
-    yield from _files_of(storing.get()[0], home, last_used.get(), task and task.backend)
+def _candidates(read_by: Any) -> Iterator[Files]:
+    task = current_task()
+    yield from _files_of(storing.get()[0], read_by, last_used.get(), task and task.backend)
     if (files := _of_the_app()) is not None:
         yield files
 

@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from celery_s3.costs.prices import Prices, requests_cost, transfer_cost
 from celery_s3.errors import AccessDenied, StoreError
-from celery_s3.store.api import CREATE, Precondition, Store
-from celery_s3.store.counting import PAGE, Snapshot, Tally, difference
+from celery_s3.store.api import CREATE, PAGE, Precondition, Store
+from celery_s3.store.counting import Snapshot, Tally, difference
 from celery_s3.store.parallel import Pool
 
 __all__ = ["Gauge", "Plan", "Row"]

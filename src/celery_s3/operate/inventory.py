@@ -23,8 +23,7 @@ from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
 from celery_s3.files.pointer import folder
 from celery_s3.files.store import Files, written
 from celery_s3.metadata import files_in, state_of, task_of
-from celery_s3.store.api import Entry, Object, Store, batches
-from celery_s3.store.counting import PAGE
+from celery_s3.store.api import PAGE, Entry, Object, Store, batches
 from celery_s3.store.parallel import Pool
 
 from .budget import Toll

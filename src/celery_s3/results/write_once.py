@@ -18,8 +18,8 @@ import enum
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 from celery import states
 
@@ -27,9 +27,11 @@ from celery_s3.codec import raw
 from celery_s3.codec.chunks import Chunks
 from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
-from celery_s3.metadata import expires_at, state_of
+from celery_s3.metadata import expires_at, expiry_tags, state_of
 from celery_s3.processes import Remembered
+from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
+from celery_s3.store.parallel import Pool
 
 __all__ = ["Outcome", "Results"]
 
@@ -70,12 +72,6 @@ class Supported(Protocol):
     def supported(self) -> bool: ...
 
 
-class Parallel(Protocol):
-    def stream(
-        self, fn: Callable[[int], bytes], items: Iterable[int], *, at_once: int
-    ) -> Iterator[tuple[int, bytes | BaseException]]: ...
-
-
 class Results:
     """The write-once and read protocol over a store.
 
@@ -86,6 +82,7 @@ class Results:
         pool: reads the parts of a large object at the same time.
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
         expires: seconds after which a result without a term of its own reads as missing; ``None`` never.
+        tagged: each result gets the tag that lifecycle rules find it by.
         now: the time in seconds since the epoch.
     """
 
@@ -94,10 +91,11 @@ class Results:
         store: Store,
         uploads: Writer,
         conditional: Supported,
-        pool: Parallel,
+        pool: Pool,
         *,
         state_in: Callable[[Whole], str | None],
         expires: float | None = None,
+        tagged: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -106,6 +104,7 @@ class Results:
         self.pool = pool
         self.state_in = state_in
         self.expires = expires
+        self.tagged = tagged
         self.now = now
         #: the etags of the unfinished states that this process wrote last, by key
         self._versions: Remembered[str, str] = Remembered(VERSIONS)
@@ -166,19 +165,16 @@ class Results:
         return Outcome.WRITTEN
 
     def _put(self, draft: _Draft, precondition: Precondition) -> str:
-        key, body = draft.key, draft.body
+        body = draft.body
+        how: dict[str, Any] = {
+            "precondition": precondition,
+            "metadata": draft.metadata,
+            "content_type": draft.content_type,
+            "tags": expiry_tags(draft.metadata) if self.tagged else None,
+        }
         if isinstance(body, Chunks):
-            return self.uploads.write(
-                key,
-                body,
-                size=body.size,
-                precondition=precondition,
-                metadata=draft.metadata,
-                content_type=draft.content_type,
-            )
-        return self.store.put(
-            key, body, precondition=precondition, metadata=draft.metadata, content_type=draft.content_type
-        )
+            return self.uploads.write(draft.key, body, size=body.size, **how)
+        return self.store.put(draft.key, body, **how)
 
     def _read_stored(self, key: str) -> Object | None:
         try:
@@ -261,17 +257,11 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        def part(start: int) -> bytes:
-            return self.store.get(found.key, start=start, length=PART_BYTES, if_match=found.etag).body
-
         frame = raw.frame_of(found.body)
         # BytesIO hands out its bytes without a copy. Close it, lest a traceback that holds it keeps them alive.
         with io.BytesIO() as body:
             body.write(memoryview(found.body)[len(frame) :])
-            starts = range(len(found.body), found.size, PART_BYTES)
-            for start, read in self.pool.stream(part, starts, at_once=AT_ONCE):
-                if isinstance(read, BaseException):
-                    raise read
+            for start, read in ranges.behind(found, self.store, self.pool, PART_BYTES, at_once=AT_ONCE):
                 body.seek(start - len(frame))
                 body.write(read)
             return Whole(found, body.getvalue(), frame)

@@ -5,5 +5,5 @@
     store (a wrapper like the others) → format (what is in an object) → ciphers → aes
                                       ↘ keyring → kms
 
-Nothing of this is imported unless `seal_keys` is set. The threat model stands in ``docs/encryption.md``.
+A backend imports nothing of this unless `seal_keys` is set. The threat model stands in ``docs/encryption.md``.
 """

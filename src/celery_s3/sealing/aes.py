@@ -9,18 +9,18 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from .ciphers import KEY_BYTES, Broken, derived
+from .ciphers import KEY_BYTES, Broken, derive
 
 __all__ = ["Encryption"]
 
 
 @lru_cache(maxsize=32)
 def _wrapping(ring_key: bytes) -> bytes:
-    return derived(ring_key, b"wrap")
+    return derive(ring_key, b"wrap")
 
 
 class Encryption:
-    """A :class:`~celery_s3.sealing.ciphers.Cipher`."""
+    """A :class:`~celery_s3.sealing.ciphers.Cipher`; the key of an object is random and wrapped by one of the ring."""
 
     def __init__(self, key: bytes) -> None:
         self._gcm = AESGCM(key)
@@ -31,17 +31,17 @@ class Encryption:
         return aes_key_wrap(_wrapping(ring_key), key), cls(key)
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Encryption:
+    def of(cls, ring_key: bytes, key_info: bytes) -> Encryption:
         try:
-            return cls(aes_key_unwrap(_wrapping(ring_key), said))
+            return cls(aes_key_unwrap(_wrapping(ring_key), key_info))
         except (InvalidUnwrap, ValueError) as exc:
             raise Broken("the object's key cannot be unwrapped") from exc
 
-    def seal(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
-        return self._gcm.encrypt(nonce, frame, context)
+    def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        return self._gcm.encrypt(nonce, segment, context)
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
         try:
             return self._gcm.decrypt(nonce, sealed, context)
         except InvalidTag as exc:
-            raise Broken("a frame does not open") from exc
+            raise Broken("a segment does not open") from exc

@@ -1,15 +1,15 @@
-"""The two ways to seal a frame, each with a key of its own for every object.
+"""The two ways to seal a segment, each with a key of its own for every object.
 
-==========  =======================================  ==================================================
-``A256GCM``  AES-256-GCM (see :mod:`.aes`)            the object's key is random, and wrapped by AES Key
-                                                     Wrap (RFC 3394) under a key of the ring
-``HS256``    the frame as it is, and its HMAC-SHA256  the object's key is derived from a key of the ring
-                                                     and 32 random bytes
-==========  =======================================  ==================================================
+==========  =========================================  ==========================================================
+``A256GCM``  AES-256-GCM (see :mod:`.aes`)              the object's key is random, and wrapped by AES Key Wrap
+                                                       (RFC 3394) under a key of the ring
+``HS256``    the segment as it is, and its HMAC-SHA256  the object's key is derived from a key of the ring and 32
+                                                       random bytes
+==========  =========================================  ==========================================================
 
-A frame's nonce is its number and whether it is the last one. An object's key seals each number once, in one write,
+A segment's nonce is its number and whether it is the last one. An object's key seals each number once, in one write,
 which is tried again with the same bytes: so no pair of key and nonce ever occurs twice. Both ways add 16 bytes to a
-frame; the HMAC is cut to them.
+segment; the HMAC is cut to them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import hmac
 import os
 from typing import Protocol
 
-from celery_s3.errors import ConfigurationError
-
-__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "algorithm", "derived"]
+__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "derive"]
 
 #: The names that an object's header has for them: JOSE's.
 ENCRYPTION = "A256GCM"
@@ -31,89 +29,83 @@ TAG_BYTES = 16
 
 
 class Broken(ValueError):
-    """This is not what was sealed, or not with this key, or not in this place."""
+    """What was to be opened is not what was sealed, or not with this key, or not in this place."""
 
 
 class Cipher(Protocol):
-    """Seals and opens the frames of one object."""
+    """Seals and opens the segments of one object."""
 
     @classmethod
     def new(cls, ring_key: bytes) -> tuple[bytes, Cipher]:
-        """A cipher with a fresh key, and what the object's header must say for :meth:`of`."""
+        """For a new object: the ``key_info`` that its header needs for :meth:`of`, and a cipher with a fresh key.
+
+        Arguments:
+            ring_key: 32 bytes.
+        """
         ...
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Cipher:
-        """The cipher with the key of an object whose header says this.
+    def of(cls, ring_key: bytes, key_info: bytes) -> Cipher:
+        """For a stored object: the cipher with its key.
 
         Raises:
             Broken: the header was not made with that key of the ring.
         """
         ...
 
-    def seal(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
-        """The frame, and :data:`TAG_BYTES` more."""
+    def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        """The sealed segment, :data:`TAG_BYTES` longer.
+
+        Arguments:
+            nonce: 12 bytes, never twice with one cipher.
+            context: 32 bytes, the same for all segments of an object.
+        """
         ...
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
-        """The frame as it was.
+        """The segment as it was before :meth:`seal`.
 
         Raises:
-            Broken: frame, nonce or context are not those that were sealed.
+            Broken: segment, nonce or context are not those that were sealed.
         """
         ...
 
 
 class Signature:
-    """HMAC-SHA256, by the standard library alone."""
+    """A :class:`Cipher` that hides nothing: HMAC-SHA256, by the standard library alone."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     @classmethod
     def new(cls, ring_key: bytes) -> tuple[bytes, Signature]:
-        said = os.urandom(KEY_BYTES)
-        return said, cls.of(ring_key, said)
+        key_info = os.urandom(KEY_BYTES)
+        return key_info, cls.of(ring_key, key_info)
 
     @classmethod
-    def of(cls, ring_key: bytes, said: bytes) -> Signature:
-        return cls(derived(ring_key, b"sign", said))
+    def of(cls, ring_key: bytes, key_info: bytes) -> Signature:
+        return cls(derive(ring_key, b"sign", key_info))
 
-    def seal(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
-        return b"".join((frame, self._tag(nonce, frame, context)))
+    def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        return b"".join((segment, self._tag(nonce, segment, context)))
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
-        frame, tag = sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
-        if not hmac.compare_digest(tag, self._tag(nonce, frame, context)):
-            raise Broken("a frame's signature is wrong")
-        return bytes(frame)
+        segment, tag = sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
+        if not hmac.compare_digest(tag, self._tag(nonce, segment, context)):
+            raise Broken("a segment's signature is wrong")
+        return bytes(segment)
 
-    def _tag(self, nonce: bytes, frame: bytes | memoryview, context: bytes) -> bytes:
-        # context and nonce are always of the same length: no two triples make the same text
-        return hmac.digest(self._key, b"".join((context, nonce, frame)), "sha256")[:TAG_BYTES]
-
-
-def derived(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
-    """A key for one purpose, so that no key is used by two algorithms; ``purpose`` has four letters."""
-    return hmac.digest(ring_key, b"celery-s3 v1 " + purpose + salt, "sha256")
+    def _tag(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        # without separators: context and nonce always have the same length, so no two triples make the same text
+        return hmac.digest(self._key, b"".join((context, nonce, segment)), "sha256")[:TAG_BYTES]
 
 
-def algorithm(name: str) -> type[Cipher]:
-    """The cipher of that name.
+def derive(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
+    """A key of 32 bytes for one purpose, so that no key is used by two algorithms.
 
-    Raises:
-        Broken: there is none.
-        ConfigurationError: the package that it needs is not installed.
+    Arguments:
+        ring_key: 32 bytes.
+        purpose: four letters: all have the same length, so that no purpose and salt look like another purpose.
+        salt: any bytes.
     """
-    if name == SIGNATURE:
-        return Signature
-    if name != ENCRYPTION:
-        raise Broken(f"this release knows no algorithm {name[:20]!r}")
-    try:
-        from .aes import Encryption  # imported where somebody encrypts
-    except ImportError as exc:
-        raise ConfigurationError(
-            "`seal_keys`: encryption needs the package cryptography: pip install 'celery-s3[encryption]', or set"
-            " `seal` to 'sign'"
-        ) from exc
-    return Encryption
+    return hmac.digest(ring_key, b"celery-s3 v1 " + purpose + salt, "sha256")

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from celery_s3.settings import Settings
 
-from .ciphers import Broken, derived
+from .ciphers import Broken, derive
+from .kms import KMSKey
 
 __all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
 
@@ -19,7 +20,7 @@ class Key(Protocol):
     id: str
 
     def sealing(self) -> tuple[bytes, bytes]:
-        """32 secret bytes to seal with, behind the token by which :meth:`opening` finds them again.
+        """A token and 32 secret bytes to seal with; by the token, :meth:`opening` finds them again.
 
         Raises:
             StoreError: the key could not be had.
@@ -27,7 +28,7 @@ class Key(Protocol):
         ...
 
     def opening(self, token: bytes) -> bytes:
-        """The secret bytes of a token.
+        """The 32 secret bytes that :meth:`sealing` gave with this token.
 
         Raises:
             Broken: this key never gave that token.
@@ -35,14 +36,18 @@ class Key(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of connections; the key may be used again."""
+        ...
+
 
 class StaticKey:
-    """A key that the settings hold."""
+    """A :class:`Key` that the settings hold: 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        # of the key itself: whoever has the key knows its id, and none can be given to two keys
-        self.id = derived(secret, b"name")[:8].hex()
+        # Derived from the key and not chosen: all who have the key agree on its id, and two keys never share one.
+        self.id = derive(secret, b"name")[:8].hex()
 
     def sealing(self) -> tuple[bytes, bytes]:
         return b"", self._secret
@@ -52,12 +57,18 @@ class StaticKey:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
 
+    def close(self) -> None:
+        pass
+
 
 class KeyRing:
     """Finds a key by its id.
 
     Arguments:
-        keys: at least one; the first one seals.
+        keys: at least one.
+
+    Attributes:
+        first: the key that seals.
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
@@ -65,7 +76,13 @@ class KeyRing:
         self._keys = {key.id: key for key in keys}
 
     def get(self, id: str) -> Key | None:
+        """The key with that id, ``None`` where this process has none."""
         return self._keys.get(id)
+
+    def close(self) -> None:
+        """Let go of connections; the keys may be used again."""
+        for key in self._keys.values():
+            key.close()
 
 
 def keyring(settings: Settings) -> KeyRing:
@@ -75,7 +92,5 @@ def keyring(settings: Settings) -> KeyRing:
 
 def _key(text: str, settings: Settings) -> Key:
     if text.startswith("kms://"):
-        from .kms import KMSKey  # imported where it is used
-
         return KMSKey(text.removeprefix("kms://"), settings)
     return StaticKey(base64.b64decode(text))

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_s3.errors import KeyRefused, KeyUnavailable, StoreError, Transient
-from celery_s3.processes import PerProcess, prefork_parent
+from celery_s3.processes import PerProcess, Remembered, prefork_parent
 from celery_s3.settings import Settings
 
 from .ciphers import Broken
@@ -30,9 +30,9 @@ LIFETIME = 300.0
 #: How many data keys a process keeps for opening.
 KEPT = 1000
 
-#: KMS says so of a token that it did not make, or not with this key and for this bucket.
+#: KMS' answers to a token that it did not make, or not with this key and for this bucket.
 _NOT_OURS = ("InvalidCiphertextException", "IncorrectKeyException")
-#: Requests that the event loop of a prefork worker's main process may wait for, and anybody else.
+#: Tries in a prefork worker's main process, whose event loop stands still meanwhile, and in any other process.
 _BRIEFLY, _PATIENTLY = 1, 3
 
 
@@ -41,7 +41,7 @@ class KMSKey:
 
     Arguments:
         name: the key's id, ARN or alias. Objects are found by it: it must stay as it is for as long as they live.
-        clock: seconds now.
+        clock: seconds, for how long a data key is used.
     """
 
     def __init__(self, name: str, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,6 +53,12 @@ class KMSKey:
         self._cache = PerProcess(_Cache)
 
     def sealing(self) -> tuple[bytes, bytes]:
+        """The data key in use, made by KMS every five minutes: encrypted (the token), and itself.
+
+        Raises:
+            KeyRefused: KMS does not give it.
+            KeyUnavailable: KMS does not answer.
+        """
         cache = self._cache.get()
         current = cache.current
         with current.lock:
@@ -64,6 +70,13 @@ class KMSKey:
             return current.token, current.key
 
     def opening(self, token: bytes) -> bytes:
+        """The data key that is encrypted in a token.
+
+        Raises:
+            Broken: KMS did not make the token, or not with this key and for this bucket.
+            KeyRefused: KMS does not decrypt it for these credentials.
+            KeyUnavailable: KMS does not answer.
+        """
         slot = self._cache.get().slot(token)
         # one request for all threads that meet the same token
         with slot.lock:
@@ -71,28 +84,35 @@ class KMSKey:
                 self._keep(slot, self._ask("Decrypt", "decrypt", CiphertextBlob=token)["Plaintext"])
             return slot.key
 
+    def close(self) -> None:
+        client = self._client.peek()
+        self._client.drop()
+        if client is not None:
+            client.close()
+
     def _keep(self, slot: _Slot, key: bytes) -> None:
         slot.key, slot.until = key, self._clock() + LIFETIME
 
     def _ask(self, operation: str, method: str, **parameters: Any) -> dict[str, Any]:
-        from celery_s3.store.clients.boto3_errors import FAILURES
+        from celery_s3.store.clients.boto3_errors import is_failure
+        from celery_s3.store.clients.translate import answered
 
-        # The key is named, so that a key of somebody else's is refused, and the bucket is bound in.
+        # KeyId although Decrypt could do without: a token of a stranger's own KMS key is refused. With the context, the
+        # token of another bucket is too.
         parameters |= {"KeyId": self._name, "EncryptionContext": {"celery-s3": self._settings.bucket}}
-        try:
+
+        def ask() -> dict[str, Any]:
             with _unlogged():
                 answer: dict[str, Any] = getattr(self._client.get(), method)(**parameters)
-        except FAILURES as exc:
-            error = self._translated(exc, operation)
-        else:
             return answer
-        raise error
+
+        return answered(ask, is_failure, lambda exc: self._translated(exc, operation))
 
     def _translated(self, exc: BaseException, operation: str) -> Exception:
         from celery_s3.store.clients.boto3_errors import translated
-        from celery_s3.store.clients.translate import Request
+        from celery_s3.store.clients.translate import Operation
 
-        found = translated(exc, Request(operation), self._settings)
+        found = translated(exc, Operation(operation), self._settings)
         if found.code in _NOT_OURS:
             return Broken(f"AWS KMS does not know its key: {found.code}")
         kind: type[StoreError] = KeyUnavailable if isinstance(found, Transient) else KeyRefused
@@ -100,7 +120,7 @@ class KMSKey:
 
 
 class _Slot:
-    """A data key in use; until ``until`` on the clock of its owner."""
+    """A data key, with its lock: one request for all threads that need it. It is used until ``until``, by the clock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -110,20 +130,20 @@ class _Slot:
 
 
 class _Cache:
-    """One process's data keys."""
+    """One process's data keys: the one that seals, and those that open, by token."""
 
     def __init__(self) -> None:
         self.current = _Slot()
         self._lock = threading.Lock()
-        self._slots: dict[bytes, _Slot] = {}
+        self._slots: Remembered[bytes, _Slot] = Remembered(KEPT)
 
     def slot(self, token: bytes) -> _Slot:
-        with self._lock:
+        """The slot of a token, new and empty where it was not met before."""
+        with self._lock:  # threads that meet a token at the same time share its slot
             slot = self._slots.get(token)
             if slot is None:
-                while len(self._slots) >= KEPT:
-                    del self._slots[next(iter(self._slots))]
-                slot = self._slots[token] = _Slot()
+                slot = _Slot()
+                self._slots.put(token, slot)
             return slot
 
 
@@ -133,7 +153,7 @@ def _client(name: str, settings: Settings) -> Any:
     from celery_s3.store.clients.session import client_factory
 
     if not settings.on_aws:
-        # those are another server's
+        # `endpoint_url` is another server's, and so are these: KMS is asked with what AWS' environment says
         settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None, verify=True)
     logging.getLogger("botocore.parsers").addFilter(_silent)
     return client_factory(settings)(
@@ -148,7 +168,7 @@ def _client(name: str, settings: Settings) -> Any:
     )
 
 
-# -- botocore writes every answer into the log at level DEBUG, and these hold keys
+# -- secrets in the log: botocore writes every answer into it at level DEBUG, and KMS' answers hold keys
 
 _asking: ContextVar[bool] = ContextVar("celery-s3-kms", default=False)
 

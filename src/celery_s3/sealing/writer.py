@@ -1,4 +1,4 @@
-"""A writer that seals what passes, frame by frame."""
+"""A writer that seals what passes, segment by segment."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class SealingWriter:
         precondition: Precondition = None,
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         # The seal binds the metadata, so the upload's mark must be among it already.
         envelope = self._sealing.envelope(key, {UPLOAD: new_mark(), **(metadata or {})}, content_type)
@@ -45,5 +46,11 @@ class SealingWriter:
                 chunks, size = measured(key, chunks, size), stored_size(size)
             chunks = sealed_chunks(envelope.cipher, envelope.context, chunks)
         return self._inner.write(
-            key, chunks, size=size, precondition=precondition, metadata=metadata, content_type=content_type
+            key,
+            chunks,
+            size=size,
+            precondition=precondition,
+            metadata=metadata,
+            content_type=content_type,
+            tags=tags,
         )

@@ -1,100 +1,86 @@
-"""What a store can do: six verbs, four more for uploads, preconditions as values, versions as answers.
+"""What a store is: one way for every request, and the verbs that callers use.
 
-Every client and every wrapper is a :class:`Store`. The wrappers stand in this order, outermost first::
+Every client and every wrapper is a :class:`Store`, and does one thing with a :class:`~.requests.Request`: ``send`` it.
+The wrappers stand in this order, outermost first::
 
-    Sealing (with `seal_keys`) → Retrying → Counting → Routing → ObstoreClient | Boto3Client
+    Sealing       with `seal_keys`: encrypts what goes, decrypts what comes
+    Retrying      sends again what is worth it
+    Tracing       with `opentelemetry`: a span for each request
+    Counting      one line for each verb
+    Routing       the client that is right for this process, this key and this moment
+    ObstoreClient | Boto3Client
 
-so that what is tried again has the same bytes, each attempt is counted and each is routed to the client that is
-right at that moment. All of them below ``Sealing`` are a :class:`Bucket`, and beside it stands what writes large
-objects::
+so that what is tried again has the same bytes, and each attempt is traced, counted and routed. All of them below
+``Sealing`` are a :class:`Bucket`, and beside it stands what writes large objects::
 
     SealingWriter (with `seal_keys`) → Uploads → Retrying
 
-All methods raise :class:`celery_s3.errors.StoreError` and nothing else.
+All methods raise :class:`celery_s3.errors.StoreError` and nothing else. ``docs/decisions/requests.md`` says why
+requests are values.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from itertools import islice
 from typing import Protocol, TypeVar
+
+from .requests import (
+    CREATE,
+    AbortUpload,
+    CompleteUpload,
+    Create,
+    CreateUpload,
+    Delete,
+    DeleteMany,
+    DeleteUnchanged,
+    Entry,
+    Get,
+    ListPage,
+    Match,
+    Object,
+    Precondition,
+    Put,
+    PutPart,
+    Request,
+)
 
 __all__ = [
     "CREATE",
+    "PAGE",
     "Bucket",
     "Chunk",
     "Create",
     "Entry",
     "Match",
-    "Multipart",
     "Object",
     "Precondition",
     "Store",
     "Writer",
+    "batches",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """``If-None-Match: *``: write only where there is no object yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """``If-Match``: write only over the version with this etag (quoted, as the server gave it)."""
-
-    etag: str
-
-
+A = TypeVar("A")
 T = TypeVar("T")
 
 #: A piece of a body, which nobody changes any more: neither who gets it, nor who has given it.
 Chunk = bytes | memoryview
 
-#: The one value of :class:`Create`.
-CREATE = Create()
-
-#: ``None`` overwrites whatever stands there.
-Precondition = Create | Match | None
+#: S3's limits: the entries of one LIST answer, the keys of one DeleteObjects request.
+PAGE = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
-    """One answer to a GET: an object, or its first bytes.
-
-    ``size`` is that of the whole object, in bytes; ``etag`` is quoted; ``modified`` is the server's
-    Last-Modified (UTC, whole seconds); ``metadata`` is the user metadata with lower-case names and
-    without ``x-amz-meta-``.
-    """
-
-    key: str
-    body: bytes
-    size: int
-    etag: str
-    modified: datetime
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = ""
-
-    @property
-    def complete(self) -> bool:
-        """Whether ``body`` is the whole object."""
-        return len(self.body) == self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One key of a listing; ``size`` in bytes, ``modified`` in UTC, ``storage_class`` where the server tells it."""
-
-    key: str
-    size: int
-    modified: datetime
-    etag: str = ""
-    storage_class: str = ""
-
-
-class Store(Protocol):
+class Store(ABC):
     """An S3 bucket."""
+
+    @abstractmethod
+    def send(self, request: Request[A]) -> A:
+        """Make one request and return its answer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections; the store may be used again."""
 
     def put(
         self,
@@ -104,14 +90,18 @@ class Store(Protocol):
         precondition: Precondition = None,
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object in one request and return its etag.
+
+        Arguments:
+            tags: the object's own, beside those that the settings give to all.
 
         Raises:
             PreconditionFailed: the precondition does not hold; also where :class:`Match` meets no object.
             Conflict: 409, the write may be tried again.
         """
-        ...
+        return self.send(Put(key, body, precondition, metadata or {}, content_type, tags or {}))
 
     def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         """Read ``length`` bytes from ``start`` (``None``: to the end) in one request.
@@ -122,15 +112,16 @@ class Store(Protocol):
             ObjectMissing: there is no such object.
             PreconditionFailed: ``if_match`` was given and the object has another etag by now.
         """
-        ...
+        return self.send(Get(key, start, length, if_match))
 
     def delete(self, key: str) -> None:
         """Delete an object; one that does not exist counts as deleted."""
-        ...
+        self.send(Delete(key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
         """Delete any number of objects, 1,000 a request (DeleteObjects)."""
-        ...
+        for batch in batches(keys):
+            self.send(DeleteMany(batch))
 
     def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
         """Delete objects that still have these etags (key → etag), 1,000 a request.
@@ -140,23 +131,35 @@ class Store(Protocol):
         Returns:
             The keys where another version stands; one that is gone already counts as deleted.
         """
-        ...
+        return [key for batch in batches(versions.items()) for key in self.send(DeleteUnchanged(dict(batch)))]
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix, in the server's order, 1,000 a request."""
-        ...
+        """The entries under a prefix, in the server's order, 1,000 a request, made when its first one is asked for."""
+        token = ""
+        while True:
+            page = self.send(ListPage(prefix, start_after, token))
+            yield from page.entries
+            token = page.token
+            if not token:
+                return
 
-    def close(self) -> None:
-        """Let go of connections; the store may be used again."""
-        ...
 
+class Bucket(Store):
+    """A bucket whose objects can be written in parts too: one request to begin, for each part, to end."""
 
-class Multipart(Protocol):
-    """Writing an object in parts: a request each to begin, for a part, to complete, to abort."""
+    def create_upload(
+        self,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Begin an upload and return its id; until it is completed there is no object, and its parts are billed.
 
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        """Begin an upload and return its id; until it is completed there is no object, and its parts are billed."""
-        ...
+        One whose answer is lost stays without parts until a lifecycle rule or a sweep aborts it.
+        """
+        return self.send(CreateUpload(key, metadata or {}, content_type, tags or {}))
 
     def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
         """Write part ``number`` (1 to 10,000; all but the last one 5 MiB or more) and return its etag.
@@ -164,7 +167,7 @@ class Multipart(Protocol):
         Raises:
             UploadMissing: the upload was completed or aborted.
         """
-        ...
+        return self.send(PutPart(key, upload_id, number, body))
 
     def complete_upload(
         self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
@@ -172,19 +175,16 @@ class Multipart(Protocol):
         """Make one object of the parts (their etags in order) and return its etag.
 
         Raises:
-            PreconditionFailed: the precondition does not hold; the parts are still there.
+            PreconditionFailed: the precondition does not hold, or an earlier try landed and its answer was lost; the
+                parts are still there.
             Conflict: 409, the upload has to be made anew.
             UploadMissing: the upload was completed or aborted.
         """
-        ...
+        return self.send(CompleteUpload(key, upload_id, etags, precondition))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Delete the parts; an upload that is completed or aborted counts as aborted."""
-        ...
-
-
-class Bucket(Store, Multipart, Protocol):
-    """A bucket whose objects can be written in parts too."""
+        self.send(AbortUpload(key, upload_id))
 
 
 class Writer(Protocol):
@@ -199,6 +199,7 @@ class Writer(Protocol):
         precondition: Precondition = None,
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object from chunks of any length, as they come, and return its etag.
 
@@ -207,6 +208,7 @@ class Writer(Protocol):
 
         Arguments:
             size: bytes in all, where they are known.
+            tags: the object's own, beside those that the settings give to all.
 
         Raises:
             PreconditionFailed: the precondition does not hold, or another upload came first.
@@ -215,13 +217,8 @@ class Writer(Protocol):
         ...
 
 
-def batches(items: Iterable[T], size: int = 1000) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: int = PAGE) -> Iterator[list[T]]:
     """Cut keys, or what has one, into the lists that one DeleteObjects request takes."""
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch

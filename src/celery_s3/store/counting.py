@@ -6,24 +6,23 @@ in a row of its own, and the main process can tell what all have asked, those in
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from billiard import process
 
 from celery_s3.errors import StoreError, Unreachable
 from celery_s3.processes import PerProcess
 
-from .api import Bucket, Entry, Object, Precondition
+from .api import Bucket, Store
+from .requests import Request
 
-__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
+__all__ = ["NUMBERS", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
 
-#: The entries of one LIST answer, and the keys of one DeleteObjects request.
-PAGE = 1000
+A = TypeVar("A")
 
 #: By verb: ``requests``, ``retries``, ``bytes_up``, ``bytes_down``, and one number for each class of
 #: :mod:`celery_s3.errors` that a request ended with, as ``Throttled``. Verbs that were not used are left out.
@@ -171,99 +170,23 @@ def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
     return spent
 
 
-class Counting:
+class Counting(Bucket):
     """A store that tallies each request of the store inside it."""
 
-    def __init__(self, inner: Bucket, tally: Tally) -> None:
+    def __init__(self, inner: Store, tally: Tally) -> None:
         self._inner = inner
         self._tally = tally
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
+    def send(self, request: Request[A]) -> A:
         try:
-            etag = self._inner.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+            answer = self._inner.send(request)
         except StoreError as exc:
-            self._failed("PUT", exc, up=len(body))
+            # what reached no server was no request
+            sent = not isinstance(exc, Unreachable)
+            self._tally.count(request.verb, requests=int(sent), up=request.up if sent else 0, error=exc)
             raise
-        self._tally.count("PUT", up=len(body))
-        return etag
-
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        try:
-            found = self._inner.get(key, start=start, length=length, if_match=if_match)
-        except StoreError as exc:
-            self._failed("GET", exc)
-            raise
-        self._tally.count("GET", down=len(found.body))
-        return found
-
-    # S3 bills the beginning of an upload, each part and the completion as a PUT, and an abort, like a DELETE, not.
-
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        with self._counted("PUT"):
-            return self._inner.create_upload(key, metadata=metadata, content_type=content_type)
-
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        with self._counted("PUT", up=len(body)):
-            return self._inner.put_part(key, upload_id, number, body)
-
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        with self._counted("PUT"):
-            return self._inner.complete_upload(key, upload_id, etags, precondition=precondition)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        with self._counted("DELETE"):
-            self._inner.abort_upload(key, upload_id)
-
-    def delete(self, key: str) -> None:
-        with self._counted("DELETE"):
-            self._inner.delete(key)
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        with self._counted("DELETE_OBJECTS", requests=-(-len(keys) // PAGE)):
-            self._inner.delete_many(keys)
-
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        with self._counted("DELETE_OBJECTS", requests=-(-len(versions) // PAGE)):
-            return self._inner.delete_unchanged(versions)
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        # A page is one request, made when its first entry is asked for; the last page may be empty.
-        entries = self._inner.list(prefix, start_after=start_after)
-        for number in itertools.count():
-            try:
-                entry = next(entries, None)
-            except StoreError as exc:
-                self._failed("LIST", exc)
-                raise
-            if number % PAGE == 0 and (entry is not None or number == 0):
-                self._tally.count("LIST")
-            if entry is None:
-                return
-            yield entry
+        self._tally.count(request.verb, up=request.up, down=request.down(answer))
+        return answer
 
     def close(self) -> None:
         self._inner.close()
-
-    @contextmanager
-    def _counted(self, verb: str, *, requests: int = 1, up: int = 0) -> Iterator[None]:
-        try:
-            yield
-        except StoreError as exc:
-            self._failed(verb, exc, requests=requests, up=up)
-            raise
-        self._tally.count(verb, requests=requests, up=up)
-
-    def _failed(self, verb: str, error: StoreError, *, requests: int = 1, up: int = 0) -> None:
-        # What reached no server was no request.
-        sent = 0 if isinstance(error, Unreachable) else requests
-        self._tally.count(verb, requests=sent, up=up if sent else 0, error=error)

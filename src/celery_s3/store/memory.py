@@ -6,21 +6,39 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from celery_s3.errors import BadRequest, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
 
-from .api import Create, Entry, Match, Object, Precondition, batches
+from .api import PAGE, Bucket
+from .requests import (
+    AbortUpload,
+    CompleteUpload,
+    Create,
+    CreateUpload,
+    Delete,
+    DeleteMany,
+    DeleteUnchanged,
+    Entry,
+    Get,
+    ListPage,
+    Match,
+    Object,
+    Page,
+    Precondition,
+    Put,
+    PutPart,
+    Request,
+)
 
 __all__ = ["Fault", "MemoryStore"]
 
-_R = TypeVar("_R")
+A = TypeVar("A")
 
 _BUCKET = "memory"
-_PAGE = 1000
 
 
 @dataclass
@@ -62,7 +80,7 @@ class _Upload:
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
-class MemoryStore:
+class MemoryStore(Bucket):
     """A :class:`~celery_s3.store.api.Bucket` that any number of threads may share.
 
     Arguments:
@@ -92,118 +110,9 @@ class MemoryStore:
         self.faults: list[Fault] = []
         self.uploads: dict[str, _Upload] = {}
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        etag = _etag(body)
-
-        def store() -> str:
-            self._check(key, precondition)
-            return self._keep(key, bytes(body), etag, metadata or {}, content_type)
-
-        return self._request("PUT", key, store)
-
-    def _keep(self, key: str, body: bytes, etag: str, metadata: Mapping[str, str], content_type: str) -> str:
-        names = {name.lower(): value for name, value in metadata.items()}
-        now = datetime.fromtimestamp(int(self._clock()), UTC)
-        self._objects[key] = Object(key, body, len(body), etag, now, names, content_type)
-        return etag
-
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        def begin() -> str:
-            upload_id = uuid.uuid4().hex
-            self.uploads[upload_id] = _Upload(key, dict(metadata or {}), content_type)
-            return upload_id
-
-        return self._request("CREATE", key, begin)
-
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        def store() -> str:
-            self._upload(key, upload_id).parts[number] = bytes(body)
-            return _etag(body)
-
-        return self._request("PART", key, store)
-
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        def complete() -> str:
-            upload = self._upload(key, upload_id)
-            parts = [upload.parts.get(number, b"") for number in range(1, len(etags) + 1)]
-            if list(etags) != list(map(_etag, parts)):
-                raise BadRequest("", "complete_upload", _BUCKET, key, 400, "InvalidPart")
-            self._check(key, precondition)
-            del self.uploads[upload_id]
-            etag = f'{_etag("".join(etags).encode())[:-1]}-{len(etags)}"'
-            return self._keep(key, b"".join(parts), etag, upload.metadata, upload.content_type)
-
-        return self._request("COMPLETE", key, complete)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        self._request("ABORT", key, lambda: self.uploads.pop(upload_id, None))
-
-    def _upload(self, key: str, upload_id: str) -> _Upload:
-        upload = self.uploads.get(upload_id)
-        if upload is None or upload.key != key:
-            raise UploadMissing("", "upload", _BUCKET, key, 404, "NoSuchUpload")
-        return upload
-
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        def read() -> Object:
-            found = self._objects.get(key)
-            if found is None:
-                raise ObjectMissing("", "get", _BUCKET, key, 404, "NoSuchKey")
-            if if_match is not None and found.etag != if_match:
-                raise PreconditionFailed("", "get", _BUCKET, key, 412, "PreconditionFailed")
-            if start and start >= found.size:
-                raise BadRequest("", "get", _BUCKET, key, 416, "InvalidRange")
-            stop = None if length is None else start + length
-            part = found.body[start:stop]
-            return Object(key, part, found.size, found.etag, found.modified, found.metadata, found.content_type)
-
-        return self._request("GET", key, read)
-
-    def delete(self, key: str) -> None:
-        self._request("DELETE", key, lambda: self._remove([key]))
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for batch in batches(keys, _PAGE):
-            self._request("DELETE_OBJECTS", batch[0], lambda batch=batch: self._remove(batch))  # type: ignore[misc]
-
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        kept: list[str] = []
-        for batch in batches(versions, _PAGE):
-
-            def remove(batch: Sequence[str] = batch) -> None:
-                changed = [key for key in batch if self._conditional and self._changed(key, versions[key])]
-                self._remove([key for key in batch if key not in changed])
-                kept.extend(changed)
-
-            self._request("DELETE_OBJECTS", batch[0], remove)
-        return kept
-
-    def _changed(self, key: str, etag: str) -> bool:
-        stored = self._objects.get(key)
-        return stored is not None and stored.etag != etag
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        while True:
-            page = self._request("LIST", prefix, lambda after=start_after: self._page(prefix, after))  # type: ignore[misc]
-            yield from page
-            if len(page) < _PAGE or not self._page(prefix, page[-1].key):
-                return
-            start_after = page[-1].key
-
-    def close(self) -> None:
-        pass
-
-    def _request(self, verb: str, key: str, carry_out: Callable[[], _R]) -> _R:
+    def send(self, request: Request[A]) -> A:
+        verb = _VERBS.get(type(request), request.verb)
+        key = next(iter(_keys(request)))
         if self._before is not None:
             self._before(verb, key)
         with self._lock:
@@ -211,10 +120,83 @@ class MemoryStore:
             fault = next((fault for fault in self.faults if fault.due(verb, key)), None)
             if fault is not None and not fault.landed:
                 raise fault.error
-            answer = carry_out()
+            answer: A = self._HOW[type(request)](self, request)
             if fault is not None:
                 raise fault.error
             return answer
+
+    def _put(self, put: Put) -> str:
+        self._check(put.key, put.precondition)
+        return self._keep(put.key, bytes(put.body), _etag(put.body), put.metadata, put.content_type)
+
+    def _keep(self, key: str, body: bytes, etag: str, metadata: Mapping[str, str], content_type: str) -> str:
+        names = {name.lower(): value for name, value in metadata.items()}
+        now = datetime.fromtimestamp(int(self._clock()), UTC)
+        self._objects[key] = Object(key, body, len(body), etag, now, names, content_type)
+        return etag
+
+    def _create_upload(self, begun: CreateUpload) -> str:
+        upload_id = uuid.uuid4().hex
+        self.uploads[upload_id] = _Upload(begun.key, dict(begun.metadata), begun.content_type)
+        return upload_id
+
+    def _put_part(self, part: PutPart) -> str:
+        self._upload(part).parts[part.number] = bytes(part.body)
+        return _etag(part.body)
+
+    def _complete_upload(self, complete: CompleteUpload) -> str:
+        upload, etags = self._upload(complete), list(complete.etags)
+        parts = [upload.parts.get(number, b"") for number in range(1, len(etags) + 1)]
+        if etags != list(map(_etag, parts)):
+            raise BadRequest("", "complete_upload", _BUCKET, complete.key, 400, "InvalidPart")
+        self._check(complete.key, complete.precondition)
+        del self.uploads[complete.upload_id]
+        etag = f'{_etag("".join(etags).encode())[:-1]}-{len(etags)}"'
+        return self._keep(complete.key, b"".join(parts), etag, upload.metadata, upload.content_type)
+
+    def _abort_upload(self, aborted: AbortUpload) -> None:
+        self.uploads.pop(aborted.upload_id, None)
+
+    def _upload(self, request: PutPart | CompleteUpload) -> _Upload:
+        upload = self.uploads.get(request.upload_id)
+        if upload is None or upload.key != request.key:
+            raise UploadMissing("", "upload", _BUCKET, request.key, 404, "NoSuchUpload")
+        return upload
+
+    def _get(self, get: Get) -> Object:
+        found = self._objects.get(get.key)
+        if found is None:
+            raise ObjectMissing("", "get", _BUCKET, get.key, 404, "NoSuchKey")
+        if get.if_match is not None and found.etag != get.if_match:
+            raise PreconditionFailed("", "get", _BUCKET, get.key, 412, "PreconditionFailed")
+        if get.start and get.start >= found.size:
+            raise BadRequest("", "get", _BUCKET, get.key, 416, "InvalidRange")
+        stop = None if get.length is None else get.start + get.length
+        return replace(found, body=found.body[get.start : stop])
+
+    def _delete(self, request: Delete | DeleteMany) -> None:
+        for key in _keys(request):
+            self._objects.pop(key, None)
+
+    def _delete_unchanged(self, delete: DeleteUnchanged) -> list[str]:
+        changed = [key for key, etag in delete.versions.items() if self._conditional and self._changed(key, etag)]
+        for key in delete.versions.keys() - changed:
+            self._objects.pop(key, None)
+        return changed
+
+    def _changed(self, key: str, etag: str) -> bool:
+        stored = self._objects.get(key)
+        return stored is not None and stored.etag != etag
+
+    def _list(self, asked: ListPage) -> Page:
+        after = asked.token or asked.start_after
+        keys = sorted(key for key in self._objects if key.startswith(asked.key) and key > after)
+        found = [self._objects[key] for key in keys[:PAGE]]
+        entries = [Entry(each.key, each.size, each.modified, each.etag) for each in found]
+        return Page(entries, keys[PAGE - 1] if len(keys) > PAGE else "")
+
+    def close(self) -> None:
+        pass
 
     def _check(self, key: str, precondition: Precondition) -> None:
         if not self._conditional:
@@ -229,14 +211,33 @@ class MemoryStore:
         if not holds:
             raise PreconditionFailed("", "put", _BUCKET, key, 412, "PreconditionFailed")
 
-    def _remove(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._objects.pop(key, None)
+    _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[MemoryStore, Any], Any]]] = {
+        Put: _put,
+        Get: _get,
+        Delete: _delete,
+        DeleteMany: _delete,
+        DeleteUnchanged: _delete_unchanged,
+        ListPage: _list,
+        CreateUpload: _create_upload,
+        PutPart: _put_part,
+        CompleteUpload: _complete_upload,
+        AbortUpload: _abort_upload,
+    }
 
-    def _page(self, prefix: str, start_after: str) -> Sequence[Entry]:
-        keys = sorted(key for key in self._objects if key.startswith(prefix) and key > start_after)
-        found = (self._objects[key] for key in keys[:_PAGE])
-        return [Entry(each.key, each.size, each.modified, each.etag) for each in found]
+
+#: What stands for a request in ``requests`` and in a :class:`Fault`, where that is not its verb.
+_VERBS: Mapping[type[Request[Any]], str] = {
+    CreateUpload: "CREATE",
+    PutPart: "PART",
+    CompleteUpload: "COMPLETE",
+    AbortUpload: "ABORT",
+}
+
+
+def _keys(request: Request[Any]) -> Iterable[str]:
+    if isinstance(request, DeleteMany):
+        return request.keys
+    return request.versions if isinstance(request, DeleteUnchanged) else (request.key,)
 
 
 def _etag(body: bytes) -> str:

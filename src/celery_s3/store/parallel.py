@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from itertools import chain, islice
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import TypeVar
 from weakref import finalize
 
 from celery_s3.processes import PerProcess, without_sigterm
@@ -56,11 +56,14 @@ class Pool:
             next_item: asked whenever another item may start. ``None`` says that there is none now: it is asked again
                 after the next answer, and the stream ends once none is under way.
         """
-        first = deque(_taken(next_item, 2))
-        if len(first) < 2 or self._concurrency < 2 or self._inside():
-            return _one_by_one(fn, first, next_item)
-        limit = min(at_once or self._concurrency, self._concurrency)
-        return _Stream(self._threads.get(), fn).run(first, next_item, limit)
+        ahead = deque(islice(iter(next_item, None), 2))
+
+        def take() -> _T | None:
+            return ahead.popleft() if ahead else next_item()
+
+        if len(ahead) < 2 or self._concurrency < 2 or self._inside():
+            return _one_by_one(fn, take)
+        return _abreast(self._threads.get(), fn, take, min(at_once or self._concurrency, self._concurrency))
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -123,46 +126,32 @@ def _outcome(fn: Callable[[_T], _R], item: _T) -> _R | BaseException:
         return exc
 
 
-def _taken(next_item: Callable[[], _T | None], most: int) -> Iterator[_T]:
-    """Up to so many items, fewer where there are no more now."""
-    return islice(iter(next_item, None), most)
-
-
-def _let_go_of(items: deque[_T]) -> Iterator[_T]:
-    """The items, not held here any longer than they wait: they may be large."""
-    while items:
-        yield items.popleft()
-
-
-def _one_by_one(
-    fn: Callable[[_T], _R], first: deque[_T], next_item: Callable[[], _T | None]
-) -> Iterator[tuple[_T, _R | BaseException]]:
-    for item in chain(_let_go_of(first), iter(next_item, None)):
+def _one_by_one(fn: Callable[[_T], _R], take: Callable[[], _T | None]) -> Iterator[tuple[_T, _R | BaseException]]:
+    for item in iter(take, None):
         yield item, _outcome(fn, item)
 
 
-class _Stream(Generic[_T, _R]):
-    """One call's items on their way through the threads."""
+def _abreast(
+    threads: _Threads, fn: Callable[[_T], _R], take: Callable[[], _T | None], limit: int
+) -> Iterator[tuple[_T, _R | BaseException]]:
+    done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
 
-    def __init__(self, threads: _Threads, fn: Callable[[_T], _R]) -> None:
-        self._threads = threads
-        self._fn = fn
-        self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
-
-    def run(
-        self, first: deque[_T], next_item: Callable[[], _T | None], limit: int
-    ) -> Iterator[tuple[_T, _R | BaseException]]:
-        under_way = self._start(_let_go_of(first))
-        while under_way := under_way + self._start(_taken(next_item, limit - under_way)):
-            yield self._done.get()
-            under_way -= 1
-
-    def _start(self, items: Iterable[_T]) -> int:
+    def start(most: int) -> int:
+        """Start up to so many items, and hold none of them: they may be large."""
         started = 0
-        for item in items:
-            self._threads.submit(lambda item=item: self._done.put((item, _outcome(self._fn, item))))  # type: ignore[misc]
+        for item in islice(iter(take, None), most):
+            threads.submit(partial(_report, done, fn, item))
             started += 1
         return started
+
+    under_way = start(limit)
+    while under_way:
+        yield done.get()
+        under_way += start(limit - under_way + 1) - 1
+
+
+def _report(done: queue.SimpleQueue[tuple[_T, _R | BaseException]], fn: Callable[[_T], _R], item: _T) -> None:
+    done.put((item, _outcome(fn, item)))
 
 
 class _Threads:

@@ -36,16 +36,16 @@ def cut(chunks: Iterable[Chunk], length: int) -> Iterator[Chunk]:
             held.append(view[:room])
             view = view[room:]
             room = length
-            yield _taken(held)
+            yield _joined(held)
         if view:
             held.append(view)
             room -= len(view)
     if held:
-        yield _taken(held)
+        yield _joined(held)
 
 
-def _taken(held: list[Chunk]) -> Chunk:
-    """What was held as one; nothing is held any more."""
+def _joined(held: list[Chunk]) -> Chunk:
+    """What was held, as one piece; the list lets go of it."""
     whole = held[0] if len(held) == 1 else b"".join(held)
     held.clear()
     return whole

@@ -4,7 +4,7 @@
 
     Throttled, Unreachable              try again after a random wait
     ServerFault, Conflict, Interrupted  the same; the request may have been carried out, which only matters to
-                                        a conditional put: settled by reading (see Retrying.put)
+                                        a conditional put: settled by reading
     everything else                     raised at once
 
 Each request of an upload is tried again by itself, but for a completion that meets a conflict: its parts are lost.
@@ -12,25 +12,24 @@ Each request of an upload is tried again by itself, but for a completion that me
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import SystemRandom
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
 from celery_s3.settings import Settings
 
-from .api import Bucket, Create, Entry, Object, Precondition, Store, batches
+from .api import Bucket, Store
 from .counting import Tally
 from .deadline import remaining
 from .probe import PROBE
+from .requests import Create, Get, ListPage, Put, Request
 
 __all__ = ["Policy", "Retrying", "policy_for"]
 
-_R = TypeVar("_R")
+A = TypeVar("A")
 #: Draws nothing from the generator that the application may have seeded.
 _CHANCE = SystemRandom()
 
@@ -61,7 +60,7 @@ def _sleep(seconds: float) -> None:
     time.sleep(seconds)  # looked up now: gevent and eventlet may have replaced it since the import
 
 
-class Retrying:
+class Retrying(Bucket):
     """A store that tries again what is worth it, and raises the rest.
 
     Arguments:
@@ -75,7 +74,7 @@ class Retrying:
 
     def __init__(
         self,
-        inner: Bucket,
+        inner: Store,
         *,
         policy: Callable[[], Policy] = Policy,
         tally: Tally | None = None,
@@ -90,129 +89,53 @@ class Retrying:
         self._means = _Means(tally or Tally(), sleep, clock, random)
         self._denied = _Denied(self, missing_as_403, base)
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        """Write an object and return its etag.
-
-        A refusal is final on the first try. On a later one it may be an earlier try of our own that landed
-        unseen: then what is stored is what we write.
-        """
-        earlier = itertools.count()
-
-        def request() -> str:
-            first = next(earlier) == 0
-            try:
-                return self._inner.put(
-                    key, body, precondition=precondition, metadata=metadata, content_type=content_type
-                )
-            except PreconditionFailed as refusal:
-                if first:
-                    raise
-                return self._landed(key, body, refusal, create=isinstance(precondition, Create))
-
-        return self._until_answered("PUT", request)
-
-    def _landed(self, key: str, body: bytes, refusal: PreconditionFailed, *, create: bool) -> str:
-        """The etag of our own write, if that is what stands there."""
-        try:
-            stored = self._get(key, length=max(1, len(body)))
-        except ObjectMissing as exc:
-            if create:
-                raise Conflict("the write was refused, yet there is no object", "put", refusal.bucket, key) from exc
-            raise refusal from exc
-        if stored.complete and stored.body == body:
-            return stored.etag
-        raise refusal
-
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        return self._until_answered("GET", lambda: self._get(key, start=start, length=length, if_match=if_match))
-
-    def _get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        try:
-            return self._inner.get(key, start=start, length=length, if_match=if_match)
-        except AccessDenied as exc:
-            if self._denied.means_missing():
-                raise ObjectMissing(exc.detail, "get", exc.bucket, key, exc.status, exc.code) from exc
-            raise
-
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        """Begin an upload; one whose answer is lost stays without parts until a lifecycle rule or a sweep aborts it."""
-        return self._until_answered(
-            "PUT", lambda: self._inner.create_upload(key, metadata=metadata, content_type=content_type)
-        )
-
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        return self._until_answered("PUT", lambda: self._inner.put_part(key, upload_id, number, body))
-
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        """Complete an upload; a refusal may be the answer to an earlier try of our own that landed unseen."""
-        return self._until_answered(
-            "PUT",
-            lambda: self._inner.complete_upload(key, upload_id, etags, precondition=precondition),
-            final=Conflict,
-        )
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        self._until_answered("DELETE", lambda: self._inner.abort_upload(key, upload_id))
-
-    def delete(self, key: str) -> None:
-        self._until_answered("DELETE", lambda: self._inner.delete(key))
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        """Delete objects; each request of 1,000 is tried again by itself."""
-        for batch in batches(keys):
-            self._until_answered("DELETE_OBJECTS", partial(self._inner.delete_many, batch))
-
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        """Delete what is still the same; one that an earlier try of our own has deleted is gone."""
-        kept: list[str] = []
-        for batch in batches(versions.items()):
-            kept += self._until_answered("DELETE_OBJECTS", partial(self._inner.delete_unchanged, dict(batch)))
-        return kept
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix; after an error the listing goes on behind the last one."""
-        budget = self._budget()
+    def send(self, request: Request[A]) -> A:
+        """Send a request until it is answered, or its budget is spent."""
+        budget = _Budget(self._policy, self._means)
         while True:
             try:
-                for entry in self._inner.list(prefix, start_after=start_after):
-                    start_after = entry.key
-                    budget = self._budget() if budget.failures else budget
-                    yield entry
-            except Transient as exc:
-                budget.spend("LIST", exc)
-            else:
-                self._denied.succeeded = True
-                return
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def _until_answered(self, verb: str, request: Callable[[], _R], *, final: type[Transient] | tuple[()] = ()) -> _R:
-        """Make a request until it is answered, with an error that is ``final`` too, or the budget is spent."""
-        budget = self._budget()
-        while True:
-            try:
-                answer = request()
-            except final:
+                answer = self._try(request, again=budget.failures > 0)
+            except request.final:
                 raise
             except Transient as exc:
-                budget.spend(verb, exc)
+                budget.spend(request.verb, exc)
             else:
                 self._denied.succeeded = True
                 return answer
 
-    def _budget(self) -> _Budget:
-        return _Budget(self._policy, self._means)
+    def _try(self, request: Request[A], *, again: bool = False) -> A:
+        """Send a request once.
+
+        A refused write is final on the first try; on a later one it may be an earlier try of our own that landed
+        unseen: then what is stored is what we write.
+        """
+        try:
+            return self._inner.send(request)
+        except PreconditionFailed as refusal:
+            if not (again and isinstance(request, Put)):
+                raise
+            ours: A = self._etag_if_ours(request, refusal)
+            return ours
+        except AccessDenied as exc:
+            if isinstance(request, Get) and self._denied.means_missing():
+                raise ObjectMissing(exc.detail, "get", exc.bucket, request.key, exc.status, exc.code) from exc
+            raise
+
+    def _etag_if_ours(self, put: Put, refusal: PreconditionFailed) -> Any:
+        """The etag of our own write, if that is what stands there."""
+        try:
+            stored = self._try(Get(put.key, length=max(1, len(put.body))))
+        except ObjectMissing as exc:
+            if isinstance(put.precondition, Create):
+                why = "the write was refused, yet there is no object"
+                raise Conflict(why, "put", refusal.bucket, put.key) from exc
+            raise refusal from exc
+        if stored.complete and stored.body == put.body:
+            return stored.etag
+        raise refusal
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +194,10 @@ class _Denied:
         return self._always or (self.succeeded and not self._listing_allowed())
 
     def _listing_allowed(self) -> bool:
-        """One LIST (of one key at most), asked once and remembered."""
+        """One LIST (there is one such key at most), asked once and remembered."""
         if self._may_list is None:
             try:
-                next(self._store.list(self._prefix), None)
+                self._store.send(ListPage(self._prefix))
                 self._may_list = True
             except AccessDenied:
                 self._may_list = False

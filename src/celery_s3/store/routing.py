@@ -1,4 +1,4 @@
-"""Each call to the client that is right for it, in this process and at this moment.
+"""Each request to the client that is right for it, in this process and at this moment.
 
 ::
 
@@ -7,25 +7,32 @@
                                   the key need (session, empty segments); bodies over 8 MiB; uploads; listings
     obstore                       everything else
 
-obstore is ten times as fast; the module :mod:`.situation` says when it must not be used.
+obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not be used.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from celery_s3 import processes
 from celery_s3.errors import ConfigurationError
 from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
-from .api import Bucket, Entry, Object, Precondition, Store
+from .api import Bucket, Store
+from .requests import Delete, DeleteMany, Get, Put, Request
 
 __all__ = ["Routing"]
 
 logger = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+#: What obstore does as S3 means it: it does not list keys as they are, and knows no condition for a delete or for the
+#: completion of an upload.
+_OF_OBSTORE = frozenset({Put, Get, Delete, DeleteMany})
 
 #: Bytes up to which a body is obstore's: its read time-out covers the upload too, boto3's does not.
 BIG = 8 * 1024 * 1024
@@ -37,7 +44,7 @@ _PARENT_CONNECT, _PARENT_READ = 1.0, 2.0
 _UNADDRESSABLE = re.compile(r"(?:^|/)(?:/|\.{1,2}(?:/|\Z))|/\Z|[\x00-\x1f\x7f]")
 
 
-class Routing:
+class Routing(Bucket):
     """A store that makes its clients lazily, one of each kind for all threads of a process."""
 
     def __init__(self, settings: Settings) -> None:
@@ -46,53 +53,10 @@ class Routing:
         self._obstore = PerProcess(lambda: _obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
         self._brief = PerProcess(lambda: _brief(settings))
-        self._told = PerProcess(_tell)
+        self._warned = PerProcess(_warn)
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        client = self._client(key, big=len(body) > BIG)
-        return client.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
-
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        return self._client(key).get(key, start=start, length=length, if_match=if_match)
-
-    # Uploads are always boto3's: obstore knows no condition for their completion.
-
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        return self._boto3_client().create_upload(key, metadata=metadata, content_type=content_type)
-
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        return self._boto3_client().put_part(key, upload_id, number, body)
-
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        return self._boto3_client().complete_upload(key, upload_id, etags, precondition=precondition)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        self._boto3_client().abort_upload(key, upload_id)
-
-    def delete(self, key: str) -> None:
-        self._client(key).delete(key)
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        odd = next((key for key in keys if _UNADDRESSABLE.search(key)), "")
-        self._client(odd).delete_many(keys)
-
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        """Delete what is still the same, always by boto3: obstore knows no condition for it."""
-        return self._boto3_client().delete_unchanged(versions)
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix, always by boto3: obstore does not list keys as they are."""
-        return self._boto3_client().list(prefix, start_after=start_after)
+    def send(self, request: Request[A]) -> A:
+        return self._client(request).send(request)
 
     def close(self) -> None:
         for clients in (self._obstore, self._boto3, self._brief):
@@ -100,33 +64,36 @@ class Routing:
             if client is not None:
                 client.close()
 
-    def _client(self, key: str, *, big: bool = False) -> Store:
-        """The client for a key and, where it matters, a big body."""
+    def _client(self, request: Request[Any]) -> Store:
         chosen = self._settings.client
-        # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
-        if chosen == "boto3" or (big and chosen == "auto") or processes.prefork_parent():
+        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (request.up > BIG and chosen == "auto"):
             return self._boto3_client()
-        if reason := self._not_obstore(key):
+        # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
+        if processes.prefork_parent():
+            return self._boto3_client()
+        if reason := self._not_obstore(request):
             if chosen == "obstore":
                 raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
             return self._boto3_client()
         processes.obstore_used()
         return self._obstore.get()
 
-    def _boto3_client(self) -> Bucket:
+    def _boto3_client(self) -> Store:
         return (self._brief if processes.prefork_parent() else self._boto3).get()
 
-    def _not_obstore(self, key: str) -> str:
-        """Why obstore cannot serve a key here, empty if it can."""
+    def _not_obstore(self, request: Request[Any]) -> str:
+        """Why obstore cannot serve a request here, empty if it can."""
         if processes.obstore_forbidden():
             if self._settings.client == "auto":
-                self._told.get()
+                self._warned.get()
             return "it was used before this process was forked, and would hang"
         if processes.greenlets():
             return "it would block the hub of gevent or eventlet"
         if self._reason:
             return self._reason
-        return "it cannot address keys with empty or dot segments" if _UNADDRESSABLE.search(key) else ""
+        keys = request.keys if isinstance(request, DeleteMany) else (request.key,)
+        odd = any(map(_UNADDRESSABLE.search, keys))
+        return "it cannot address keys with empty or dot segments" if odd else ""
 
 
 def _obstore(settings: Settings) -> Store:
@@ -137,13 +104,13 @@ def _obstore(settings: Settings) -> Store:
     return ObstoreClient(settings)
 
 
-def _boto3(settings: Settings) -> Bucket:
+def _boto3(settings: Settings) -> Store:
     from celery_s3.store.clients.boto3_client import Boto3Client
 
     return Boto3Client(settings)
 
 
-def _brief(settings: Settings) -> Bucket:
+def _brief(settings: Settings) -> Store:
     from celery_s3.store.clients.boto3_client import Boto3Client
 
     return Boto3Client(
@@ -153,7 +120,7 @@ def _brief(settings: Settings) -> Bucket:
     )
 
 
-def _tell() -> bool:
+def _warn() -> bool:
     logger.warning(
         "S3 requests were made before this process was forked: it uses boto3, which takes more CPU and memory than"
         " obstore. Fork before the first result is stored or fetched to avoid that."

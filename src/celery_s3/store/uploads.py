@@ -28,6 +28,7 @@ from .api import Bucket, Chunk, Precondition
 from .deadline import retried_until, retried_while
 from .parallel import Pool
 from .pieces import cut, measured
+from .requests import Put
 
 __all__ = ["PART", "Uploads", "new_mark", "part_bytes"]
 
@@ -62,6 +63,7 @@ class Uploads:
         precondition: Precondition = None,
         metadata: Mapping[str, str] | None = None,
         content_type: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         if size is not None:
             chunks = measured(key, chunks, size)
@@ -69,9 +71,9 @@ class Uploads:
         first = deque(islice(bodies, 2))
         if len(first) < 2:
             body = first.pop() if first else b""
-            return self._bucket.put(key, body, precondition=precondition, metadata=metadata, content_type=content_type)
+            return self._bucket.send(Put(key, body, precondition, metadata or {}, content_type, tags or {}))
         marked = {UPLOAD: new_mark(), **(metadata or {})}
-        upload_id = self._bucket.create_upload(key, metadata=marked, content_type=content_type)
+        upload_id = self._bucket.create_upload(key, metadata=marked, content_type=content_type, tags=tags)
         upload = _Upload(self._bucket, key, upload_id)
         try:
             etags = upload.send(self._pool, _numbered(key, first, bodies))
@@ -163,16 +165,16 @@ class _Upload:
             return self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
         except (PreconditionFailed, UploadMissing):
             # perhaps an earlier try has landed, and its answer was lost
-            if etag := self._landed(mark):
+            if etag := self._etag_if_ours(mark):
                 return etag
             raise
         except Ambiguous:
             with suppress(StoreError):  # what the completion met says more
-                if etag := self._landed(mark):
+                if etag := self._etag_if_ours(mark):
                     return etag
             raise
 
-    def _landed(self, mark: str) -> str | None:
+    def _etag_if_ours(self, mark: str) -> str | None:
         try:
             stored = self._bucket.get(self._key, length=1)
         except ObjectMissing:

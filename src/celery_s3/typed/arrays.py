@@ -32,7 +32,7 @@ def _decode_array(value: object) -> np.ndarray[Any, Any]:
     stream = BytesIO(data)
     shape, _, dtype = _HEADERS[npy.read_magic(stream)](stream)
     _check(dtype)
-    # numpy makes room for what the header says before it reads
+    # Checked here, since numpy allocates whatever size the header says before it reads.
     if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"{len(data) - stream.tell()} bytes are no array of shape {shape} and type {dtype}")
     stream.seek(0)

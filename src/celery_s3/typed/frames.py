@@ -1,4 +1,4 @@
-"""pandas' frames as Arrow tables, with what pandas notes in them about index and types."""
+"""pandas' data frames as Arrow tables, with what pandas notes in them about index and types."""
 
 from __future__ import annotations
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar, overload
 
-from .classes import shape_of
+from .classes import codec_of
 from .standard import STANDARD
 
-__all__ = ["named", "of", "register"]
+__all__ = ["register", "type_named", "type_of"]
 
 T = TypeVar("T")
 
-#: Which module of ours knows the types of a package, loaded with the first of them. Their names start with the
-#: package's.
+#: The module of this folder that knows a package's types, loaded with the first of them: it imports the package. Their
+#: names start with the package's.
 _FAMILIES = {"numpy": "arrays", "pyarrow": "tables", "pandas": "frames", "celery_s3": "files"}
 _RESERVED = ("py", *_FAMILIES)
 
@@ -26,6 +26,7 @@ class Type:
     """How the values of a class travel.
 
     Attributes:
+        name: stands in what is stored.
         encode: from a value to one that ``typed+json`` can hold.
         decode: back again. It gets whatever a payload says, and raises where that makes no value.
     """
@@ -40,32 +41,32 @@ _by_class: dict[type, Type] = {}
 _by_name: dict[str, Type] = {}
 
 
-def of(cls: type) -> Type | None:
+def type_of(cls: type) -> Type | None:
     """The type of exactly this class, not of one it derives from: that would come back as something else.
 
     Raises:
         ImportError: its package needs another one to be stored, as pandas needs pyarrow.
     """
     found = _by_class.get(cls)
-    if found is None and _meet(str(cls.__module__)):
+    if found is None and _load_family(str(cls.__module__)):
         found = _by_class.get(cls)
     return found
 
 
-def named(name: str) -> Type | None:
+def type_named(name: str) -> Type | None:
     """The type of that name.
 
     Raises:
         ImportError: it needs a package that is not installed here.
     """
     found = _by_name.get(name)
-    if found is None and _meet(name):
+    if found is None and _load_family(name):
         found = _by_name.get(name)
     return found
 
 
-def _meet(dotted: str) -> bool:
-    """Load what we know of an optional package; whether there is anything."""
+def _load_family(dotted: str) -> bool:
+    """Add our types of the package that a class' module, or a type's name, begins with; whether there are any."""
     family = _FAMILIES.get(dotted.partition(".")[0])
     if family is None:
         return False
@@ -128,7 +129,7 @@ def register(
         raise TypeError(f"{cls.__qualname__}: give both `encode` and `decode`, or neither")
     _check_free(cls, name)
     if encode is None or decode is None:
-        encode, decode = shape_of(cls)
+        encode, decode = codec_of(cls)
     _add(name, (cls,), encode, decode)
     return cls
 
@@ -140,7 +141,7 @@ def _check_free(cls: type, name: str) -> None:
             f" {', '.join(_RESERVED)} and a dot; take one as 'shop.order'"
         )
     with suppress(ImportError):
-        _meet(cls.__module__)
+        _load_family(cls.__module__)
     by_name, by_class = _by_name.get(name), _by_class.get(cls)
     if by_name is not None and not _same(by_name.cls, cls):
         raise ValueError(f"{name!r} is the name of {by_name.cls!r} already: give {cls!r} another one")

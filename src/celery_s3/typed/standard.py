@@ -15,7 +15,7 @@ __all__ = ["STANDARD", "expect"]
 
 T = TypeVar("T")
 
-# A part of a path or of a package's name, and no way out of either.
+# ZoneInfo opens a file, or a resource of the package tzdata, of that name: no `..`, and nothing absolute.
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 

@@ -32,11 +32,11 @@ def unpack(value: object) -> Any:
     """
     if int(pa.__version__.partition(".")[0]) < _SAFE:
         raise RuntimeError(f"pyarrow {pa.__version__} is not safe to read tables with: install {_SAFE} or later")
-    # no threads: a worker's child may have been forked
+    # Without pyarrow's threads: a child that was forked has none of its parent's, and would wait for them for ever.
     options = pa.ipc.IpcReadOptions(use_threads=False)
     with pa.ipc.open_stream(expect(bytes, value), options=options) as reader:
         table = reader.read_all()
-    # without this, offsets in a forged stream would be believed
+    # Forged offsets would let pyarrow read other memory than the stream's.
     table.validate(full=True)
     return table
 

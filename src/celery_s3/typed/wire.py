@@ -1,7 +1,7 @@
 """``typed+json`` itself: JSON, where ``{"$type": name, "value": …}`` stands for what JSON does not have.
 
-A dict that has a key ``$type``, or one that is no text, is such a value too, a list of pairs: so no data of a user's
-can pass for a type.
+A dict that has a key ``$type``, or a key that is no text, is such a value too: a list of pairs. So no user's data is
+ever taken for a type.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any
 
 from celery_s3.errors import NotDecodable, NotEncodable
 
-from .registry import named, of
+from .registry import type_named, type_of
 from .standard import expect
 
 __all__ = ["MAX_DEPTH", "dumps", "loads"]
 
-#: How deep the JSON may be nested; a tuple is two levels, a dict with other keys than text three. Python's own limit
-#: may be nearer to who reads than to who has written.
+#: How deep the JSON may be nested; a tuple is two levels, a dict with other keys than text three. Far from Python's own
+#: limit, so that what one process has written any other can read, however deep its stack is already.
 MAX_DEPTH = 200
 
 _MARK, _VALUE = "$type", "value"
 _ENVELOPE = {_MARK, _VALUE}
 _PLAIN = frozenset({str, bool, NoneType})
-#: What other languages' JSON reads as a number; larger ones would meet Python's limit of 4,300 digits as well.
+#: Integers that JSON readers of other languages take as such. Larger ones travel in hexadecimal digits, on which Python
+#: has no limit (``int()`` takes 4,300 decimal ones).
 _INTEGERS = range(-(2**63), 2**64)
 
 
@@ -62,8 +63,8 @@ _TOO_DEEP = f"the value is nested more than {MAX_DEPTH} levels deep, or contains
 _WRITER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 
 
-def _encode(value: Any, room: int) -> Any:
-    """The value as JSON has it; ``room`` is how many levels may still follow."""
+def _encode(value: Any, levels: int) -> Any:
+    """The value as JSON has it; ``levels`` may still follow below it."""
     cls = type(value)
     if cls in _PLAIN:
         return value
@@ -71,38 +72,38 @@ def _encode(value: Any, room: int) -> Any:
         return value if value in _INTEGERS else {_MARK: "py.int", _VALUE: hex(value)}
     if cls is float:
         return value if isfinite(value) else {_MARK: "py.float", _VALUE: repr(value)}
-    if not room:
+    if not levels:
         raise NotEncodable(_TOO_DEEP)
-    room -= 1
+    levels -= 1
     if cls is list:
-        return [one if type(one) in _PLAIN else _encode(one, room) for one in value]
+        return [one if type(one) in _PLAIN else _encode(one, levels) for one in value]
     if cls is dict:
-        return _encode_dict(value, room)
-    return _encode_typed(value, cls, room)
+        return _encode_dict(value, levels)
+    return _encode_typed(value, cls, levels)
 
 
-def _encode_dict(value: dict[Any, Any], room: int) -> Any:
+def _encode_dict(value: dict[Any, Any], levels: int) -> Any:
     if _MARK not in value and all(type(key) is str for key in value):
-        return {key: one if type(one) in _PLAIN else _encode(one, room) for key, one in value.items()}
-    if room < 2:
+        return {key: one if type(one) in _PLAIN else _encode(one, levels) for key, one in value.items()}
+    if levels < 2:
         raise NotEncodable(_TOO_DEEP)
-    pairs = [[_encode(key, room - 2), _encode(one, room - 2)] for key, one in value.items()]
+    pairs = [[_encode(key, levels - 2), _encode(one, levels - 2)] for key, one in value.items()]
     return {_MARK: "py.dict", _VALUE: pairs}
 
 
-def _encode_typed(value: Any, cls: type, room: int) -> Any:
+def _encode_typed(value: Any, cls: type, levels: int) -> Any:
     try:
-        kind = of(cls)
+        kind = type_of(cls)
         inner = None if kind is None else kind.encode(value)
     except Exception as exc:
-        raise NotEncodable(f"a value of type {_path(cls)} cannot be stored as typed+json: {_short(exc)}") from exc
+        raise NotEncodable(f"a value of type {_path(cls)} cannot be stored as typed+json: {_one_line(exc)}") from exc
     if kind is None:
-        return _encode(_plain(value, cls), room)
-    return {_MARK: kind.name, _VALUE: _encode(inner, room)}
+        return _encode(_as_base(value, cls), levels)
+    return {_MARK: kind.name, _VALUE: _encode(inner, levels)}
 
 
-def _plain(value: Any, cls: type) -> Any:
-    """A subclass of dict, list or str as what it derives from: Celery's signatures are such."""
+def _as_base(value: Any, cls: type) -> Any:
+    """A value of a subclass of dict, list or str as what it derives from; Celery's signatures are such."""
     if not isinstance(value, Enum):
         if isinstance(value, dict):
             return dict(value)
@@ -121,8 +122,8 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _short(exc: BaseException) -> str:
-    """One line, however much of a value a library repeats."""
+def _one_line(exc: BaseException) -> str:
+    """An error as one line of at most 300 characters: libraries repeat whole values in theirs."""
     text = " ".join(f"{type(exc).__name__}: {exc}".split())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
@@ -131,7 +132,7 @@ def _short(exc: BaseException) -> str:
 
 
 def _decode(found: dict[str, Any]) -> Any:
-    """What a JSON object stands for; the objects in it have been decoded before."""
+    """What a JSON object stands for; JSON decodes from the inside, so the objects in it are values already."""
     if _MARK not in found:
         return found
     name = found[_MARK]
@@ -143,12 +144,12 @@ def _decode(found: dict[str, Any]) -> Any:
     except NotDecodable:
         raise
     except Exception as exc:
-        raise NotDecodable(f"the value cannot be read as {name[:100]!r}: {_short(exc)}") from exc
+        raise NotDecodable(f"the value cannot be read as {name[:100]!r}: {_one_line(exc)}") from exc
 
 
 def _decoder(name: str) -> Any:
     try:
-        kind = named(name)
+        kind = type_named(name)
     except ImportError as exc:
         package = name.partition(".")[0]
         raise NotDecodable(f"a value of type {name[:100]!r} needs {package}, which cannot be imported: {exc}") from exc

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from hashlib import md5
 from operator import methodcaller
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from botocore.config import Config
@@ -20,14 +20,33 @@ from botocore.handlers import add_expect_header
 
 from celery_s3.errors import BadRequest, Conflict, Interrupted, ObjectMissing, PreconditionFailed, UploadMissing
 from celery_s3.settings import Settings
-from celery_s3.store.api import Create, Entry, Match, Object, Precondition, batches
+from celery_s3.store.api import Bucket
+from celery_s3.store.requests import (
+    AbortUpload,
+    CompleteUpload,
+    Create,
+    CreateUpload,
+    Delete,
+    DeleteMany,
+    DeleteUnchanged,
+    Entry,
+    Get,
+    ListPage,
+    Object,
+    Page,
+    Precondition,
+    Put,
+    PutPart,
+    Request,
+)
 
-from .boto3_errors import FAILURES, from_error, translated
+from .boto3_errors import call, from_error
 from .session import client_factory
-from .translate import Request, check_headers, cut, object_tags, path_style
+from .translate import Operation, check_headers, cut, error_of, path_style
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 #: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
 #: new connection. None of them is opened before it is needed.
@@ -35,8 +54,8 @@ _CONNECTIONS = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class Boto3Client:
-    """A :class:`~celery_s3.store.api.Bucket`; one botocore client, made at the first request, for all threads.
+class Boto3Client(Bucket):
+    """Answers every request; one botocore client, made at the first request, for all threads.
 
     Arguments:
         connect_timeout, read_timeout: seconds, in place of those of the settings.
@@ -53,118 +72,128 @@ class Boto3Client:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        request = Request("put", key, isinstance(precondition, Match))
-        parameters = {**self._stored_as(request, metadata or {}, content_type), **_condition(precondition)}
-        return self._written(request, methodcaller("put_object", **self._common, Key=key, Body=body, **parameters))
+    def send(self, request: Request[A]) -> A:
+        answer: A = self._HOW[type(request)](self, request)
+        return answer
 
-    def _stored_as(self, request: Request, metadata: Mapping[str, str], content_type: str) -> dict[str, Any]:
+    def _put(self, put: Put) -> str:
+        parameters = {**self._stored_as(put), **_condition(put.precondition)}
+        return self._required(
+            put, "ETag", methodcaller("put_object", **self._common, Key=put.key, Body=put.body, **parameters)
+        )
+
+    def _stored_as(self, request: Put | CreateUpload) -> dict[str, Any]:
         """How an object is stored, as parameters of its PUT or its upload."""
-        if refused := check_headers(metadata, content_type):
-            raise request.error(BadRequest, self._settings, refused)
-        parameters = {**self._storage, "Metadata": dict(metadata)}
-        if content_type:
-            parameters["ContentType"] = content_type
-        if self._settings.expiry_tags:
-            parameters["Tagging"] = urlencode(object_tags(self._settings, metadata))
+        if refused := check_headers(request.metadata, request.content_type):
+            raise error_of(BadRequest, request, self._settings, refused)
+        parameters = {**self._storage, "Metadata": dict(request.metadata)}
+        if request.content_type:
+            parameters["ContentType"] = request.content_type
+        if request.tags:
+            parameters["Tagging"] = urlencode({**self._settings.tags, **request.tags})
         return parameters
 
-    def _written(self, request: Request, action: Callable[[Any], Mapping[str, Any]]) -> str:
-        """The etag that a write is answered with."""
+    def _required(self, request: Request[str], name: str, action: Callable[[Any], Mapping[str, Any]]) -> str:
+        """One value that the answer must have."""
         answer = self._call(request, action)
-        if not answer.get("ETag"):
-            raise request.error(Interrupted, self._settings, "the answer has no ETag")
-        return str(answer["ETag"])
+        if not answer.get(name):
+            raise error_of(Interrupted, request, self._settings, f"the answer has no {name}")
+        return str(answer[name])
 
-    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str = "") -> str:
-        request = Request("create_upload", key)
-        parameters = {**self._common, **self._stored_as(request, metadata or {}, content_type)}
-        answer = self._call(request, methodcaller("create_multipart_upload", Key=key, **parameters))
-        if not answer.get("UploadId"):
-            raise request.error(Interrupted, self._settings, "the answer has no UploadId")
-        return str(answer["UploadId"])
+    def _create_upload(self, begun: CreateUpload) -> str:
+        parameters = {**self._common, "Key": begun.key, **self._stored_as(begun)}
+        return self._required(begun, "UploadId", methodcaller("create_multipart_upload", **parameters))
 
-    def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> str:
-        parameters = {**self._common, "Key": key, "UploadId": upload_id, "PartNumber": number, "Body": body}
-        return self._written(Request("put_part", key), methodcaller("upload_part", **parameters))
+    def _put_part(self, part: PutPart) -> str:
+        parameters = {**self._of_upload(part), "PartNumber": part.number, "Body": part.body}
+        return self._required(part, "ETag", methodcaller("upload_part", **parameters))
 
-    def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, precondition: Precondition = None
-    ) -> str:
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
-        parameters = {**self._common, "Key": key, "UploadId": upload_id, **_condition(precondition)}
+    def _complete_upload(self, complete: CompleteUpload) -> str:
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(complete.etags, 1)]
+        parameters = {**self._of_upload(complete), **_condition(complete.precondition)}
         action = methodcaller("complete_multipart_upload", MultipartUpload={"Parts": parts}, **parameters)
-        return self._written(Request("complete_upload", key, isinstance(precondition, Match)), action)
+        return self._required(complete, "ETag", action)
 
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        parameters = {**self._common, "Key": key, "UploadId": upload_id}
+    def _abort_upload(self, abort: AbortUpload) -> None:
         with suppress(UploadMissing):
-            self._call(Request("abort_upload", key), methodcaller("abort_multipart_upload", **parameters))
+            self._call(abort, methodcaller("abort_multipart_upload", **self._of_upload(abort)))
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        condition = {"IfMatch": if_match} if if_match else {}
-        if not start and length is None:
-            return self._get(key, condition)
-        stop = "" if length is None else start + length - 1
+    def _of_upload(self, request: PutPart | CompleteUpload | AbortUpload) -> dict[str, Any]:
+        return {**self._common, "Key": request.key, "UploadId": request.upload_id}
+
+    def _get(self, get: Get) -> Object:
+        condition = {"IfMatch": get.if_match} if get.if_match else {}
+        if not get.start and get.length is None:
+            return self._read(get, condition)
+        stop = "" if get.length is None else get.start + get.length - 1
         try:
-            return cut(self._get(key, {**condition, "Range": f"bytes={start}-{stop}"}), start, length)
+            found = self._read(get, {**condition, "Range": f"bytes={get.start}-{stop}"})
         except BadRequest as exc:
             # an empty object has no first byte to begin a range with
-            if start or exc.status != 416:
+            if get.start or exc.status != 416:
                 raise
-        return self._get(key, condition)
+        else:
+            return cut(found, get.start, get.length)
+        return self._read(get, condition)
 
-    def _get(self, key: str, parameters: Mapping[str, str]) -> Object:
+    def _read(self, get: Get, parameters: Mapping[str, str]) -> Object:
         def read(s3: Any) -> Object:
-            answer = s3.get_object(**self._common, Key=key, **parameters)
+            answer = s3.get_object(**self._common, Key=get.key, **parameters)
             with closing(answer["Body"]) as stream:
-                return _object(key, answer, stream.read())
+                return _object(get.key, answer, stream.read())
 
-        return self._call(Request("get", key), read)
+        return self._call(get, read)
 
-    def delete(self, key: str) -> None:
+    def _delete(self, delete: Delete) -> None:
         with suppress(ObjectMissing):
-            self._call(Request("delete", key), lambda s3: s3.delete_object(**self._common, Key=key))
+            self._call(delete, methodcaller("delete_object", **self._common, Key=delete.key))
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for batch in batches(keys):
-            for entry in self._delete_objects([{"Key": key} for key in batch]):
-                raise from_error(entry, Request("delete_many", entry.get("Key", "")), self._settings)
+    def _delete_many(self, delete: DeleteMany) -> None:
+        for entry in self._delete_objects(delete, [{"Key": key} for key in delete.keys]):
+            raise from_error(entry, Operation(delete.operation, entry.get("Key", "")), self._settings)
 
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
+    def _delete_unchanged(self, delete: DeleteUnchanged) -> Sequence[str]:
         kept = []
-        for batch in batches(versions.items()):
-            objects = [{"Key": key, "ETag": etag} for key, etag in batch]
-            for entry in self._delete_objects(objects):
-                error = from_error(entry, Request("delete", entry.get("Key", "")), self._settings)
-                if isinstance(error, PreconditionFailed | Conflict):
-                    kept.append(str(entry["Key"]))
-                elif not isinstance(error, ObjectMissing):
-                    raise error
+        for entry in self._delete_objects(
+            delete, [{"Key": key, "ETag": etag} for key, etag in delete.versions.items()]
+        ):
+            error = from_error(entry, Operation("delete", entry.get("Key", "")), self._settings)
+            if isinstance(error, PreconditionFailed | Conflict):
+                kept.append(str(entry["Key"]))
+            elif not isinstance(error, ObjectMissing):
+                raise error
         return kept
 
-    def _delete_objects(self, objects: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, Any]]:
+    def _delete_objects(
+        self, request: DeleteMany | DeleteUnchanged, objects: Sequence[Mapping[str, str]]
+    ) -> Sequence[Mapping[str, Any]]:
         """What could not be deleted, as S3 answers it."""
         parameters = {**self._common, "Delete": {"Objects": objects, "Quiet": True}}
-        answer = self._call(Request("delete_many"), methodcaller("delete_objects", **parameters))
+        answer = self._call(request, methodcaller("delete_objects", **parameters))
         return answer.get("Errors", ())  # type: ignore[no-any-return]
 
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        request = Request("list", prefix)
-        parameters = {**self._common, "Prefix": prefix, "StartAfter": start_after}
-        pages = self._call(request, lambda s3: iter(s3.get_paginator("list_objects_v2").paginate(**parameters)))
-        while (page := self._call(request, lambda _: next(pages, None))) is not None:
-            for found in page.get("Contents", ()):
-                about = found["LastModified"], found.get("ETag", ""), found.get("StorageClass", "")
-                yield Entry(found["Key"], found["Size"], *about)
+    def _list(self, asked: ListPage) -> Page:
+        parameters = {**self._common, "Prefix": asked.key, "StartAfter": asked.start_after}
+        if asked.token:
+            parameters["ContinuationToken"] = asked.token
+        page = self._call(asked, methodcaller("list_objects_v2", **parameters))
+        token = page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
+        if token and token == asked.token:
+            raise error_of(BadRequest, asked, self._settings, "the listing goes round in circles")
+        return Page([_entry(found) for found in page.get("Contents", ())], token)
+
+    _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Boto3Client, Any], Any]]] = {
+        Put: _put,
+        Get: _get,
+        Delete: _delete,
+        DeleteMany: _delete_many,
+        DeleteUnchanged: _delete_unchanged,
+        ListPage: _list,
+        CreateUpload: _create_upload,
+        PutPart: _put_part,
+        CompleteUpload: _complete_upload,
+        AbortUpload: _abort_upload,
+    }
 
     def close(self) -> None:
         with self._lock:
@@ -172,13 +201,8 @@ class Boto3Client:
         if client is not None:
             client.close()
 
-    def _call(self, request: Request, action: Callable[[Any], T]) -> T:
-        try:
-            return action(self._client or self._connect())
-        except FAILURES as exc:
-            error = translated(exc, request, self._settings)
-        # outside of the handler: the original, which may hold a secret, does not become the context
-        raise error
+    def _call(self, request: Request[Any], action: Callable[[Any], T]) -> T:
+        return call(lambda: action(self._client or self._connect()), request, self._settings)
 
     def _connect(self) -> Any:
         with self._lock:
@@ -263,6 +287,12 @@ def _object(key: str, answer: Mapping[str, Any], body: bytes) -> Object:
     metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
     etag, modified = answer.get("ETag", ""), answer.get("LastModified", _EPOCH)
     return Object(key, body, int(size), etag, modified, metadata, answer.get("ContentType", ""))
+
+
+def _entry(found: Mapping[str, Any]) -> Entry:
+    return Entry(
+        found["Key"], found["Size"], found["LastModified"], found.get("ETag", ""), found.get("StorageClass", "")
+    )
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from celery_s3.errors import BadRequest, Conflict, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
-from .translate import Request
+from .translate import Operation
 
 __all__ = ["BLOCK", "Control", "Identity", "Upload"]
 
@@ -84,14 +84,14 @@ class Control:
                 raise NoCredentialsError
             return str(found.method)
 
-        return self._translated(Request("get_credentials"), look)
+        return self._translated(Operation("get_credentials"), look)
 
     def identity(self) -> Identity:
         """Whose credentials these are, as STS tells it.
 
         A server that is not Amazon's is asked itself, never AWS; where it knows nothing of STS, that raises.
         """
-        answer = self._translated(Request("get_caller_identity"), lambda: self._sts().get_caller_identity())
+        answer = self._translated(Operation("get_caller_identity"), lambda: self._sts().get_caller_identity())
         return Identity(answer.get("Account", ""), answer.get("Arn", ""))
 
     # -- the bucket
@@ -241,7 +241,7 @@ class Control:
         def sign() -> str:
             return str(self._s3.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
 
-        return self._translated(Request("presign", key), sign)
+        return self._translated(Operation("presign", key), sign)
 
     # -- the client
 
@@ -262,17 +262,12 @@ class Control:
         parameters["Bucket"] = self.settings.bucket
         if self.settings.expected_bucket_owner and operation != "create_bucket":
             parameters["ExpectedBucketOwner"] = self.settings.expected_bucket_owner
-        return self._translated(Request(operation), lambda: getattr(self._s3, operation)(**parameters))
+        return self._translated(Operation(operation), lambda: getattr(self._s3, operation)(**parameters))
 
-    def _translated(self, request: Request, action: Callable[[], _T]) -> _T:
-        from .boto3_errors import FAILURES, translated
+    def _translated(self, operation: Operation, action: Callable[[], _T]) -> _T:
+        from .boto3_errors import call
 
-        try:
-            return action()
-        except FAILURES as exc:
-            error = translated(exc, request, self.settings)
-        # outside of the handler: the original, which may hold a secret, does not become the context
-        raise error
+        return call(action, operation, self.settings)
 
     @cached_property
     def _s3(self) -> Any:

@@ -1,28 +1,29 @@
 """The store on obstore: the data plane wherever it may run, at a tenth of botocore's cost.
 
-A request takes 0.2 ms of CPU. obstore does not survive a fork and blocks green threads; keys with empty segments
-and exact listings are beyond it: ``routing`` knows when to use botocore instead.
+A request takes 0.2 ms of CPU. obstore does not survive a fork and blocks green threads; keys with empty segments,
+exact listings, conditional deletes and uploads in parts are beyond it: ``routing`` sends those to botocore.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from operator import methodcaller
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from obstore.exceptions import GenericError, UnauthenticatedError
 
 from celery_s3.errors import BadRequest, ObjectMissing, StoreError
 from celery_s3.processes import without_sigterm
 from celery_s3.settings import Settings
-from celery_s3.store.api import Create, Entry, Match, Object, Precondition, Store, batches
+from celery_s3.store.api import Store
+from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Precondition, Put, Request
 
-from .obstore_errors import FAILURES, Failure, is_panic
+from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
-from .translate import Request, check_headers, cut, object_tags
+from .translate import Asked, Operation, answered, check_headers, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObstoreClient"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
@@ -38,8 +40,8 @@ _BIG = 1024 * 1024
 _UNADDRESSABLE = re.compile(r"^/|//|/$|^$|(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class ObstoreClient:
-    """A :class:`~celery_s3.store.api.Store`; its connections are made at the first request and shared by all threads.
+class ObstoreClient(Store):
+    """Answers PUT, GET and deletes; its connections are made at the first request and shared by all threads.
 
     A key that begins or ends with ``/``, or has a segment that is empty, ``.`` or ``..``, is a
     :class:`~celery_s3.errors.BadRequest`: obstore would make another key of it, or none.
@@ -51,37 +53,32 @@ class ObstoreClient:
         self._stores: dict[Use, S3Store] = {}
         self._credentials: Callable[[], S3Credential] | None = None
         self._worked = False
-        self._lister: Store | None = None
         self._lock = threading.Lock()
 
-    def put(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        precondition: Precondition = None,
-        metadata: Mapping[str, str] | None = None,
-        content_type: str = "",
-    ) -> str:
-        request = Request("put", key, isinstance(precondition, Match))
-        self._check(request, check_headers(metadata or {}, content_type))
-        attributes = {**self._attributes, **(metadata or {})}
-        if content_type:
-            attributes["Content-Type"] = content_type
+    def send(self, request: Request[A]) -> A:
+        answer: A = self._HOW[type(request)](self, request)
+        return answer
+
+    def _put(self, put: Put) -> str:
+        self._check(put, check_headers(put.metadata, put.content_type))
+        attributes = {**self._attributes, **put.metadata}
+        if put.content_type:
+            attributes["Content-Type"] = put.content_type
+        tags = {**self._settings.tags, **put.tags} or None
+        mode = _mode(put.precondition)
 
         def write(store: S3Store) -> str:
-            mode, tags = _mode(precondition), object_tags(self._settings, metadata or {}) or None
-            answer = store.put(key, body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
+            answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
 
-        return self._call(request, write, "patient" if len(body) > _BIG else "quick")
+        return self._call(put, write, "patient" if put.up > _BIG else "quick")
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        request = Request("get", key)
-        self._check(request)
-        whole: GetOptions = {"if_match": if_match} if if_match else {}
+    def _get(self, get: Get) -> Object:
+        self._check(get)
+        key, start, length = get.key, get.start, get.length
+        whole: GetOptions = {"if_match": get.if_match} if get.if_match else {}
         if not start and length is None:
-            return self._call(request, lambda store: _object(key, store.get(key, options=whole)))
+            return self._call(get, lambda store: _object(key, store.get(key, options=whole)))
         asked: GetOptions = {**whole, "range": {"offset": start} if length is None else (start, start + length)}
 
         def read(store: S3Store) -> Object:
@@ -94,76 +91,52 @@ class ObstoreClient:
                     raise
             return cut(_object(key, store.get(key, options=whole)), start, length)
 
-        return self._call(request, read)
+        return self._call(get, read)
 
-    def delete(self, key: str) -> None:
-        request = Request("delete", key)
-        self._check(request)
+    def _delete(self, delete: Delete) -> None:
+        self._check(delete)
         with suppress(ObjectMissing):
-            self._call(request, lambda store: store.delete(key))
+            self._call(delete, lambda store: store.delete(delete.key))
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._check(Request("delete_many", key))
-        for batch in batches(keys):
-            self._call(Request("delete_many"), methodcaller("delete", batch), "bulk")
+    def _delete_many(self, delete: DeleteMany) -> None:
+        for key in delete.keys:
+            self._check(Operation(delete.operation, key))
+        self._call(delete, methodcaller("delete", list(delete.keys)), "bulk")
 
-    def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
-        """Delete by botocore: obstore knows no condition for it."""
-        return self._botocore().delete_unchanged(versions)
-
-    def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
-        """The entries under a prefix, by botocore: obstore lists whole segments only, and ``a//b`` as ``a/b``."""
-        return self._botocore().list(prefix, start_after=start_after)
-
-    def _botocore(self) -> Store:
-        if self._lister is None:
-            from .boto3_client import Boto3Client
-
-            self._lister = Boto3Client(self._settings)
-        return self._lister
+    _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[ObstoreClient, Any], Any]]] = {
+        Put: _put,
+        Get: _get,
+        Delete: _delete,
+        DeleteMany: _delete_many,
+    }
 
     def close(self) -> None:
         with self._lock:
             self._stores = {}
-            lister, self._lister = self._lister, None
-        if lister is not None:
-            lister.close()
 
-    def _check(self, request: Request, refused: str = "") -> None:
-        if _UNADDRESSABLE.search(request.key):
+    def _check(self, asked: Asked, refused: str = "") -> None:
+        if _UNADDRESSABLE.search(asked.key):
             refused = "obstore cannot address this key"
         if refused:
-            raise request.error(BadRequest, self._settings, refused)
+            raise error_of(BadRequest, asked, self._settings, refused)
 
-    def _call(self, request: Request, action: Callable[[S3Store], T], use: Use = "quick") -> T:
-        try:
+    def _call(self, asked: Asked, action: Callable[[S3Store], T], use: Use = "quick") -> T:
+        def act() -> T:
             # a thread may be started at any call, as to look up a host's name
             with without_sigterm():
-                answer = action(self._stores.get(use) or self._open(use))
-        except FAILURES as exc:
-            error = self._translated(exc, request)
-        except BaseException as exc:
-            if not is_panic(exc):
-                raise
-            error = self._translated(exc, request)
-        else:
-            self._worked = True
-            return answer
-        try:
-            # outside of the handler: the original, which may hold a secret, does not become the context
-            raise error
-        finally:
-            # no circle of error, traceback and frame on the path that polls for results
-            del error
+                return action(self._stores.get(use) or self._open(use))
 
-    def _translated(self, exc: BaseException, request: Request) -> StoreError:
+        answer = answered(act, is_failure, lambda exc: self._translated(exc, asked))
+        self._worked = True
+        return answer
+
+    def _translated(self, exc: BaseException, asked: Asked) -> StoreError:
         failure = getattr(self._credentials, "failure", None)
         if failure is not None and isinstance(exc, UnauthenticatedError) and "External AWS cred" in str(exc):
             from .boto3_errors import translated
 
-            return translated(failure, request, self._settings)
-        return Failure.of(exc).error(request, self._settings, worked=self._worked)
+            return translated(failure, asked, self._settings)
+        return Failure.of(exc).error(asked, self._settings, worked=self._worked)
 
     def _open(self, use: Use) -> S3Store:
         with self._lock:

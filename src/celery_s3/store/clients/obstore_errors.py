@@ -40,12 +40,12 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 
-from .translate import ROUTINE, Answer, Request
+from .translate import ROUTINE, Answer, Asked, error_of
 
-__all__ = ["FAILURES", "Failure", "is_panic"]
+__all__ = ["Failure", "is_failure"]
 
 #: What a call of obstore may raise, besides the ``PanicException`` that no module exports.
-FAILURES = (obs.BaseError, OSError, NotImplementedError, ValueError)
+_FAILURES = (obs.BaseError, OSError, NotImplementedError, ValueError)
 
 #: What an exception means where no answer came.
 _KINDS: Mapping[str, type[StoreError]] = {
@@ -92,9 +92,9 @@ _SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _METADATA_SERVICE = re.compile(r"https?://[^/]+/latest/(?:api/token|meta-data/iam/)|http://169\.254\.170\.")
 
 
-def is_panic(exc: BaseException) -> bool:
-    """Whether Rust gave up: a ``BaseException`` of a class that cannot be imported."""
-    return type(exc).__name__ == "PanicException"
+def is_failure(exc: BaseException) -> bool:
+    """Whether it is about the request. Where Rust gives up, that is a ``BaseException`` that cannot be imported."""
+    return isinstance(exc, _FAILURES) or type(exc).__name__ == "PanicException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +126,25 @@ class Failure:
         """Whether the server sent the whole object where a range was asked for."""
         return "source: NotPartial," in self.debug
 
-    def error(self, request: Request, settings: Settings, *, worked: bool) -> StoreError:
+    def error(self, asked: Asked, settings: Settings, *, worked: bool) -> StoreError:
         """The error to raise, with the exception as its cause.
 
         Arguments:
             worked: whether a request of this client has succeeded, so that there were credentials.
         """
-        error = self._error(request, settings, worked)
+        error = self._error(asked, settings, worked)
         error.__cause__ = self.exc if isinstance(error, ROUTINE) else self._cause(settings)
         return error
 
-    def _error(self, request: Request, settings: Settings, worked: bool) -> StoreError:
+    def _error(self, asked: Asked, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._passing() else BadCredentials
-            return request.error(kind, settings, f"no credentials: {self._reason()}", self.status)
+            return error_of(kind, asked, settings, f"no credentials: {self._reason()}", self.status)
         if self.status is not None:
-            return self._answer(self.status).error(request, settings)
+            return self._answer(self.status).error(asked, settings)
         if failed := _DELETE_FAILED.search(self.debug):
-            return Answer(None, failed[1], failed[2]).error(request, settings)
-        return request.error(self._kind(settings), settings, self._reason())
+            return Answer(None, failed[1], failed[2]).error(asked, settings)
+        return error_of(self._kind(settings), asked, settings, self._reason())
 
     def _cause(self, settings: Settings) -> BaseException:
         """The exception without secrets: S3 answers a refused signature with the signed headers, tokens among them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from celery_s3.errors import (
     AccessDenied,
@@ -21,11 +22,23 @@ from celery_s3.errors import (
     UploadMissing,
     WrongRegion,
 )
-from celery_s3.metadata import expiry_tags
 from celery_s3.settings import Settings
-from celery_s3.store.api import Object
+from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
 
-__all__ = ["ROUTINE", "Answer", "Request", "check_headers", "cut", "meaning", "object_tags", "path_style"]
+__all__ = [
+    "ROUTINE",
+    "Answer",
+    "Asked",
+    "Operation",
+    "answered",
+    "check_headers",
+    "cut",
+    "error_of",
+    "meaning",
+    "path_style",
+]
+
+T = TypeVar("T")
 
 _CREDENTIAL_CODES = (
     "AuthFailure",
@@ -95,21 +108,49 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked, so far as it decides what an answer means.
-
-    ``replaces`` tells that the write had an ``If-Match``.
-    """
+class Operation:
+    """What was asked, where that is no request of a store, or one key's share in one."""
 
     operation: str
     key: str = ""
-    replaces: bool = False
 
-    def error(
-        self, kind: type[StoreError], settings: Settings, detail: str = "", status: int | None = None, code: str = ""
-    ) -> StoreError:
-        """The error to raise; whatever secret the detail holds is masked."""
-        return kind(settings.redact(detail), self.operation, settings.bucket, self.key, status, code)
+
+#: What an error says was asked.
+Asked = Request[Any] | Operation
+
+
+def error_of(
+    kind: type[StoreError],
+    asked: Asked,
+    settings: Settings,
+    detail: str = "",
+    status: int | None = None,
+    code: str = "",
+) -> StoreError:
+    """The error to raise; whatever secret the detail holds is masked."""
+    return kind(settings.redact(detail), asked.operation, settings.bucket, asked.key, status, code)
+
+
+def answered(
+    action: Callable[[], T],
+    is_failure: Callable[[BaseException], bool],
+    translated: Callable[[BaseException], Exception],
+) -> T:
+    """What ``action`` returns; a failure is raised as it was translated.
+
+    Outside of the handler: the original, which may hold a secret, does not become the error's context.
+    """
+    try:
+        return action()
+    except BaseException as exc:
+        if not is_failure(exc):
+            raise
+        error = translated(exc)
+    try:
+        raise error
+    finally:
+        # no circle of error, traceback and frame on the path that polls for results
+        del error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +166,17 @@ class Answer:
     region: str = ""
     foreign: bool = False
 
-    def error(self, request: Request, settings: Settings) -> StoreError:
-        kind = meaning(self, request)
+    def error(self, asked: Asked, settings: Settings) -> StoreError:
+        kind = meaning(self, asked)
         if kind in ROUTINE:
-            return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
+            return kind("", asked.operation, settings.bucket, asked.key, self.status, self.code)
         detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
         if kind is WrongRegion and self.region:
             detail = f"it is in {self.region}"
-        return request.error(kind, settings, detail, self.status, self.code)
+        return error_of(kind, asked, settings, detail, self.status, self.code)
 
 
-def meaning(answer: Answer, request: Request) -> type[StoreError]:
+def meaning(answer: Answer, asked: Asked) -> type[StoreError]:
     """The class that an answer to a request stands for."""
     if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
         return WrongRegion
@@ -143,7 +184,7 @@ def meaning(answer: Answer, request: Request) -> type[StoreError]:
     if kind is AccessDenied and answer.code not in ("", "AccessDenied"):
         # as InvalidObjectState of an archived object: it is there, and must never read as missing
         kind = BadRequest
-    return _absent(answer, request) if kind is ObjectMissing else kind
+    return _absent(answer, asked) if kind is ObjectMissing else kind
 
 
 def _of_status(status: int | None) -> type[StoreError]:
@@ -153,14 +194,14 @@ def _of_status(status: int | None) -> type[StoreError]:
     return _BY_STATUS.get(status, ServerFault if status >= 500 else BadRequest)
 
 
-def _absent(answer: Answer, request: Request) -> type[StoreError]:
+def _absent(answer: Answer, asked: Asked) -> type[StoreError]:
     """What a 404 says is missing; a web server's own page must not read as an absent result."""
     if answer.foreign:
         return BadRequest
-    if request.replaces:
-        return PreconditionFailed
+    if isinstance(asked, Put | CompleteUpload) and isinstance(asked.precondition, Match):
+        return PreconditionFailed  # there is nothing to replace
     # nothing else can be missing where a listing or a write finds nothing
-    return ObjectMissing if request.operation in ("get", "delete") else BucketMissing
+    return ObjectMissing if asked.operation in ("get", "delete") else BucketMissing
 
 
 def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
@@ -169,14 +210,9 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
     """
     for name, value in metadata.items():
-        if not _NAME.fullmatch(name) or not _plain(value):
+        if not _NAME.fullmatch(name) or not _is_printable_ascii(value):
             return f"the metadata {name!r} is not printable ASCII"
-    return "" if _plain(content_type) else "the content type is not printable ASCII"
-
-
-def object_tags(settings: Settings, metadata: Mapping[str, str]) -> dict[str, str]:
-    """The tags that an object gets."""
-    return expiry_tags(settings.tags, metadata) if settings.expiry_tags else dict(settings.tags)
+    return "" if _is_printable_ascii(content_type) else "the content type is not printable ASCII"
 
 
 def path_style(settings: Settings) -> bool:
@@ -197,5 +233,5 @@ def cut(found: Object, start: int, length: int | None) -> Object:
     return replace(found, body=found.body[start : None if length is None else start + length])
 
 
-def _plain(value: str) -> bool:
+def _is_printable_ascii(value: str) -> bool:
     return value.isascii() and value.isprintable()
