@@ -249,9 +249,10 @@ def test_time_outs_of_the_parent():
 import celery.concurrency.prefork
 from celery_s3.settings import Settings
 from celery_s3.store.routing import Routing
+from celery_s3.store.requests import Get
 for values in ({}, {"connect_timeout": 0.5, "read_timeout": 0.7}):
-    client = Routing(Settings(bucket="b", **values))._client("k")
-    print(type(client).__name__, client._connect_timeout, client._read_timeout)
+    client = Routing(Settings(bucket="b", **values))._client(Get("k"))
+    print(type(client).__name__, client._settings.connect_timeout, client._settings.read_timeout)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["Boto3Client 1.0 2.0", "Boto3Client 0.5 0.7"]

@@ -13,7 +13,7 @@ obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not b
 from __future__ import annotations
 
 import logging
-import re
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_s3 import processes
@@ -22,6 +22,7 @@ from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
 from .api import Bucket, Store
+from .clients.translate import UNADDRESSABLE
 from .requests import Delete, DeleteMany, Get, Put, Request
 
 __all__ = ["Routing"]
@@ -39,9 +40,6 @@ BIG = 8 * 1024 * 1024
 
 #: Seconds that the event loop of a prefork worker's main process waits at most.
 _PARENT_CONNECT, _PARENT_READ = 1.0, 2.0
-
-# Segments that are empty, dots or hold control characters: obstore refuses or changes them.
-_UNADDRESSABLE = re.compile(r"(?:^|/)(?:/|\.{1,2}(?:/|\Z))|/\Z|[\x00-\x1f\x7f]")
 
 
 class Routing(Bucket):
@@ -92,14 +90,15 @@ class Routing(Bucket):
         if self._reason:
             return self._reason
         keys = request.keys if isinstance(request, DeleteMany) else (request.key,)
-        odd = any(map(_UNADDRESSABLE.search, keys))
+        odd = any(map(UNADDRESSABLE.search, keys))
         return "it cannot address keys with empty or dot segments" if odd else ""
 
 
+# The clients are imported where they are made: a process needs one of them, rarely two.
+
+
 def _obstore(settings: Settings) -> Store:
-    from celery_s3.store.clients.obstore_client import (
-        ObstoreClient,  # imported where it is used: a process needs one client, rarely two
-    )
+    from celery_s3.store.clients.obstore_client import ObstoreClient
 
     return ObstoreClient(settings)
 
@@ -111,13 +110,8 @@ def _boto3(settings: Settings) -> Store:
 
 
 def _brief(settings: Settings) -> Store:
-    from celery_s3.store.clients.boto3_client import Boto3Client
-
-    return Boto3Client(
-        settings,
-        connect_timeout=min(settings.connect_timeout, _PARENT_CONNECT),
-        read_timeout=min(settings.read_timeout, _PARENT_READ),
-    )
+    connect, read = min(settings.connect_timeout, _PARENT_CONNECT), min(settings.read_timeout, _PARENT_READ)
+    return _boto3(replace(settings, connect_timeout=connect, read_timeout=read))
 
 
 def _warn() -> bool:

@@ -55,18 +55,10 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Boto3Client(Bucket):
-    """Answers every request; one botocore client, made at the first request, for all threads.
+    """Answers every request; one botocore client, made at the first request, for all threads."""
 
-    Arguments:
-        connect_timeout, read_timeout: seconds, in place of those of the settings.
-    """
-
-    def __init__(
-        self, settings: Settings, *, connect_timeout: float | None = None, read_timeout: float | None = None
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connect_timeout = settings.connect_timeout if connect_timeout is None else connect_timeout
-        self._read_timeout = settings.read_timeout if read_timeout is None else read_timeout
         self._common = _common_parameters(settings)
         self._storage = storage_parameters(settings)
         self._client: Any = None
@@ -207,11 +199,8 @@ class Boto3Client(Bucket):
     def _connect(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = self._new_client()
+                self._client = connect(self._settings)
             return self._client
-
-    def _new_client(self) -> Any:
-        return connect(self._settings, connect_timeout=self._connect_timeout, read_timeout=self._read_timeout)
 
 
 def connect(settings: Settings, **config: Any) -> Any:

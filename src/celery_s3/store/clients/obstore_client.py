@@ -6,7 +6,6 @@ exact listings, conditional deletes and uploads in parts are beyond it: ``routin
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +22,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
-from .translate import Asked, Operation, answered, check_headers, cut, error_of
+from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -36,8 +35,6 @@ T = TypeVar("T")
 
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
 _BIG = 1024 * 1024
-#: No segment may be empty or dots, no character a control or half of one.
-_UNADDRESSABLE = re.compile(r"^/|//|/$|^$|(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class ObstoreClient(Store):
@@ -115,7 +112,7 @@ class ObstoreClient(Store):
             self._stores = {}
 
     def _check(self, asked: Asked, refused: str = "") -> None:
-        if _UNADDRESSABLE.search(asked.key):
+        if UNADDRESSABLE.search(asked.key):
             refused = "obstore cannot address this key"
         if refused:
             raise error_of(BadRequest, asked, self._settings, refused)

@@ -27,6 +27,7 @@ from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
 
 __all__ = [
     "ROUTINE",
+    "UNADDRESSABLE",
     "Answer",
     "Asked",
     "Operation",
@@ -103,6 +104,9 @@ _BY_STATUS: Mapping[int, type[StoreError]] = {
 
 #: Outcomes rather than failures; their class says all that the server says.
 ROUTINE = (ObjectMissing, PreconditionFailed)
+
+#: Keys that obstore refuses or changes: an empty or dotted segment, a control character or half of a character.
+UNADDRESSABLE = re.compile(r"^/|//|/\Z|^\Z|(?:^|/)\.{1,2}(?:/|\Z)|[\x00-\x1f\x7f\ud800-\udfff]")
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
