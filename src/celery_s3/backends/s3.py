@@ -61,6 +61,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         # Celery before 5.7 knows no `result_compression`.
         self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
+        self.layout = keys.Layout(self.settings.base, self.task_keyprefix.removesuffix(keys.RESULTS.start))
         self.terms = Terms.of(self.app.conf, self.expires)
         opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
@@ -86,7 +87,7 @@ class S3Backend(FileHooks, ExpiryHooks, ChordHooks, KeyValueStoreBackend):
         )
         self._open_files()
         self._parents = Parents(self._fetch, self.settings.concurrency)
-        self._open_chords(self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix)))
+        self._open_chords()
 
     def as_uri(self, include_password: bool = False) -> str:
         """Bucket and prefix; there is never a secret to include."""

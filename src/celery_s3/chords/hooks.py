@@ -56,9 +56,9 @@ class ChordHooks(RepairHooks):
     chords: Chords
     _deliveries: threading.local
 
-    def _open_chords(self, prefix: str) -> None:
-        """Prepare for chords under a key prefix; no request."""
-        self.chords = Chords(self.store, self.pool, f"{prefix}chords/", lease=_lease(self.app.conf), later=Agenda())
+    def _open_chords(self) -> None:
+        """Prepare for chords; no request."""
+        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=_lease(self.app.conf), later=Agenda())
         self._deliveries = threading.local()
         self._mend_at_start()
 

@@ -22,6 +22,7 @@ from celery.signals import worker_process_init, worker_ready
 from celery_s3.errors import CeleryS3Error, NotRepaired, ObjectMissing, PreconditionFailed, Untrusted
 from celery_s3.expiry.terms import DAY, Terms
 from celery_s3.interruptions import INTRUDERS
+from celery_s3.keys import Layout
 from celery_s3.processes import prefork_parent
 from celery_s3.results.reader import Decoder
 from celery_s3.results.write_once import Results
@@ -56,6 +57,7 @@ class RepairHooks:
     get_key_for_task: Callable[[str], str]
     body_of: Callable[[Manifest], Signature]
     _full: Callable[[str], str]
+    layout: Layout
     _decide: Callable[..., Outcome]
     _native_chords: Callable[[], bool]
     _started = False
@@ -116,7 +118,7 @@ class RepairHooks:
 
     def _first_to_look(self) -> bool:
         """Whether no other worker has looked lately: one object tells, and its conditional write decides."""
-        key = f"{self.chords.prefix.removesuffix('/')}-repaired"
+        key = self.layout.mended
         precondition: Precondition = CREATE
         try:
             found = self.store.get(key)

@@ -12,7 +12,6 @@ points to what was stored two weeks ago.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,8 +54,6 @@ STORED_FOR = 3600.0
 #: How many objects a process remembers to have stored.
 REMEMBERED = 256
 
-_NAME = re.compile(r"([0-9a-f]{64})(?:\.[0-9a-f]{32})?")
-
 
 class Messages:
     """The objects that one app's messages point to.
@@ -79,7 +76,7 @@ class Messages:
         self._store, self._pool, self._clock = store, pool, clock
         self._compression, self._compression_threshold = compression, settings.compression_threshold
         self._names = Names(settings)
-        self._prefix = settings.base + keys.MESSAGES
+        self._prefix = keys.Layout(settings.base).messages
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
         #: bytes up to which a message needs none
@@ -115,7 +112,7 @@ class Messages:
             MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
                 :class:`ObjectMissing` where there is none.
         """
-        found = _NAME.fullmatch(name)
+        found = keys.MESSAGES.rest.fullmatch(name)
         if found is None:
             raise MessageNotRead(f"the message's pointer is damaged: {name[:80]!r} names no object")
         try:
@@ -124,7 +121,7 @@ class Messages:
             raise MessageNotRead(self._gone(name, at)) from exc
         except StoreError as exc:
             raise MessageNotRead(f"a message's arguments could not be fetched: {exc}") from exc
-        if not self._names.fits(found[1], body):
+        if not self._names.fits(found["id"], body):
             raise MessageNotRead(
                 f"{self._where}{name} is not what was stored there: its SHA-256 is another. If it is encrypted, this"
                 " process needs the `seal_keys` of whoever sent it; else find out who writes there"

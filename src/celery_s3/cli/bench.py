@@ -10,7 +10,7 @@ import click
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.costs.prices import Prices, bill, price_table, prices_name
-from celery_s3.operate.bench import Gauge, Plan, Row
+from celery_s3.operate.bench import Bench, Plan, Row
 
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
 from .output import data_size, print_json, print_table, printable
@@ -52,9 +52,9 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
         if as_json:
             print_json({"plan": asdict(plan), "requests": plan.requests, "dollars": plan.dollars(prices)})
         return
-    gauge = Gauge(backend.store, backend.tally, backend.settings.base, plan)
-    rows = _measured(gauge)
-    dollars = sum(item.dollars for item in bill(gauge.spent, prices))
+    bench = Bench(backend.store, backend.tally, backend.layout, plan)
+    rows = _measured(bench)
+    dollars = sum(item.dollars for item in bill(bench.spent, prices))
     if as_json:
         print_json({"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars})
     else:
@@ -63,10 +63,10 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
     _fail_if_denied(rows)
 
 
-def _measured(gauge: Gauge) -> list[Row]:
+def _measured(bench: Bench) -> list[Row]:
     try:
         with terminated_like_interrupted():
-            return list(gauge.rows())
+            return list(bench.rows())
     except BaseException as exc:
         for note in getattr(exc, "__notes__", ()):
             click.echo(printable(note), err=True)

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.operate.inventory import Extent, Filter, Inventory
+from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.store.api import batches
 from celery_s3.store.counting import PAGE
+from celery_s3.store.extent import Extent
 
 from .context import dry_run_option, json_option, with_backend
 from .lookup import keys_of
@@ -68,20 +69,18 @@ def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: b
     # a saved group of that id goes along: it costs no more
     doomed = [key for id in ids for key in keys_of(backend, id)]
     inventory = inventory_of(backend, yes=True)
-    spent = inventory.toll.spent
     if ids and not dry_run:
         if not yes:
             requests = Counter(GET=len(ids), DELETE_OBJECTS=-(-len(doomed) // PAGE))
             confirm(f"Forget {_results(len(ids))}?{_price(requests, backend)}")
-        inventory.toll.agreed()
+        inventory.budget.agreed()
         # the files before the results that tell of them: interrupted, it may simply be run again
         doomed = inventory.files_of(ids) + doomed
         with progress("Forgetting", len(doomed)) as advance:
             for batch in batches(doomed, PAGE):
                 backend.store.delete_many(batch)
-                spent["DELETE_OBJECTS"] += 1
                 advance(len(batch))
-    return {"results": len(ids), "bytes": None, "requests": spent}
+    return {"results": len(ids), "bytes": None, "requests": inventory.budget.spent}
 
 
 # -- by what they are
@@ -92,12 +91,12 @@ def _forget_fitting(backend: S3Backend, wanted: Filter, *, yes: bool, dry_run: b
     extent = inventory.extent(wanted)
     if extent.count and not yes:
         _ask(backend, inventory, wanted, extent, dry_run=dry_run)
-    inventory.toll.agreed()
+    inventory.budget.agreed()
     wanted = wanted.until(extent.newest)
     gone = extent if dry_run and not wanted.needs_metadata else Extent()
     if extent.count and gone is not extent:
         gone = _carry_out(inventory, wanted, extent, dry_run=dry_run)
-    return {"results": gone.count, "bytes": gone.size, "requests": inventory.toll.spent}
+    return {"results": gone.count, "bytes": gone.size, "requests": inventory.budget.spent}
 
 
 def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> None:

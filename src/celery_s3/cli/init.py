@@ -53,7 +53,7 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
     found = plan(
         Control(backend.settings),
         lambda versioned: backend.lifecycle_rules(versioned=versioned),
-        backend.prefixes,
+        backend.layout,
         backend.terms,
     )
     ask = bool(found.changes) and not (dry_run or yes)

@@ -14,8 +14,7 @@ import click
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.costs.prices import price_table, prices_name, requests_cost
-from celery_s3.keys import full_key
-from celery_s3.operate.budget import FREE, Toll
+from celery_s3.operate.budget import FREE, Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.settings import Settings
 
@@ -75,7 +74,6 @@ def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before
 
 def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
     """The results of a backend; who looks through them asks before it makes many requests."""
-    prefix = full_key(backend.settings.base, backend.task_keyprefix)
 
     def ask(spent: Counter[str], share: float | None) -> None:
         told = _so_far(spent, share, backend.settings)
@@ -84,7 +82,10 @@ def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
         else:
             confirm(f"{told} Go on?")
 
-    return Inventory(backend.store, backend.pool, prefix, Toll(ask), ends=backend.results.ends, files=backend.files)
+    budget = Budget(backend.tally, ask)
+    return Inventory(
+        backend.store, backend.pool, backend.layout, budget, ends=backend.results.ends, files=backend.files
+    )
 
 
 def _so_far(spent: Counter[str], share: float | None, settings: Settings) -> str:

@@ -12,7 +12,7 @@ from celery_s3.costs.prices import price_table, prices_name, storage_cost
 from celery_s3.errors import StoreError
 from celery_s3.expiry.sweep import Sweep, Swept
 from celery_s3.store.clients.control import Control
-from celery_s3.store.counting import Snapshot, difference
+from celery_s3.store.counting import difference, requests_in
 
 from .context import dry_run_option, json_option, with_backend
 from .output import data_size, print_json, print_table, progress
@@ -61,11 +61,7 @@ def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool
     except KeyboardInterrupt as exc:
         click.echo(f"{_told(sweep.done, dry_run)} Run it again for the rest.", err=True)
         raise click.Abort from exc
-    _print(backend, sweep, done, _spent(difference(backend.tally.snapshot(), before)), as_json)
-
-
-def _spent(counted: Snapshot) -> Counter[str]:
-    return Counter({verb: line["requests"] for verb, line in counted.items()})
+    _print(backend, sweep, done, requests_in(difference(backend.tally.snapshot(), before)), as_json)
 
 
 def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], as_json: bool) -> None:

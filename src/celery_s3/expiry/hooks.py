@@ -9,19 +9,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
 
 from celery_s3.chords import Chords
 from celery_s3.chords.repair import Repair
 from celery_s3.errors import StoreError
-from celery_s3.keys import FILES, MESSAGES
+from celery_s3.keys import Layout
 from celery_s3.metadata import term_asked
 from celery_s3.settings import Settings
 from celery_s3.store.api import Store
 from celery_s3.store.counting import PAGE
 from celery_s3.store.parallel import Pool
 
-from .terms import Prefixes, Terms
+from .terms import Terms
 
 # The rest is imported where it is used, by commands, beat and the daily cleanup: it would cost every worker 10 ms.
 if TYPE_CHECKING:
@@ -48,25 +47,11 @@ class ExpiryHooks:
     settings: Settings
     pool: Pool
     chords: Chords
-    task_keyprefix: str
-    group_keyprefix: str
+    layout: Layout
     supports_failure_expires = True
     _plain_store: Store
-    _full: Callable[[str], str]
     _native_chords: Callable[[], bool]
     _repairs: Callable[[Callable[[], datetime]], Repair]
-
-    @cached_property
-    def prefixes(self) -> Prefixes:
-        """Where everything is."""
-        return Prefixes(
-            base=self.settings.base,
-            results=self._full(self.task_keyprefix),
-            groups=self._full(self.group_keyprefix),
-            chords=self.chords.prefix,
-            messages=self._full(MESSAGES),
-            files=self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix) + FILES),
-        )
 
     def _term_of(self, state: str, request: Any) -> float | None:
         """The term that a result has of its own: its call's, else that of failures; ``None`` where it has none."""
@@ -85,7 +70,7 @@ class ExpiryHooks:
         """
         from .rules import wanted
 
-        return wanted(self.prefixes, self.terms, by_tag=self.settings.expiry_tags, versioned=versioned)
+        return wanted(self.layout, self.terms, by_tag=self.settings.expiry_tags, versioned=versioned)
 
     @cached_property
     def supports_autoexpire(self) -> bool:
@@ -97,7 +82,7 @@ class ExpiryHooks:
 
         from .rules import covers
 
-        results = (self.prefixes.results, self.prefixes.files, self.prefixes.groups)
+        results = (self.layout.results, self.layout.files, self.layout.groups)
         rules = [rule for rule in self.lifecycle_rules() if "Expiration" in rule and _prefix(rule) in results]
         if len({_prefix(rule) for rule in rules}) < len(results):
             return False  # some live for ever, and no tag tells them from others
@@ -135,9 +120,9 @@ class ExpiryHooks:
         return Sweep(
             self._plain_store,
             self.pool,
-            areas(self.prefixes, self.terms, batch=batch, thorough=thorough),
+            areas(self.layout, self.terms, batch=batch, thorough=thorough),
             lambda: repairs.remains(mend=mend),
-            StaleUploads(control, self.prefixes),
+            StaleUploads(control, self.layout),
             now=now,
             dry_run=dry_run,
         )

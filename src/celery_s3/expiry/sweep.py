@@ -22,35 +22,35 @@ from typing import Protocol
 from uuid import uuid4
 
 from celery_s3.errors import ObjectMissing, Refused
-from celery_s3.files.pointer import OBJECT, SENT
+from celery_s3.keys import FILES, GROUPS, MESSAGES, RESULTS, Layout
 from celery_s3.metadata import expires_at
-from celery_s3.operate.inventory import Extent
 from celery_s3.store.api import Entry, Store, batches
 from celery_s3.store.clients.control import Upload
 from celery_s3.store.counting import PAGE
+from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
-from .terms import SLACK, Prefixes, Terms
+from .terms import SLACK, Terms
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
 #: Objects that are looked at at a time where another write may go unnoticed.
 CAREFUL = 20
-#: The names under which messages and files are stored; whatever else stands there is not ours.
-_SENT = re.compile(r"[0-9a-f]{32}")
-_MESSAGE = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{32})?")
+#: The name of a file in the folder of those that no task owns.
+_SENT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """One kind of objects.
+    """Objects that expire alike.
 
     Arguments:
+        kind: as reports call them.
         prefix: what their keys begin with.
         expires: the seconds that those live that say nothing else; ``None``: for ever.
         suspect: the age, in seconds, from which on one is looked at; ``None``: none is.
         batch: how many are looked at and deleted at a time.
-        name: what the rest of their keys is like.
+        name: what the rest of their keys is like; whatever else stands there is not ours.
         slack: seconds that all of them live beyond their term.
     """
 
@@ -58,15 +58,16 @@ class Area:
     prefix: str
     expires: float | None
     suspect: float | None
+    name: re.Pattern[str]
     batch: int = CAREFUL
-    name: re.Pattern[str] = re.compile(r".+", re.DOTALL)
     slack: float = 0.0
 
     def has(self, entry: Entry) -> bool:
+        """Whether it is one of them, by its key."""
         return self.name.fullmatch(entry.key, len(self.prefix)) is not None
 
 
-def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
+def areas(layout: Layout, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
     """What a sweep goes through.
 
     Arguments:
@@ -75,12 +76,12 @@ def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: b
     """
     suspect = 0.0 if thorough else terms.shortest
     return [
-        Area("results", prefixes.results, terms.results, suspect, batch),
-        Area("files", prefixes.files, terms.results, Terms.of_file(suspect), batch, OBJECT, SLACK),
-        # none where they are among those
-        Area("files", prefixes.files + SENT, terms.sent, terms.sent, batch, _SENT),
-        Area("groups", prefixes.groups, terms.results, terms.results),
-        Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
+        Area(RESULTS.name, layout.results, terms.results, suspect, RESULTS.rest, batch),
+        Area(FILES.name, layout.files, terms.results, Terms.of_file(suspect), FILES.rest, batch, SLACK),
+        # they have no term of their own where other files have one: those of no task are among them then
+        Area(FILES.name, layout.sent, terms.sent, terms.sent, _SENT, batch),
+        Area(GROUPS.name, layout.groups, terms.results, terms.results, GROUPS.rest),
+        Area(MESSAGES.name, layout.messages, terms.messages, terms.messages, MESSAGES.rest),
     ]
 
 

@@ -12,7 +12,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
-from celery_s3.expiry.terms import Prefixes
+from celery_s3.keys import Layout
 from celery_s3.metadata import files_in, state_of
 from celery_s3.serializers import Pointed
 from celery_s3.settings import Settings
@@ -44,7 +44,7 @@ class FileHooks:
     store: Store
     uploads: Writer
     pool: Pool
-    prefixes: Prefixes
+    layout: Layout
     get_key_for_task: Callable[[str], str]
     _plain_store: Store
     _full: Callable[[str], str]
@@ -60,7 +60,7 @@ class FileHooks:
         """The files of this backend's tasks."""
         from .store import Files
 
-        return Files(self.store, self.uploads, self.pool, self.settings, self.prefixes.files, self._uploaded)
+        return Files(self.store, self.uploads, self.pool, self.settings, self.layout.files, self._uploaded)
 
     def _files_so_far(self, id: str, *, rerun: bool) -> int | None:
         """How many files a task has uploaded; an earlier run may have done so in another process."""

@@ -10,12 +10,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
+from celery_s3.keys import file_folder
 from celery_s3.metadata import FILE_NAME, term_metadata
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
 
-from .pointer import SENT, Pointer, folder, printable
+from .pointer import Pointer, printable
 from .reading import checked, in_order
 
 __all__ = ["Files", "written"]
@@ -85,7 +86,7 @@ class Files:
             StoreError: it could not be stored.
             Whatever ``pieces`` raises.
         """
-        key = f"{folder(owner) if owner else SENT}{uuid4().hex}"
+        key = f"{file_folder(owner or None)}{uuid4().hex}"
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         passed = _Passed(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
@@ -187,10 +188,10 @@ class Files:
             until: only those written by then. Some servers list times in milliseconds and answer a GET in seconds, so
                 those of that second belong to it.
         """
-        return written(self.store.list(self.prefix + folder(owner)), until)
+        return written(self.store.list(self.prefix + file_folder(owner)), until)
 
     def folder_of(self, entry: Entry) -> str:
-        """Whose it is, as :func:`~celery_s3.files.pointer.folder` names it."""
+        """Whose it is, as :func:`~celery_s3.keys.file_folder` names it."""
         return entry.key[len(self.prefix) :].rpartition("/")[0] + "/"
 
 

@@ -10,6 +10,7 @@ import itertools
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ from celery_s3.processes import PerProcess
 
 from .api import Bucket, Entry, Object, Precondition
 
-__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
+__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference", "requests_in"]
 
 #: The entries of one LIST answer, and the keys of one DeleteObjects request.
 PAGE = 1000
@@ -169,6 +170,11 @@ def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
         if any(changed.values()):
             spent[verb] = changed
     return spent
+
+
+def requests_in(counted: Snapshot) -> Counter[str]:
+    """The requests of a snapshot, or of a difference of two, by verb."""
+    return Counter({verb: line["requests"] for verb, line in counted.items() if line["requests"]})
 
 
 class Counting:

@@ -21,12 +21,12 @@ from random import SystemRandom
 from typing import TypeVar
 
 from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
+from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 
 from .api import Bucket, Create, Entry, Object, Precondition, Store, batches
 from .counting import Tally
 from .deadline import remaining
-from .probe import PROBE
 
 __all__ = ["Policy", "Retrying", "policy_for"]
 
@@ -262,7 +262,7 @@ class _Denied:
     def __init__(self, store: Store, always: bool, base: str) -> None:
         self._store = store
         self._always = always
-        self._prefix = base + PROBE
+        self._prefix = Layout(base).probe
         self._may_list: bool | None = None
         #: whether a request has succeeded in this process, or before it was forked
         self.succeeded = False

@@ -104,9 +104,9 @@ def lifecycle(case: Case) -> Finding:
 def _harm(case: Case, rules: list[Rule], wanted: list[Rule]) -> dict[str, list[str]]:
     """What rules do that they should not, by its remedy."""
     found = {
-        "Narrow those rules, or change `base_path`.": hazards(rules, case.prefixes, case.terms, case.settings.tags),
+        "Narrow those rules, or change `base_path`.": hazards(rules, case.layout, case.terms, case.settings.tags),
         "Let `celery -A … s3 init` bring its rules up to date.": outdated(rules, wanted),
-        "Set `base_path`, where others use this bucket.": shared(rules, case.prefixes),
+        "Set `base_path`, where others use this bucket.": shared(rules, case.layout),
     }
     return {remedy: sentences for remedy, sentences in found.items() if sentences}
 
