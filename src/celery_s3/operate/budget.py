@@ -17,10 +17,9 @@ class Budget:
     """Asks once before a query makes more than :data:`FREE` requests.
 
     Arguments:
-        tally: what the store counts in; it tells what was spent. Who asks must count requests before they are made,
-            since many are under way at once, and does so by :meth:`reserve`.
-        ask: told the requests by verb so far, and the share of the listing that they have covered (0 to 1), ``None``
-            where that cannot be told; whatever it raises ends the query.
+        tally: what the store counts in.
+        ask: told the requests by verb so far, those under way too, and the share of the listing that they have covered
+            (0 to 1), ``None`` where that cannot be told; whatever it raises ends the query.
     """
 
     def __init__(self, tally: Tally, ask: Callable[[Counter[str], float | None], object]) -> None:
@@ -28,7 +27,8 @@ class Budget:
         self._before = tally.snapshot()
         self._ask = ask
         self._asked = False
-        self._reserved = 0
+        # the tally knows of a request when it has been made: too late to ask, where many are under way at once
+        self._reserved: Counter[str] = Counter()
         #: the id that the listing has come to
         self.position = ""
 
@@ -37,16 +37,16 @@ class Budget:
         """The requests that were made so far, by verb, retries included."""
         return requests_in(difference(self._tally.snapshot(), self._before))
 
-    def reserve(self) -> None:
+    def reserve(self, verb: str) -> None:
         """Ask, if the request that is about to be made is one too many.
 
         Raises:
             Whatever ``ask`` raises.
         """
-        if not self._asked and self._reserved >= FREE:
+        if not self._asked and self._reserved.total() >= FREE:
             self._asked = True
-            self._ask(self.spent, _share(self.position))
-        self._reserved += 1
+            self._ask(self._reserved, _share(self.position))
+        self._reserved[verb] += 1
 
     def agreed(self) -> None:
         """Somebody was asked already."""

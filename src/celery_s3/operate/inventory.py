@@ -186,11 +186,11 @@ class Inventory:
 
     def _pages(self, prefix: str) -> Iterator[Entry]:
         """What is listed under a prefix; each page is a request."""
-        self.budget.reserve()
+        self.budget.reserve("LIST")
         for number, entry in enumerate(self.store.list(prefix), 1):
             yield entry
             if number % PAGE == 0:
-                self.budget.reserve()
+                self.budget.reserve("LIST")
 
     def known(self, ids: Iterable[str]) -> list[Found]:
         """Those of these ids that have a result, with state and task; a request each."""
@@ -200,10 +200,10 @@ class Inventory:
         """The same with what their metadata says, in order of completion, without those that are gone."""
         return (found for found in self.pool.map_unordered(self._look, self._reserved(results)) if found is not None)
 
-    def _reserved(self, results: Iterable[Found]) -> Iterator[Found]:
+    def _reserved(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
         """The same, each of which takes a request."""
         for found in results:
-            self.budget.reserve()
+            self.budget.reserve(verb)
             yield found
 
     def _look(self, found: Found) -> Found | None:
@@ -237,7 +237,7 @@ class Inventory:
                 # the files before the results that tell of them: interrupted, it may simply be run again
                 running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
                 self._delete(self._listed_files(found for found in doomed.values() if found not in running))
-                self.budget.reserve()
+                self.budget.reserve("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
                 gone = [found for key, found in doomed.items() if key not in kept]
                 # a task that has ended meanwhile keeps its result, and the files
@@ -270,7 +270,7 @@ class Inventory:
                     return []
                 raise
 
-        return list(chain.from_iterable(self.pool.map(keys_of, self._reserved(results))))
+        return list(chain.from_iterable(self.pool.map(keys_of, self._reserved(results, "LIST"))))
 
     def _listed_files(self, results: Iterable[Found]) -> list[str]:
         """Those that are not newer than the result: a task that runs again may be uploading others."""
@@ -294,7 +294,7 @@ class Inventory:
 
     def _delete(self, doomed: Sequence[str]) -> None:
         for batch in batches(doomed, PAGE):
-            self.budget.reserve()
+            self.budget.reserve("DELETE_OBJECTS")
             self.store.delete_many(batch)
 
 
