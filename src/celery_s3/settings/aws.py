@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+from .kinds import CABundle
 from .options import OPTIONS
-from .places import CABundle
 from .sources import Given
 
 __all__ = ["AwsEnvironment"]

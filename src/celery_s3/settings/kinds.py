@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from .model import Secret
 
 __all__ = [
+    "BasePath",
+    "CABundle",
     "Choice",
+    "Endpoint",
     "Flag",
     "Kind",
     "Number",
@@ -28,7 +32,9 @@ __all__ = [
 ]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+#: 1,024 bytes is S3's limit on a key: an id and the names between it and the base need room.
+_MAX_BASE_BYTES = 700
 
 
 class Wrong(ValueError):
@@ -36,14 +42,28 @@ class Wrong(ValueError):
 
 
 class Kind(Protocol):
+    """What the values of a setting may be."""
+
     @property
     def says(self) -> str:
         """What a value is, for the documentation and for messages."""
         ...
 
-    def parse(self, text: str) -> object: ...
+    def parse(self, text: str) -> object:
+        """The value that stands in a URL as this text.
 
-    def check(self, value: object) -> object: ...
+        Raises:
+            Wrong: the text has not the form of one.
+        """
+        ...
+
+    def check(self, value: object) -> object:
+        """The value to use for one that was given.
+
+        Raises:
+            Wrong: it cannot be used.
+        """
+        ...
 
 
 def shown(value: object) -> str:
@@ -100,10 +120,12 @@ class Token:
 
 
 class Flag:
+    """A boolean; in a URL true, false, 1 or 0."""
+
     says = "true or false"
 
     def parse(self, text: str) -> object:
-        return TRUTH.get(text.lower(), text)
+        return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
         if not isinstance(value, bool):
@@ -133,6 +155,8 @@ class Number:
 
 
 class Choice:
+    """One of a few words."""
+
     def __init__(self, *values: str) -> None:
         self.values = values
         *most, last = (f"`{value}`" for value in values)
@@ -148,6 +172,8 @@ class Choice:
 
 
 class StorageClass(Text):
+    """A storage class whose objects can be read at once."""
+
     def __init__(self) -> None:
         super().__init__("a storage class, as `STANDARD_IA`", "[A-Z][A-Z0-9_]*")
 
@@ -184,6 +210,8 @@ class Tags:
 
 
 class Session:
+    """A session of boto3, which no URL can hold."""
+
     says = "a `boto3.Session`"
 
     def parse(self, text: str) -> object:
@@ -194,3 +222,67 @@ class Session:
         if not callable(getattr(value, "client", None)):
             raise Wrong(f"must be {self.says}, not {type(value).__name__}")
         return value
+
+
+class Endpoint:
+    """The URL of a server: scheme, host, port and path."""
+
+    says = "`http://` or `https://`, host, port, path"
+
+    def parse(self, text: str) -> object:
+        return text
+
+    def check(self, value: object) -> object:
+        text = text_of(value)
+        if "@" in text or "?" in text or "#" in text:
+            # not shown: what stands there may be a password
+            raise Wrong("must not hold credentials, a query or a fragment: give scheme, host and port alone")
+        try:
+            parts = urlsplit(text)
+            right = parts.scheme in ("http", "https") and parts.hostname and " " not in text and parts.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            raise Wrong(f"{shown(text)} is not an endpoint: give {self.says}, as http://localhost:9000")
+        return text.rstrip("/")
+
+
+class BasePath:
+    """What stands before every key; `verbatim` as Celery's own backend has it, else normalised."""
+
+    says = "a path in the bucket"
+
+    def __init__(self, *, verbatim: bool = False) -> None:
+        self.verbatim = verbatim
+
+    def parse(self, text: str) -> object:
+        return text
+
+    def check(self, value: object) -> object:
+        if value == "":
+            return ""
+        text = text_of(value)
+        base = text if self.verbatim else "".join(f"{segment}/" for segment in text.split("/") if segment)
+        # the last segment of a verbatim base goes on with the key's name
+        if {".", ".."} & set(base.split("/")[:-1]):
+            raise Wrong(f"{shown(text)} has a segment `.` or `..`, which HTTP clients fold: rename it")
+        if len(base.encode()) > _MAX_BASE_BYTES:
+            raise Wrong(f"is longer than {_MAX_BASE_BYTES} bytes, S3 allows 1,024 for a whole key: shorten it")
+        return base
+
+
+class CABundle:
+    """Whether and by what certificates the server is verified."""
+
+    says = "true, false or the path of a CA bundle (PEM)"
+
+    def parse(self, text: str) -> object:
+        return _TRUTH.get(text.lower(), text)
+
+    def check(self, value: object) -> object:
+        if isinstance(value, bool):
+            return value
+        path = os.path.expanduser(text_of(os.fspath(value) if isinstance(value, os.PathLike) else value))
+        if not os.path.isfile(path):
+            raise Wrong(f"there is no file {shown(path)}: give {self.says}")
+        return path

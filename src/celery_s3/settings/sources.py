@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from .keys import Keys
-from .kinds import Kind, Token, Wrong, shown
+from .kinds import BasePath, Kind, Token, Wrong, shown
 from .options import ALIASES, OPTIONS
-from .places import BasePath
+from .seal_keys import SealKeys
 
 __all__ = ["Given", "from_celery", "from_dict", "from_url"]
 
@@ -135,7 +134,7 @@ def _query(text: str) -> Query:
 
 def _is_credential(key: str) -> bool:
     known = OPTIONS.get(key)
-    return isinstance(known.kind, Token | Keys) if known else bool(_CREDENTIAL.search(key))
+    return isinstance(known.kind, Token | SealKeys) if known else bool(_CREDENTIAL.search(key))
 
 
 def _from_query(query: Query, mistakes: list[str]) -> Iterator[Given]:

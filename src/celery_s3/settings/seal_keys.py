@@ -11,7 +11,7 @@ from pathlib import Path
 from .kinds import Wrong, shown, text_of
 from .model import Secret
 
-__all__ = ["KEY_BYTES", "Keys"]
+__all__ = ["KEY_BYTES", "SealKeys"]
 
 KEY_BYTES = 32
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAKE = "make one with `openssl rand -base64 32`"
 
 
-class Keys:
+class SealKeys:
     """One key or several: as text, in a variable of the environment, in a file, or in AWS KMS.
 
     No message shows what may be a key, or a part of one.
