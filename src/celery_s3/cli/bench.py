@@ -47,7 +47,9 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
     prices = price_table()[prices_name(backend.settings.bucket)]
     plan = Plan(count, size, concurrency, backend.settings.concurrency)
     total = sum(plan.requests.values())
-    click.echo(f"{total:,} requests on {backend.as_uri()}: ${plan.dollars(prices):.4f} at {_list(prices)}.", err=True)
+    click.echo(
+        f"{total:,} requests on {backend.as_uri()}: ${plan.dollars(prices):.4f} at {_list_price(prices)}.", err=True
+    )
     if dry_run:
         if as_json:
             print_json({"plan": asdict(plan), "requests": plan.requests, "dollars": plan.dollars(prices)})
@@ -59,7 +61,7 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
         print_json({"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars})
     else:
         print_table(TITLES, [_row(row) for row in rows])
-        click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list(prices)}; everything is removed.")
+        click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list_price(prices)}; everything is removed.")
     _fail_if_denied(rows)
 
 
@@ -81,7 +83,7 @@ def _fail_if_denied(rows: Sequence[Row]) -> None:
         raise SystemExit(1)
 
 
-def _list(prices: Prices) -> str:
+def _list_price(prices: Prices) -> str:
     return f"the list price of {prices.title}, {prices.date}"
 
 

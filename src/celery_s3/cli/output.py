@@ -22,9 +22,9 @@ COLORS = {"stuck": "red", "failed": "red", "complete": "yellow", "claimed": "yel
 def print_json(value: Any) -> None:
     """Print a value as JSON; times as ISO 8601, and floats that JSON lacks as the texts NaN, Infinity, -Infinity."""
     try:
-        text = json.dumps(value, indent=2, default=_plain, allow_nan=False)
+        text = json.dumps(value, indent=2, default=_as_text, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=2, default=_plain)
+        text = json.dumps(_finite(value), indent=2, default=_as_text)
     click.echo(text)
 
 
@@ -37,7 +37,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 

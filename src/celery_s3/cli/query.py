@@ -69,6 +69,7 @@ def filter_options(command: _F) -> _F:
 
 
 def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before: datetime | None) -> Filter:
+    """Which results the options of :data:`filter_options` mean."""
     return Filter(frozenset(state.casefold() for state in states), task, since, before)
 
 

@@ -59,7 +59,7 @@ def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool
         with progress("Looking" if dry_run else "Sweeping", suspects) as advance:
             done = sweep.run(limit=limit, looked=advance)
     except KeyboardInterrupt as exc:
-        click.echo(f"{_told(sweep.done, dry_run)} Run it again for the rest.", err=True)
+        click.echo(f"{_summary(sweep.done, dry_run)} Run it again for the rest.", err=True)
         raise click.Abort from exc
     _print(backend, sweep, done, requests_in(difference(backend.tally.snapshot(), before)), as_json)
 
@@ -74,14 +74,14 @@ def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], a
         print_table(("KIND", "OBJECTS", "SIZE"), rows)
     saved = _saved(backend, done)
     worth = f" That saves ${saved:.4f} of storage a month." if saved and saved >= 0.0001 else ""
-    click.echo(f"{_told(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
+    click.echo(f"{_summary(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
     if not done.complete:
         click.echo("There may be more: run it again for the rest.")
     if versioned and done.count:
         click.echo(_VERSIONED)
 
 
-def _told(done: Swept, dry_run: bool) -> str:
+def _summary(done: Swept, dry_run: bool) -> str:
     objects = "1 object" if done.count == 1 else f"{done.count:,} objects"
     uploads = "1 unfinished upload" if done.aborted == 1 else f"{done.aborted:,} unfinished uploads"
     aborted = f" {'Would abort' if dry_run else 'Aborted'} {uploads}." if done.aborted else ""

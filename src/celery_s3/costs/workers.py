@@ -39,7 +39,7 @@ class Reporter:
     def __init__(self, tally: Tally, settings: Settings) -> None:
         self._tally = tally
         self._settings = settings
-        self._told: Snapshot = {}
+        self._last_logged: Snapshot = {}
         # Celery before 5.7 takes the methods of two backends for the same receiver.
         name = f"celery-s3-report-{id(self)}"
         worker_process_init.connect(self._child_began, dispatch_uid=name)
@@ -58,9 +58,9 @@ class Reporter:
 
     def _log(self, level: int, whose: str, counted: Snapshot) -> None:
         # Celery sends the signal twice where a second Ctrl-C makes the end a cold one.
-        if counted == self._told or not logger.isEnabledFor(level):
+        if counted == self._last_logged or not logger.isEnabledFor(level):
             return
-        self._told = counted
+        self._last_logged = counted
         text, fields = summary(counted, self._settings)
         logger.log(level, "S3 requests of this %s: %s", whose, text, extra=fields)
 

@@ -16,21 +16,21 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 from uuid import uuid4
 
 from celery_s3.errors import ObjectMissing, Refused
 from celery_s3.keys import FILES, GROUPS, MESSAGES, RESULTS, Layout
 from celery_s3.metadata import expires_at
 from celery_s3.store.api import Entry, Store, batches
-from celery_s3.store.clients.control import Upload
 from celery_s3.store.counting import PAGE
 from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
 from .terms import SLACK, Terms
+from .uploads import StaleUploads
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
@@ -105,22 +105,17 @@ class Swept:
 
     @property
     def count(self) -> int:
+        """How many objects were deleted."""
         return sum(extent.count for extent in self.deleted.values())
 
     @property
     def size(self) -> int:
+        """The bytes of what was deleted."""
         return sum(extent.size for extent in self.deleted.values())
 
     def add(self, kind: str, entry: Entry) -> None:
+        """Note that an object was deleted."""
         self.deleted.setdefault(kind, Extent()).add(entry)
-
-
-class Uploads(Protocol):
-    """Uploads in parts that nobody completes."""
-
-    def found(self, now: float) -> Iterable[Upload]: ...
-
-    def abort(self, upload: Upload) -> None: ...
 
 
 class Sweep:
@@ -144,7 +139,7 @@ class Sweep:
         pool: Pool,
         areas: list[Area],
         remains: Callable[[], Iterator[list[Entry]]],
-        uploads: Uploads,
+        uploads: StaleUploads,
         *,
         now: Callable[[], float],
         dry_run: bool = False,
@@ -217,7 +212,7 @@ class Sweep:
     def _expired(self, until: float | None, looked: Callable[[int], object]) -> Iterator[tuple[str, list[Entry]]]:
         for area in self._wanted():
             for batch in batches(self._suspects(area, until), area.batch):
-                seen = self.pool.map(lambda entry, area=area: self._look(area, entry), batch)  # type: ignore[misc]
+                seen = self.pool.map(partial(self._if_expired, area), batch)
                 self.done.looked += len(batch)
                 looked(len(batch))
                 yield area.kind, [entry for entry in seen if entry is not None]
@@ -244,7 +239,7 @@ class Sweep:
         age = self.now() - entry.modified.timestamp()
         return area.suspect is not None and age >= area.suspect and area.has(entry)
 
-    def _look(self, area: Area, entry: Entry) -> Entry | None:
+    def _if_expired(self, area: Area, entry: Entry) -> Entry | None:
         """The version that stands there now, if it has expired."""
         try:
             found = self.store.get(entry.key, length=1)

@@ -52,6 +52,7 @@ class Plan:
         }
 
     def dollars(self, prices: Prices) -> float:
+        """What that costs, without retries."""
         moved = self.requests["PUT"] * self.size, self.requests["GET"] * self.size
         return requests_cost(self.requests, prices) + transfer_cost(*moved, prices)
 

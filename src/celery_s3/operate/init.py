@@ -133,7 +133,7 @@ def _encryption(control: Control, exists: bool) -> _Step:
     standing = control.encryption() if exists else {}
     merged = _strengthened(standing, wanted)
     if merged != standing:
-        lines = [*([f"- {_shown(standing)}"] if standing else []), f"+ {_shown(merged)}"]
+        lines = [*([f"- {_encryption_line(standing)}"] if standing else []), f"+ {_encryption_line(merged)}"]
         yield lines, partial(control.put_encryption, merged)
 
 
@@ -156,7 +156,7 @@ def _strength(default: dict[str, Any]) -> int:
     return order.index(algorithm) if algorithm in order else len(order)
 
 
-def _shown(rule: dict[str, Any]) -> str:
+def _encryption_line(rule: dict[str, Any]) -> str:
     default = rule.get(_DEFAULT, {})
     key = f" with {default['KMSMasterKeyID']}" if "KMSMasterKeyID" in default else ""
     return f"{default.get('SSEAlgorithm', '')}{key}{', bucket key' if rule.get('BucketKeyEnabled') else ''}"

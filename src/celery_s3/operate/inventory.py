@@ -84,6 +84,7 @@ class Filter:
         return bool(self.states or self.task)
 
     def in_time(self, modified: datetime) -> bool:
+        """Whether what was written then may be meant."""
         return (self.since is None or modified >= self.since) and (self.before is None or modified < self.before)
 
     def until(self, moment: datetime) -> Filter:
@@ -142,13 +143,13 @@ class Inventory:
         candidates = (found for found in self.listing(wanted) if newest.takes(found))
         if wanted.needs_metadata:
             # one that is too old by the time its turn comes is not read at all
-            for found in self._told(candidates):
+            for found in self._with_metadata(candidates):
                 if wanted.fits(found):
                     newest.add(found)
             return newest.sorted()
         for found in candidates:
             newest.add(found)
-        return sorted(self._told(newest.sorted()), key=lambda found: found.age_key, reverse=True)
+        return sorted(self._with_metadata(newest.sorted()), key=lambda found: found.age_key, reverse=True)
 
     def extent(self, wanted: Filter) -> Extent:
         """How many results are of that time; for nothing but a listing, so state and task do not count."""
@@ -164,7 +165,7 @@ class Inventory:
             looked: told how many more of that time have been looked at.
         """
         listing = self.listing(wanted)
-        for found in self._told(listing) if wanted.needs_metadata else listing:
+        for found in self._with_metadata(listing) if wanted.needs_metadata else listing:
             looked(1)
             if wanted.fits(found):
                 yield found
@@ -194,9 +195,9 @@ class Inventory:
 
     def known(self, ids: Iterable[str]) -> list[Found]:
         """Those of these ids that have a result, with state and task; a request each."""
-        return list(self._told(Found(id, Entry(self.layout.result_key(id), 0, _UNKNOWN)) for id in ids))
+        return list(self._with_metadata(Found(id, Entry(self.layout.result_key(id), 0, _UNKNOWN)) for id in ids))
 
-    def _told(self, results: Iterable[Found]) -> Iterator[Found]:
+    def _with_metadata(self, results: Iterable[Found]) -> Iterator[Found]:
         """The same with what their metadata says, in order of completion, without those that are gone."""
         return (found for found in self.pool.map_unordered(self._look, self._reserved(results)) if found is not None)
 
@@ -252,7 +253,7 @@ class Inventory:
                 yield found
             else:
                 stale.append(found)
-        yield from (found for found in self._told(stale) if wanted.fits(found))
+        yield from (found for found in self._with_metadata(stale) if wanted.fits(found))
 
     # -- files
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from .model import Secret
@@ -41,13 +40,14 @@ class Wrong(ValueError):
     """What was given cannot be used; the message has the reason and the remedy, and no secret."""
 
 
-class Kind(Protocol):
-    """What the values of a setting may be."""
+class Kind:
+    """What the values of a setting may be.
 
-    @property
-    def says(self) -> str:
-        """What a value is, for the documentation and for messages."""
-        ...
+    Attributes:
+        says: what a value is, for the documentation and for messages.
+    """
+
+    says: str
 
     def parse(self, text: str) -> object:
         """The value that stands in a URL as this text.
@@ -55,7 +55,7 @@ class Kind(Protocol):
         Raises:
             Wrong: the text has not the form of one.
         """
-        ...
+        return text
 
     def check(self, value: object) -> object:
         """The value to use for one that was given.
@@ -63,7 +63,7 @@ class Kind(Protocol):
         Raises:
             Wrong: it cannot be used.
         """
-        ...
+        raise NotImplementedError
 
 
 def shown(value: object) -> str:
@@ -87,15 +87,12 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-class Text:
+class Text(Kind):
     """Text that matches a pattern."""
 
     def __init__(self, says: str, pattern: str = r"[!-~]+") -> None:
         self.says = says
         self.pattern = pattern
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         text = text_of(value)
@@ -104,13 +101,10 @@ class Text:
         return text
 
 
-class Token:
+class Token(Kind):
     """A secret: printable ASCII without white space."""
 
     says = "secret text"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         text = text_of(value.reveal() if isinstance(value, Secret) else value)
@@ -119,7 +113,7 @@ class Token:
         return Secret(text)
 
 
-class Flag:
+class Flag(Kind):
     """A boolean; in a URL true, false, 1 or 0."""
 
     says = "true or false"
@@ -133,7 +127,7 @@ class Flag:
         return value
 
 
-class Number:
+class Number(Kind):
     """A number from `low` to `high`."""
 
     def __init__(self, low: float, high: float, *, whole: bool = True, unit: str = "") -> None:
@@ -148,22 +142,20 @@ class Number:
             return text
 
     def check(self, value: object) -> object:
-        right = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)
-        if not right or not self.low <= value <= self.high:  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             raise Wrong(f"{shown(value)} is not {self.says}")
-        return value if self.whole else float(value)  # type: ignore[arg-type]
+        if self.whole and not isinstance(value, int):
+            raise Wrong(f"{shown(value)} is not {self.says}")
+        return value if self.whole else float(value)
 
 
-class Choice:
+class Choice(Kind):
     """One of a few words."""
 
     def __init__(self, *values: str) -> None:
         self.values = values
         *most, last = (f"`{value}`" for value in values)
         self.says = f"{', '.join(most)} or {last}"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         if text_of(value) not in self.values:
@@ -183,7 +175,7 @@ class StorageClass(Text):
         return super().check(value)
 
 
-class Tags:
+class Tags(Kind):
     """Object tags; in a URL in S3's own form, percent-encoded: ``tags=team%3Dops%26env%3Dprod``."""
 
     says = "a dict of at most 10 texts"
@@ -209,13 +201,10 @@ class Tags:
         return text
 
 
-class Session:
+class Session(Kind):
     """A session of boto3, which no URL can hold."""
 
     says = "a `boto3.Session`"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         # boto3 is not imported for this: whoever has a session has it imported already
@@ -224,13 +213,10 @@ class Session:
         return value
 
 
-class Endpoint:
+class Endpoint(Kind):
     """The URL of a server: scheme, host, port and path."""
 
     says = "`http://` or `https://`, host, port, path"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         text = text_of(value)
@@ -247,16 +233,13 @@ class Endpoint:
         return text.rstrip("/")
 
 
-class BasePath:
+class BasePath(Kind):
     """What stands before every key; `verbatim` as Celery's own backend has it, else normalised."""
 
     says = "a path in the bucket"
 
     def __init__(self, *, verbatim: bool = False) -> None:
         self.verbatim = verbatim
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         if value == "":
@@ -271,7 +254,7 @@ class BasePath:
         return base
 
 
-class CABundle:
+class CABundle(Kind):
     """Whether and by what certificates the server is verified."""
 
     says = "true, false or the path of a CA bundle (PEM)"

@@ -69,12 +69,13 @@ def clock(case: Case) -> Finding:
 
 
 def versioning(case: Case) -> Finding:
-    status, unknown = _asked(case.control.versioning, "s3:GetBucketVersioning")
+    """Whether the bucket keeps what is deleted, and for how long."""
+    status, unknown = _answer_or_finding(case.control.versioning, "s3:GetBucketVersioning")
     if unknown:
         return unknown
     if not status:
         return ok("off: what is deleted is gone")
-    rules, _ = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
+    rules, _ = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if all(rule in (rules or ()) for rule in case.rules(True) if "NoncurrentVersionExpiration" in rule):
         return ok(f"{_VERSIONING.get(status, status)}, and rules remove old versions after a day")
     remedy = "Let `celery -A … s3 init` add rules that remove old versions, or keep results in another bucket."
@@ -84,7 +85,7 @@ def versioning(case: Case) -> Finding:
 
 def lifecycle(case: Case) -> Finding:
     """Whether the bucket deletes what has expired, and nothing else of ours."""
-    rules, unknown = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
+    rules, unknown = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if unknown:
         return unknown
     wanted = case.rules(False)
@@ -117,7 +118,7 @@ def _covered(longest: float | None) -> str:
     return f"rules delete what has expired; results live {longest / DAY:.3g} day{'s' if longest != DAY else ''}"
 
 
-def _asked(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:
+def _answer_or_finding(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:
     """What the bucket says, or why it is not known."""
     try:
         return ask(), None
