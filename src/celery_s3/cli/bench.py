@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.costs.prices import Prices, bill, price_table, prices_name
+from celery_s3.costs.prices import Prices, bill, list_prices
 from celery_s3.operate.bench import Bench, Plan, Row
 
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
@@ -44,7 +44,7 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
     measured. Needs s3:PutObject, s3:GetObject, s3:DeleteObject, and s3:ListBucket for the listing: where only that is
     denied, the rest is measured, and the exit code is 1.
     """
-    prices = price_table()[prices_name(backend.settings.bucket)]
+    prices = list_prices(backend.settings.bucket)
     plan = Plan(count, size, concurrency, backend.settings.concurrency)
     total = sum(plan.requests.values())
     click.echo(

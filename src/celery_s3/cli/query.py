@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.costs.prices import price_table, prices_name, requests_cost
+from celery_s3.costs.prices import list_prices, requests_cost
 from celery_s3.operate.budget import FREE, Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.settings import Settings
@@ -102,7 +102,7 @@ def price(requests: Mapping[str, int], settings: Settings) -> str:
     text = f"{sum(requests.values()):,} requests"
     if not settings.on_aws:
         return text
-    dollars = requests_cost(requests, price_table()[prices_name(settings.bucket)])
+    dollars = requests_cost(requests, list_prices(settings.bucket))
     return f"{text} (${dollars:.2f})" if dollars >= 1 else f"{text} (${dollars:.4f})"
 
 

@@ -22,7 +22,6 @@ from celery_s3.store.api import Object
 from .body import print_raw, size_of_bytes, write_file
 from .context import json_option, with_backend
 from .lookup import stored
-from .ls import COLORS
 from .output import data_size, duration, print_json, print_table
 from .query import inventory_of
 from .values import jsonable, one_line, print_fields, print_traceback, print_value
@@ -174,7 +173,7 @@ class _Shown:
         self._print(about | {"members": f"{len(members):,}: {told or 'too many to read their states'}"})
         click.echo()
         if members:
-            print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members], COLORS)
+            print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members])
 
     def _restored(self, meta: Any) -> dict[str, Any]:
         group = result_from_tuple(meta["result"], self.backend.app)
@@ -200,7 +199,7 @@ class _Shown:
         shown = {name.replace("_", " "): _for_people(value) for name, value in about.items()}
         shown["size"] = data_size(self.found.size)
         shown["key"] = f"s3://{self.backend.settings.bucket}/{self.found.key}"
-        print_fields(shown, COLORS)
+        print_fields(shown)
 
 
 def _bytes_hint(size: int) -> str:

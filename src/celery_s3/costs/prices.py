@@ -10,7 +10,17 @@ from pathlib import Path
 
 from celery_s3.errors import ConfigurationError
 
-__all__ = ["Item", "Prices", "bill", "price_table", "prices_name", "requests_cost", "storage_cost", "transfer_cost"]
+__all__ = [
+    "Item",
+    "Prices",
+    "bill",
+    "list_prices",
+    "price_table",
+    "prices_name",
+    "requests_cost",
+    "storage_cost",
+    "transfer_cost",
+]
 
 GB = 2**30
 
@@ -76,6 +86,11 @@ def price_table(file: Path | None = None) -> Mapping[str, Prices]:
 def prices_name(bucket: str) -> str:
     """Which of the shipped tables a bucket is billed by: its name tells Express, and nothing else."""
     return "s3-express" if bucket.endswith("--x-s3") else "s3-standard"
+
+
+def list_prices(bucket: str) -> Prices:
+    """The shipped list prices of a bucket's storage class."""
+    return price_table()[prices_name(bucket)]
 
 
 def _prices(row: Mapping[str, object], content: Mapping[str, object]) -> Prices:

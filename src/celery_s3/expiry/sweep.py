@@ -25,7 +25,7 @@ from celery_s3.errors import ObjectMissing, Refused
 from celery_s3.keys import FILES, GROUPS, MESSAGES, RESULTS, Layout
 from celery_s3.metadata import expires_at
 from celery_s3.store.api import Entry, Store, batches
-from celery_s3.store.counting import PAGE
+from celery_s3.store.counting import PAGE, pages
 from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
@@ -163,7 +163,7 @@ class Sweep:
             for entry in self.store.list(area.prefix):
                 listed += 1
                 suspects += self._is_suspect(area, entry)
-            requests["LIST"] += max(1, -(-listed // PAGE))
+            requests["LIST"] += max(1, pages(listed))
             requests["GET"] += suspects
             requests["DELETE_OBJECTS"] += 0 if self.dry_run else -(-suspects // area.batch)
         return requests["GET"], requests

@@ -17,7 +17,7 @@ from celery_s3.costs.prices import Prices, requests_cost, transfer_cost
 from celery_s3.errors import AccessDenied, StoreError
 from celery_s3.keys import Layout
 from celery_s3.store.api import CREATE, Precondition, Store
-from celery_s3.store.counting import PAGE, Snapshot, Tally, difference, requests_in
+from celery_s3.store.counting import Snapshot, Tally, difference, pages, requests_in
 from celery_s3.store.parallel import Pool
 
 __all__ = ["Bench", "Plan", "Row"]
@@ -48,7 +48,7 @@ class Plan:
         return {
             "PUT": 1 + 2 * self.count,
             "GET": (1 + READS) * self.count,
-            "LIST": LISTINGS * -(-2 * self.count // PAGE),
+            "LIST": LISTINGS * pages(2 * self.count),
         }
 
     def dollars(self, prices: Prices) -> float:

@@ -20,7 +20,7 @@ from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
 
-__all__ = ["Change", "Plan", "default_encryption", "plan", "why"]
+__all__ = ["Change", "Plan", "default_encryption", "keeps_versions", "plan", "why"]
 
 #: What a server answers that lacks a part of S3's API.
 _LACKING = (405, 501)
@@ -172,16 +172,20 @@ def _lifecycle(
 ) -> _Step:
     standing = control.lifecycle() if exists else []
     warnings += hazards(standing, layout, terms, control.settings.tags)
-    merged = merge(standing, rules(exists and _versioned(control)))
+    merged = merge(standing, rules(exists and keeps_versions(control)))
     warnings += shared(merged, layout)
     if merged != standing:
         yield list(_difference(standing, merged)), partial(control.put_lifecycle, merged, replacing=standing)
 
 
-def _versioned(control: Control) -> bool:
+def keeps_versions(control: Control) -> bool:
+    """Whether the bucket keeps versions, or what it has of them; ``False`` where that is not told, or may not be asked.
+
+    One request.
+    """
     try:
-        return control.versioning() != ""  # suspended, it keeps what it has
-    except StoreError:  # a server that knows no versions
+        return control.versioning() != ""
+    except StoreError:
         return False
 
 

@@ -54,7 +54,7 @@ class AwsEnvironment:
             value = self._environ[variable] if variable else self._from_profile(key)
             if value:
                 where = variable or f"`{key}` of the AWS profile {self.profile!r}"
-                # `false` is the name of a file here
+                # in the environment a CA bundle is always a file's name: `false` does not switch verification off
                 yield Given(name, value, where, CABundle() if name == "verify" else option.kind)
 
     @property

@@ -108,10 +108,10 @@ def from_url(url: str | None, mistakes: list[str]) -> Iterator[Given]:
 
 def _split(url: str) -> tuple[str, str, Query]:
     """Bucket, path and query of a URL."""
-    # an access key or a password may hold `/`, `?` or `#`, so that the rest of it stands anywhere
+    # not only before the host: a secret may hold `/`, `?` or `#`, and then the `@` behind it is in path or query
     if "@" in url:
         raise Wrong(_NO_CREDENTIALS)
-    # the parser would drop line breaks silently, and take a fragment away
+    # urlsplit would drop line breaks silently, and cut off what stands behind `#`: both may be a part of a value
     if re.search(r"[\x00-\x20\x7f#]", url):
         raise Wrong(_UNPARSABLE)
     try:

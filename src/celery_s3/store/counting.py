@@ -21,7 +21,7 @@ from celery_s3.processes import PerProcess
 
 from .api import Bucket, Entry, Object, Precondition
 
-__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference", "requests_in"]
+__all__ = ["NUMBERS", "PAGE", "VERBS", "Counting", "Snapshot", "Tally", "difference", "pages", "requests_in"]
 
 #: The entries of one LIST answer, and the keys of one DeleteObjects request.
 PAGE = 1000
@@ -170,6 +170,11 @@ def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
         if any(changed.values()):
             spent[verb] = changed
     return spent
+
+
+def pages(count: int) -> int:
+    """The requests that list or delete so many objects."""
+    return -(-count // PAGE)
 
 
 def requests_in(counted: Snapshot) -> Counter[str]:
