@@ -45,11 +45,13 @@ __all__ = [
     "Kind",
     "Layout",
     "Role",
+    "chord_folder",
     "decode_id",
     "encode_id",
     "encode_segment",
     "file_folder",
     "full_key",
+    "message_name",
 ]
 
 #: S3's limit on a key, in bytes of UTF-8.
@@ -62,7 +64,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ufffe\uffff]|/(?=/|\Z|\.{1,2}(?:/|\
 _ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 
 
-# -- ids
+# -- ids and names
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -131,6 +133,20 @@ def file_folder(owner: str | None) -> str:
         return f"{_NO_TASK}/"
     plain = _PLAIN_ID.fullmatch(owner)
     return f"{owner if plain else '~' + hashlib.sha256(owner.encode(errors='surrogatepass')).hexdigest()}/"
+
+
+def chord_folder(group: str) -> str:
+    """Where the objects of a chord are, behind the prefix of all chords; two ids never share one.
+
+    Raises:
+        ValueError: as :func:`encode_id`.
+    """
+    return f"{encode_segment(group)}/"
+
+
+def message_name(digest: str, random: str = "") -> str:
+    """What a message points to, behind the prefix of messages; with a random part it is that message's alone."""
+    return f"{digest}.{random}" if random else digest
 
 
 # -- kinds
@@ -340,18 +356,6 @@ class Layout:
     def group_key(self, id: str) -> str:
         """The key of a saved group."""
         return self._key(GROUPS, encode_id(id))
-
-    def file_key(self, owner: str | None, random: str) -> str:
-        """The key of a file of a task; ``None``: of no task."""
-        return self._key(FILES, f"{file_folder(owner)}{random}")
-
-    def chord_key(self, group: str, rest: str) -> str:
-        """The key of an object of a chord, by the id of its group."""
-        return self._key(CHORDS, f"{encode_segment(group)}/{rest}")
-
-    def message_key(self, digest: str, random: str = "") -> str:
-        """The key of what a message points to; one with a random part is that message's alone."""
-        return self._key(MESSAGES, f"{digest}.{random}" if random else digest)
 
     def doctor_key(self, run: str, name: str) -> str:
         """The key of a scratch object of one run of `doctor`."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 from celery_s3.errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.keys import encode_segment
+from celery_s3.keys import chord_folder
 from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.parallel import Pool
 
@@ -129,7 +129,7 @@ class Chords:
 
     def folder(self, group: str) -> str:
         """The prefix of one chord's keys; a slash in its id is encoded, so that listings can be read back."""
-        return f"{self.prefix}{encode_segment(group)}/"
+        return f"{self.prefix}{chord_folder(group)}"
 
     def _run(self, group: str, run: int) -> str:
         return f"{self.folder(group)}{run}/"

@@ -95,7 +95,7 @@ class Messages:
         body = self._compressed(content)
         name = self._names.of(body)
         if removable and self._remove:
-            name += f".{uuid4().hex}"
+            name = keys.message_name(name, uuid4().hex)
             self._write(name, body, content_type)
         elif not self._knows(name):
             self._write(name, body, content_type)

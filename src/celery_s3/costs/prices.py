@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 from celery_s3.errors import ConfigurationError
@@ -67,9 +69,6 @@ def price_table(file: Path | None = None) -> Mapping[str, Prices]:
     Raises:
         ConfigurationError: the file cannot be read, has no table, or a price in it is missing or no price.
     """
-    import tomllib  # a worker needs these when it ends, if ever
-    from importlib import resources
-
     try:
         text = (file or resources.files(__package__).joinpath("prices.toml")).read_text(encoding="utf-8")
         content = tomllib.loads(text)

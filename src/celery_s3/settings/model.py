@@ -120,7 +120,7 @@ class Settings:
     compression_threshold: int = 4096
     #: bytes of a message's body above which its arguments go to S3; default: 128 KiB
     message_threshold: int = 128 * 1024
-    #: what removes them, a lifecycle rule alone or the task's success before that; default: lifecycle
+    #: what removes such arguments, a lifecycle rule alone or the task's success before that; default: lifecycle
     message_cleanup: Literal["lifecycle", "success"] = "lifecycle"
     #: OpenTelemetry's metrics, and a span for each request; default: none
     opentelemetry: bool = False
