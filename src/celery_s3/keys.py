@@ -161,7 +161,7 @@ _KEPT: Verbs = ("Get", "Put")
 _CLEARED: Verbs = ("Get", "Delete")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of objects.
 
@@ -199,73 +199,25 @@ class Kind:
 
 
 _ANY = re.compile("(?P<id>.+)", re.DOTALL)
+_OF_CHORD = re.compile("(?P<id>[^/]+)/(?P<rest>.+)", re.DOTALL)
+_FILE = re.compile("(?P<id>[A-Za-z0-9_~][A-Za-z0-9._-]{0,127})/(?P<rest>[0-9a-f]{32})")
+_MESSAGE = re.compile(r"(?P<id>[0-9a-f]{64})(?:\.(?P<rest>[0-9a-f]{32}))?")
+_SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")
 
-RESULTS = Kind(
-    name="results",
-    start="celery-task-meta-",
-    rest=_ANY,
-    term="longest",
-    large=("worker", "operator"),
-    worker=_ALL,
-    client=_ALL,
-    operator=_ALL,
-)
-FILES = Kind(
-    name="files",
-    start="celery-files/",
-    rest=re.compile("(?P<id>[A-Za-z0-9_~][A-Za-z0-9._-]{0,127})/(?P<rest>[0-9a-f]{32})"),
-    term="files",
-    large=("worker", "client", "operator"),
-    worker=_ALL,
-    client=_ALL,
-    operator=_CLEARED,
-)
-GROUPS = Kind(
-    name="groups",
-    start="celery-taskset-meta-",
-    rest=_ANY,
-    term="results",
-    worker=_ALL,
-    client=_ALL,
-    operator=_CLEARED,
-)
-CHORDS = Kind(
-    name="chords",
-    start="chords/",
-    rest=re.compile("(?P<id>[^/]+)/(?P<rest>.+)", re.DOTALL),
-    term="chords",
-    worker=_ALL,
-    client=_ALL,
-    operator=_ALL,
-)
-MENDED = Kind(name="mended", start="chords-repaired", worker=_KEPT)
-PROBE = Kind(name="probe", start="celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
-MESSAGES = Kind(
-    name="messages",
-    start="messages/",
-    rest=re.compile(r"(?P<id>[0-9a-f]{64})(?:\.(?P<rest>[0-9a-f]{32}))?"),
-    prefixed=False,
-    term="messages",
-    worker=_ALL,
-    client=("Put",),
-    operator=_CLEARED,
-)
-DOCTOR = Kind(
-    name="doctor",
-    start="celery-s3-doctor/",
-    rest=re.compile("(?P<id>[0-9a-f]{32})-(?P<rest>.+)"),
-    prefixed=False,
-    worker=_ALL,
-    client=_ALL,
-    operator=_ALL,
-)
-BENCH = Kind(
-    name="bench",
-    start="celery-s3-bench/",
-    rest=re.compile("(?P<id>[0-9a-f]{32})/(?P<rest>.+)"),
-    prefixed=False,
-    operator=_ALL,
-)
+# fmt: off
+RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator"),
+               worker=_ALL, client=_ALL, operator=_ALL)
+FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
+             worker=_ALL, client=_ALL, operator=_CLEARED)
+GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)
+CHORDS = Kind("chords", "chords/", _OF_CHORD, term="chords", worker=_ALL, client=_ALL, operator=_ALL)
+MENDED = Kind("mended", "chords-repaired", worker=_KEPT)
+PROBE = Kind("probe", "celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
+MESSAGES = Kind("messages", "messages/", _MESSAGE, prefixed=False, term="messages",
+                worker=_ALL, client=("Put",), operator=_CLEARED)
+DOCTOR = Kind("doctor", "celery-s3-doctor/", _SCRATCH, prefixed=False, worker=_ALL, client=_ALL, operator=_ALL)
+BENCH = Kind("bench", "celery-s3-bench/", _SCRATCH, prefixed=False, operator=_ALL)
+# fmt: on
 
 KINDS = (RESULTS, FILES, GROUPS, CHORDS, MENDED, PROBE, MESSAGES, DOCTOR, BENCH)
 
