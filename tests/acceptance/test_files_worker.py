@@ -51,7 +51,7 @@ def test_files(make_app, seaweed, worker, eventually, tmp_path, serializer):
 
     for forgotten in (chained, members, result):
         forgotten.forget()
-    prefix = app.backend.prefixes.files
+    prefix = app.backend.layout.files
     left = [entry.key.removeprefix(prefix).partition("/")[0] for entry in app.backend.store.list(prefix)]
     gone = [chained.id, chained.parent.id, result.id, *(member.id for member in members.results)]
     assert not set(left) & set(gone)

@@ -13,12 +13,13 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_s3.cli import s3
-from celery_s3.operate.bench import SCRATCH, Gauge, Plan
+from celery_s3.keys import BENCH
+from celery_s3.operate.bench import Bench, Plan
 
 
 def left(backend):
     """The keys that stand under the scratch prefix."""
-    return [entry.key for entry in backend.store.list(backend.settings.base + SCRATCH)]
+    return [entry.key for entry in backend.store.list(backend.layout.prefix(BENCH))]
 
 
 def bench(app, *arguments):
@@ -81,9 +82,9 @@ def test_an_interrupt_leaves_nothing(seaweed, make_app, concurrency):
         def __getattr__(self, name):
             return getattr(backend.store, name)
 
-    gauge = Gauge(Interrupting(), backend.tally, backend.settings.base, Plan(20, 100, concurrency, 4))
+    bench = Bench(Interrupting(), backend.tally, backend.layout, Plan(20, 100, concurrency, 4))
     with pytest.raises(KeyboardInterrupt):
-        list(gauge.rows())
+        list(bench.rows())
     assert left(backend) == []
 
 

@@ -17,8 +17,8 @@ from kombu.utils.uuid import uuid
 from celery_s3.cli import query, s3
 from celery_s3.errors import AccessDenied
 from celery_s3.expiry import clock, sweep
+from celery_s3.keys import PROBE
 from celery_s3.store.clients.control import Control
-from celery_s3.store.probe import PROBE
 
 DAY = 86_400
 
@@ -58,7 +58,7 @@ def mine(prefix):
 
     def list_(app):
         names = (entry.key.removeprefix(prefix) for entry in app.backend.store.list(prefix))
-        return {name for name in names if name != PROBE}
+        return {name for name in names if name != PROBE.start}
 
     return list_
 
@@ -69,7 +69,7 @@ def test_sweep(counted, stored, later, command, mine):
     old = [stored(app, number) for number in range(3)]
     kept = [stored(app, 1, headers={"result_expires": 9 * DAY}), stored(app, 1, headers={"result_expires": 0})]
     app.GroupResult(uuid(), old).save()
-    probe = app.backend.settings.base + PROBE
+    probe = app.backend.layout.probe
     app.backend.store.put(probe, b"kept")
     later(2 * DAY)
     done = command(app)
@@ -236,7 +236,7 @@ def test_by_the_servers_clock(seaweed, make_app, stored, tmp_path, mine, eventua
 def test_uploads(counted, stored, later, command, proxy, prefix):
     """Uploads in parts that nobody has completed for a day are aborted, and told; others and younger ones stay."""
     app = counted()
-    ours, theirs = f"{app.backend.prefixes.results}{uuid()}", f"{prefix}theirs"
+    ours, theirs = f"{app.backend.layout.results}{uuid()}", f"{prefix}theirs"
     for key in (ours, theirs):
         app.backend._plain_store.create_upload(key)
     standing = Control(app.backend.settings).uploads
@@ -328,7 +328,7 @@ def test_others_objects(counted, later, command, mine):
     }
     for name in theirs:
         app.backend.store.put(app.backend.settings.base + name, b"somebody else's")
-    app.backend.store.put(app.backend.prefixes.chords + "rest/0/claim", b"ours")
+    app.backend.store.put(app.backend.layout.chords + "rest/0/claim", b"ours")
     later(20 * DAY)
     assert "chords  1" in command(app).stdout
     assert mine(app) == theirs

@@ -27,7 +27,7 @@ from celery_s3.cli import s3
 from celery_s3.errors import FileNotRead
 from celery_s3.expiry import clock
 from celery_s3.files import whose
-from celery_s3.operate.budget import Toll
+from celery_s3.operate.budget import Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.store.clients.control import Control
 
@@ -81,7 +81,7 @@ def read_back(file):
 
 def keys(app):
     """The files that are stored, without the prefix."""
-    prefix = app.backend.prefixes.files
+    prefix = app.backend.layout.files
     return sorted(entry.key.removeprefix(prefix) for entry in app.backend.store.list(prefix))
 
 
@@ -113,7 +113,7 @@ def test_large(counted, stored, spends, proxy, large, tmp_path, seal):
         assert file.download_to(tmp_path / "copy").read_bytes() == LARGE
     assert len({record.headers["if-match"] for record in proxy.records()[1:]}) == 1
     assert file.sha256 == hashlib.sha256(LARGE).hexdigest()
-    (stored_as,) = app.backend._plain_store.list(app.backend.prefixes.files)
+    (stored_as,) = app.backend._plain_store.list(app.backend.layout.files)
     assert (stored_as.size == len(LARGE)) is not bool(seal)
 
 
@@ -157,7 +157,7 @@ def test_the_lifetime_of_the_call(counted, run, report):
     id = run(report(app), request={"headers": {"result_expires": 60}})
     (name,) = keys(app)
     assert name.startswith(f"{id}/")
-    found = app.backend.store.get(app.backend.prefixes.files + name, length=1)
+    found = app.backend.store.get(app.backend.layout.files + name, length=1)
     assert found.metadata == {"celery-file": "report.pdf", "celery-expires": "60"}
     stored_as = app.backend.store.get(app.backend._full(app.backend.get_key_for_task(id)))
     assert stored_as.metadata["celery-files"] == "1"
@@ -332,7 +332,7 @@ def test_forgotten_while_it_ends(counted, stored, path, monkeypatch):
     app = counted()
     file = S3File(path)
     result = stored(app, {"so far": file}, "PROGRESS", id="id")
-    store, prefix = app.backend.store, app.backend._full(app.backend.get_key_for_task("id"))[: -len("id")]
+    store = app.backend.store
     delete = store.delete_unchanged
 
     def late(versions):
@@ -340,7 +340,9 @@ def test_forgotten_while_it_ends(counted, stored, path, monkeypatch):
         return delete(versions)
 
     monkeypatch.setattr(store, "delete_unchanged", late)
-    inventory = Inventory(store, app.backend.pool, prefix, Toll(None), files=app.backend.files)
+    inventory = Inventory(
+        store, app.backend.pool, app.backend.layout, Budget(app.backend.tally, None), files=app.backend.files
+    )
     assert list(inventory.forget(Filter(states=frozenset({"progress"})))) == []
     assert read_back(result.get(timeout=5)["so far"]) == DATA
 
@@ -475,7 +477,7 @@ def test_sweep(counted, run, report, command, monkeypatch):
     task = report(app)
     run(task, id="short")
     run(task, id="long", request={"headers": {"result_expires": 9 * DAY}})
-    app.backend.store.put(app.backend.prefixes.files + "mine.txt", b"x")
+    app.backend.store.put(app.backend.layout.files + "mine.txt", b"x")
     monkeypatch.setattr(clock, "server_clock", lambda control: lambda: time.time() + 2 * DAY - 60)
     assert "files" not in command(app, "sweep")[0]
     monkeypatch.setattr(clock, "server_clock", lambda control: lambda: time.time() + 2 * DAY + 60)
@@ -488,7 +490,7 @@ def test_rules(counted):
     """The lifecycle rules have one for files, by tag or by prefix; beat's cleanup runs unless there is one."""
     for by_tag in (False, True):
         app = counted(s3_backend_settings={"expiry_tags": by_tag})
-        rules = [one for one in app.backend.lifecycle_rules() if app.backend.prefixes.files in json.dumps(one)]
+        rules = [one for one in app.backend.lifecycle_rules() if app.backend.layout.files in json.dumps(one)]
         assert len(rules) == (12 if by_tag else 2)
 
 
@@ -561,7 +563,7 @@ app.backend.store_result("id", S3File(Endless()), "SUCCESS")
     assert keys(app) == []
     control = Control(settings_for(seaweed))
     (left,) = control.uploads(prefix)
-    assert left.key.startswith(app.backend.prefixes.files + "id/")
+    assert left.key.startswith(app.backend.layout.files + "id/")
     control.abort(left)
 
 
@@ -571,7 +573,7 @@ def test_tampered(counted, stored, path, large):
         app = counted(s3_backend_settings=seal)
         one, other = stored(app, [S3File(path), S3File(large)]).get()
         plain = app.backend._plain_store
-        prefix = app.backend.prefixes.files
+        prefix = app.backend.layout.files
         small, big = (plain.get(prefix + file.pointer()["key"]) for file in (one, other))
         for body in (small.body[:-1], small.body[:-1] + b"x", big.body):
             plain.put(small.key, body, metadata=small.metadata, content_type=small.content_type)
@@ -586,7 +588,7 @@ def test_sealed_name(counted, stored, path):
     app = counted(s3_backend_settings=SEAL)
     result = stored(app, S3File(path))
     (key,) = keys(app)
-    assert "report" not in str(app.backend._plain_store.get(app.backend.prefixes.files + key).metadata)
+    assert "report" not in str(app.backend._plain_store.get(app.backend.layout.files + key).metadata)
     assert result.get().name == "report.pdf"
 
 
@@ -604,7 +606,7 @@ def test_no_secret(counted, stored, path, seaweed):
     """Neither repr nor pointer nor error tells a secret."""
     app = counted(s3_backend_settings=SEAL)
     file = stored(app, S3File(path)).get()
-    app.backend.store.delete(app.backend.prefixes.files + file.pointer()["key"])
+    app.backend.store.delete(app.backend.layout.files + file.pointer()["key"])
     told = repr(file) + json.dumps(file.pointer())
     with suppress(FileNotRead):
         read_back(file)

@@ -243,10 +243,10 @@ def test_stale_uploads(bucket, moto_s3):
     """Uploads of ours that nobody completes are aborted; others are not looked at."""
     bucket.init("--yes")
     name = bucket.backend.settings.bucket
-    for key in (f"{bucket.backend.prefixes.results}id", f"{bucket.backend.settings.base}else", "else"):
+    for key in (f"{bucket.backend.layout.results}id", f"{bucket.backend.settings.base}else", "else"):
         moto_s3.request("POST", f"/{name}/{key}?uploads")
     (line,) = bucket.changes()["uploads"]
-    assert line.startswith(f"- {bucket.backend.prefixes.results}id, begun ")
+    assert line.startswith(f"- {bucket.backend.layout.results}id, begun ")
     bucket.init("--yes")
     assert [one.key for one in bucket.control.uploads("")] == [f"{bucket.backend.settings.base}else", "else"]
     assert bucket.changes() == {}

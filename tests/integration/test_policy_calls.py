@@ -116,8 +116,7 @@ class Party:
         bucket, endpoint = self.backend.settings.bucket, self.proxy.endpoint_url
         asked = [call for call in calls(self.proxy.records()) if call[1] is not None]
         asked += [("s3:DeleteObject", f"{bucket}/{key}") for place, key in self._deleted if place == endpoint]
-        prefix = self.backend.prefixes.chords.removesuffix("chords/")
-        policy = document(self.backend.settings, role, prefix, messages=True)
+        policy = document(self.backend.settings, role, self.backend.layout, messages=True)
         return compare(list(grants(policy)), asked)
 
     def doctor(self):
@@ -252,7 +251,7 @@ def test_client(party, proxy_for, seaweed):
     saved = group_of(client.app, [result.id])
     client.app.GroupResult.restore(saved.id).delete()
     result.forget()
-    client.give_up(client.backend.prefixes.files + FILE)
+    client.give_up(client.backend.layout.files + FILE)
     stuck = client.stuck()
     client.backend.repairs.mend([stuck.parent.id])
     with pytest.raises(ChordError):
@@ -272,11 +271,11 @@ def test_worker(party, proxy_for, seaweed, monkeypatch):
     worker.backend.mending.mend_all()
     assert not worker.backend.supports_autoexpire
     group_of(client.app, ["some-id"])
-    worker.give_up(worker.backend.prefixes.results + "large")
-    client.backend._plain_store.create_upload(client.backend.prefixes.files + FILE)
+    worker.give_up(worker.backend.layout.results + "large")
+    client.backend._plain_store.create_upload(client.backend.layout.files + FILE)
     soon_expired(worker.backend, monkeypatch)
     worker.backend.cleanup()
-    assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
+    assert list(client.backend.store.list(client.backend.layout.messages)) == []
     assert worker.unlike_the_policy("worker") == ([], [])
 
 
@@ -296,9 +295,9 @@ def test_operator(party, proxy_for, moto_s3, monkeypatch):
 
     celery("init", "--yes")
     operator.probe()
-    moto_s3.request("POST", f"/{bucket}/{operator.backend.prefixes.results}part?uploads")
+    moto_s3.request("POST", f"/{bucket}/{operator.backend.layout.results}part?uploads")
     assert "part, begun" in celery("init", "--yes")
-    moto_s3.request("POST", f"/{bucket}/{operator.backend.prefixes.files}{FILE}?uploads")
+    moto_s3.request("POST", f"/{bucket}/{operator.backend.layout.files}{FILE}?uploads")
     celery("doctor")
     celery("bench", "--count", "2")
     client.stuck()
@@ -312,5 +311,5 @@ def test_operator(party, proxy_for, moto_s3, monkeypatch):
     client.app.signature("measure", (BIG,)).delay()
     soon_expired(operator.backend, monkeypatch)
     assert "Aborted 1 unfinished upload." in celery("sweep")
-    assert list(client.backend.store.list(client.backend.prefixes.messages)) == []
+    assert list(client.backend.store.list(client.backend.layout.messages)) == []
     assert operator.unlike_the_policy("operator") == ([], [])

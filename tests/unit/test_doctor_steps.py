@@ -9,7 +9,8 @@ import pytest
 
 from celery_s3.errors import AccessDenied, BadCredentials, BadRequest, BucketMissing, Unreachable, WrongRegion
 from celery_s3.expiry.rules import merge, wanted
-from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.expiry.terms import Terms
+from celery_s3.keys import Layout
 from celery_s3.operate.doctor import Case, access, bucket, examine, verbs
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.clients.control import Control, Identity
@@ -27,14 +28,12 @@ SETTINGS = Settings(
         "aws_region": "AWS_REGION",
     },
 )
-PREFIXES = Prefixes(
-    "c/", "c/celery-task-meta-", "c/celery-taskset-meta-", "c/chords/", "c/messages/", "c/celery-files/"
-)
+LAYOUT = Layout("c/")
 TERMS = Terms.of({}, 86_400)
 
 
 def rules(versioned=False):
-    return wanted(PREFIXES, TERMS, versioned=versioned)
+    return wanted(LAYOUT, TERMS, versioned=versioned)
 
 
 class Bucket(Control):
@@ -86,7 +85,7 @@ def case(store):
     def make(stored_before=True, settings=SETTINGS, **told):
         names = {name: told.pop(name) for name in list(told) if hasattr(settings, name) and name != "region"}
         settings = replace(settings, **names)
-        one = Case(settings, store, Bucket(settings, **told), PREFIXES, TERMS, rules)
+        one = Case(settings, store, Bucket(settings, **told), LAYOUT, TERMS, rules)
         if stored_before:
             assert verbs.write(one).level == "OK"
         return one
@@ -399,7 +398,7 @@ def test_lifecycle(case, standing, level, text):
 def test_an_older_rule_of_ours(case):
     """Where `result_expires` has grown since `init`, its rule deletes too early: to be told, with `init` for it."""
     one = case(lifecycle=rules())
-    one.rules = lambda versioned: wanted(PREFIXES, Terms.of({}, 30 * 86_400), versioned=versioned)
+    one.rules = lambda versioned: wanted(LAYOUT, Terms.of({}, 30 * 86_400), versioned=versioned)
     found = bucket.lifecycle(one)
     assert (found.level, "it should be after 30 days" in found.text) == ("WARN", True)
     assert "s3 init" in found.remedy

@@ -11,26 +11,13 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import ConfigurationError
 from celery_s3.expiry.rules import LIMIT, covers, describe, hazards, merge, outdated, shared, wanted
-from celery_s3.expiry.terms import DAY, Prefixes, Terms
+from celery_s3.expiry.terms import DAY, Terms
+from celery_s3.keys import Layout
 from celery_s3.metadata import EXPIRY_TAG, EXPIRY_TAG_DAYS, expiry_tags, term_metadata
 
-PLACES = Prefixes(
-    "results/",
-    "results/celery-task-meta-",
-    "results/celery-taskset-meta-",
-    "results/chords/",
-    "results/messages/",
-    "results/celery-files/",
-)
-BARE = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/", "celery-files/")
-OTHERS = Prefixes(
-    "other/",
-    "other/celery-task-meta-",
-    "other/celery-taskset-meta-",
-    "other/chords/",
-    "other/messages/",
-    "other/celery-files/",
-)
+LAYOUT = Layout("results/")
+BARE = Layout()
+OTHERS = Layout("other/")
 
 seconds = st.one_of(st.none(), st.floats(0.001, 400 * DAY), st.integers(1, 400 * DAY))
 
@@ -62,19 +49,19 @@ any_rule = st.builds(
 
 def test_by_prefix():
     """Results, files, groups, chords and messages each have a rule for their prefix, and one for stale uploads."""
-    rules = kinds(wanted(PLACES, terms(results=3600, failures=3600, messages=15 * DAY)))
+    rules = kinds(wanted(LAYOUT, terms(results=3600, failures=3600, messages=15 * DAY)))
     found = {kind: (rule["Filter"], rule.get("Expiration")) for kind, rule in rules.items()}
     assert found == {
-        "results": ({"Prefix": PLACES.results}, {"Days": 1}),
-        "files": ({"Prefix": PLACES.files}, {"Days": 2}),
-        "groups": ({"Prefix": PLACES.groups}, {"Days": 1}),
-        "chords": ({"Prefix": PLACES.chords}, {"Days": 15}),
-        "messages": ({"Prefix": PLACES.messages}, {"Days": 15}),
-        "uploads-results": ({"Prefix": PLACES.results}, None),
-        "uploads-files": ({"Prefix": PLACES.files}, None),
-        "uploads-groups": ({"Prefix": PLACES.groups}, None),
-        "uploads-chords": ({"Prefix": PLACES.chords}, None),
-        "uploads-messages": ({"Prefix": PLACES.messages}, None),
+        "results": ({"Prefix": LAYOUT.results}, {"Days": 1}),
+        "files": ({"Prefix": LAYOUT.files}, {"Days": 2}),
+        "groups": ({"Prefix": LAYOUT.groups}, {"Days": 1}),
+        "chords": ({"Prefix": LAYOUT.chords}, {"Days": 15}),
+        "messages": ({"Prefix": LAYOUT.messages}, {"Days": 15}),
+        "uploads-results": ({"Prefix": LAYOUT.results}, None),
+        "uploads-files": ({"Prefix": LAYOUT.files}, None),
+        "uploads-groups": ({"Prefix": LAYOUT.groups}, None),
+        "uploads-chords": ({"Prefix": LAYOUT.chords}, None),
+        "uploads-messages": ({"Prefix": LAYOUT.messages}, None),
     }
     assert rules["uploads-results"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
     assert all(rule["Status"] == "Enabled" and len(rule["ID"]) <= 255 for rule in rules.values())
@@ -86,13 +73,13 @@ def test_by_prefix():
 )
 def test_days_are_rounded_up(results, failures, days):
     """Whole days, enough for successes and failures alike: nothing is deleted before it expires."""
-    assert kinds(wanted(PLACES, terms(results, failures)))["results"]["Expiration"] == {"Days": days}
+    assert kinds(wanted(LAYOUT, terms(results, failures)))["results"]["Expiration"] == {"Days": days}
 
 
 @given(results=seconds, failures=seconds, chords=seconds)
 def test_no_rule_is_too_short(results, failures, chords):
     """Whatever the terms: every rule gives what it deletes at least its time, and what lives for ever has none."""
-    rules = kinds(wanted(PLACES, terms(results, failures, chords)))
+    rules = kinds(wanted(LAYOUT, terms(results, failures, chords)))
     for kind, needed in (
         ("results", [results, failures]),
         ("files", [results and results + DAY]),
@@ -108,8 +95,8 @@ def test_no_rule_is_too_short(results, failures, chords):
 
 def test_by_tag():
     """With tags each result, and a day later each file, has the rule of its own time, else of `result_expires`."""
-    rules = kinds(wanted(PLACES, terms(results=3 * DAY, failures=None), by_tag=True))
-    for name, prefix, slack in (("results", PLACES.results, 0), ("files", PLACES.files, 1)):
+    rules = kinds(wanted(LAYOUT, terms(results=3 * DAY, failures=None), by_tag=True))
+    for name, prefix, slack in (("results", LAYOUT.results, 0), ("files", LAYOUT.files, 1)):
         tagged = {}
         for kind, rule in rules.items():
             if kind.startswith(f"{name}-"):
@@ -126,9 +113,9 @@ def test_by_tag():
 def test_files_of_callers():
     """Where results stay for ever, there is a rule for files that no result belongs to; else they are among all."""
     for by_tag in (False, True):
-        rule = kinds(wanted(PLACES, terms(None, None), by_tag=by_tag))["files-sent"]
-        assert (rule["Filter"], rule["Expiration"]) == ({"Prefix": PLACES.files + "~sent/"}, {"Days": 16})
-        assert "files-sent" not in kinds(wanted(PLACES, terms(), by_tag=by_tag))
+        rule = kinds(wanted(LAYOUT, terms(None, None), by_tag=by_tag))["files-sent"]
+        assert (rule["Filter"], rule["Expiration"]) == ({"Prefix": LAYOUT.files + "~sent/"}, {"Days": 16})
+        assert "files-sent" not in kinds(wanted(LAYOUT, terms(), by_tag=by_tag))
 
 
 def test_others_uploads():
@@ -153,9 +140,9 @@ def test_a_tag_is_never_too_short(term):
 
 def test_versions():
     """In a bucket with versions, what was deleted is removed a day later; without, nothing is said of it."""
-    rules = kinds(wanted(PLACES, terms(), versioned=True))
+    rules = kinds(wanted(LAYOUT, terms(), versioned=True))
     assert rules["results"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
-    assert "NoncurrentVersionExpiration" not in kinds(wanted(PLACES, terms()))["results"]
+    assert "NoncurrentVersionExpiration" not in kinds(wanted(LAYOUT, terms()))["results"]
 
 
 # -- merge
@@ -164,10 +151,10 @@ def test_versions():
 @given(st.lists(any_rule, max_size=6), st.integers(0, 6), st.booleans())
 def test_foreign_rules_stay(others, at, by_tag):
     """Other rules keep content and order, ours are brought up to date where they stand; again, it changes nothing."""
-    stale = wanted(PLACES, terms(results=9 * DAY, messages=DAY), by_tag=not by_tag)
+    stale = wanted(LAYOUT, terms(results=9 * DAY, messages=DAY), by_tag=not by_tag)
     existing = [*others[:at], *stale, *others[at:]]
     before = copy.deepcopy(existing)
-    new = wanted(PLACES, terms(), by_tag=by_tag)
+    new = wanted(LAYOUT, terms(), by_tag=by_tag)
     merged = merge(existing, new)
     assert existing == before
     assert [rule for rule in merged if not rule["ID"].startswith("celery-s3-")] == others
@@ -177,35 +164,35 @@ def test_foreign_rules_stay(others, at, by_tag):
 
 def test_other_deployments_stay():
     """Two apps that share a bucket leave each other's rules alone."""
-    mine, theirs = wanted(PLACES, terms()), wanted(OTHERS, terms(7 * DAY))
+    mine, theirs = wanted(LAYOUT, terms()), wanted(OTHERS, terms(7 * DAY))
     assert merge(merge(theirs, mine), wanted(OTHERS, terms(DAY)))[len(theirs) :] == mine
     assert merge(theirs, mine) == theirs + mine
 
 
 def test_a_disabled_rule_of_ours_is_enabled():
     """A rule of ours is what it should be afterwards."""
-    stale = [{**rule, "Status": "Disabled"} for rule in wanted(PLACES, terms())]
-    assert merge(stale, wanted(PLACES, terms())) == wanted(PLACES, terms())
+    stale = [{**rule, "Status": "Disabled"} for rule in wanted(LAYOUT, terms())]
+    assert merge(stale, wanted(LAYOUT, terms())) == wanted(LAYOUT, terms())
 
 
 def test_old_style():
     """Beside rules with `Prefix` at their top, ours have it there too: S3 refuses a mixture."""
     old = {"ID": "before 2016", "Prefix": "logs/", "Status": "Enabled", "Expiration": {"Days": 3}}
-    merged = merge([old], wanted(PLACES, terms()))
+    merged = merge([old], wanted(LAYOUT, terms()))
     assert merged[0] == old
     assert all("Filter" not in rule and rule["Prefix"].startswith("results/") for rule in merged[1:])
-    assert merge(merged, wanted(PLACES, terms())) == merged
-    assert covers(merged, wanted(PLACES, terms()))
+    assert merge(merged, wanted(LAYOUT, terms())) == merged
+    assert covers(merged, wanted(LAYOUT, terms()))
     with pytest.raises(ConfigurationError, match=r"'before 2016' .*Put that rule's Prefix into a Filter"):
-        merge([old], wanted(PLACES, terms(), by_tag=True))
+        merge([old], wanted(LAYOUT, terms(), by_tag=True))
 
 
 def test_too_many_rules():
     """More than S3 allows is an error that counts them."""
-    full = [foreign(f"logs/{number}/") for number in range(LIMIT - len(wanted(PLACES, terms())))]
-    assert len(merge(full, wanted(PLACES, terms()))) == LIMIT
+    full = [foreign(f"logs/{number}/") for number in range(LIMIT - len(wanted(LAYOUT, terms())))]
+    assert len(merge(full, wanted(LAYOUT, terms()))) == LIMIT
     with pytest.raises(ConfigurationError, match=r"1001; S3 allows 1000\. Remove 1 of them"):
-        merge([*full, foreign()], wanted(PLACES, terms()))
+        merge([*full, foreign()], wanted(LAYOUT, terms()))
 
 
 # -- covers
@@ -214,7 +201,7 @@ def test_too_many_rules():
 def test_ours_cover():
     """The rules that there should be cover what there should be, also among others."""
     for by_tag in (False, True):
-        rules = wanted(PLACES, terms(), by_tag=by_tag)
+        rules = wanted(LAYOUT, terms(), by_tag=by_tag)
         assert covers([foreign(), *rules], rules)
         for left_out in [rule for rule in rules if "Expiration" in rule]:
             assert not covers([rule for rule in rules if rule != left_out], rules)
@@ -239,7 +226,7 @@ def test_ours_cover():
 )
 def test_what_covers(rule, enough):
     """Only an enabled rule that deletes everything there, in time, and with no condition that may not hold."""
-    needed = [kinds(wanted(PLACES, terms()))["results"]]
+    needed = [kinds(wanted(LAYOUT, terms()))["results"]]
     assert covers([rule], needed) is enough
 
 
@@ -255,9 +242,9 @@ def test_hazards():
         foreign("results/", 1, Status="Disabled"),
         foreign("results/", 400, Transitions=[{"Days": 1, "StorageClass": "GLACIER"}]),
         foreign("results/", 400, ID="date", Expiration={"Date": "2030-01-01"}),
-        *wanted(PLACES, terms()),
+        *wanted(LAYOUT, terms()),
     ]
-    found = hazards(rules, PLACES, terms(results=2 * DAY, failures=2 * DAY))
+    found = hazards(rules, LAYOUT, terms(results=2 * DAY, failures=2 * DAY))
     kinds = "results, files, saved groups, chords"
     assert found == [
         f"The lifecycle rule 'logs ' deletes {kinds} after 1 day, before they expire.",
@@ -273,7 +260,7 @@ def test_an_empty_base_is_a_hazard():
     assert "base_path is empty" in found
     assert shared([{**rule, "Status": "Disabled"} for rule in rules], BARE) == []
     assert shared(wanted(BARE, Terms.of({}, None)), BARE) == []
-    assert shared(wanted(PLACES, terms()), PLACES) == []
+    assert shared(wanted(LAYOUT, terms()), LAYOUT) == []
 
 
 def test_rules_by_tags():
@@ -281,9 +268,9 @@ def test_rules_by_tags():
     tags = [{"Key": "team", "Value": "ops"}, {"Key": "kind", "Value": "temporary"}]
     rule = foreign(Filter={"And": {"Prefix": "", "Tags": tags}}, days=1)
     week = terms(results=7 * DAY, failures=7 * DAY)
-    assert hazards([rule], PLACES, week) == hazards([rule], PLACES, week, {"team": "ops"}) == []
-    assert hazards([rule], PLACES, week, {"team": "ops", "kind": "temporary"})
-    assert hazards([foreign(Filter={"Tag": {"Key": EXPIRY_TAG, "Value": "default"}}, days=1)], PLACES, week)
+    assert hazards([rule], LAYOUT, week) == hazards([rule], LAYOUT, week, {"team": "ops"}) == []
+    assert hazards([rule], LAYOUT, week, {"team": "ops", "kind": "temporary"})
+    assert hazards([foreign(Filter={"Tag": {"Key": EXPIRY_TAG, "Value": "default"}}, days=1)], LAYOUT, week)
 
 
 @pytest.mark.parametrize("by_tag", [False, True])
@@ -292,19 +279,19 @@ def test_rules_by_tags():
 )
 def test_rules_of_an_earlier_init(by_tag, results, should):
     """A rule of ours that is shorter than the settings say by now, or that they do not ask for, is named with both."""
-    standing = [foreign(), *wanted(OTHERS, terms()), *wanted(PLACES, terms(), by_tag=by_tag)]
-    found = outdated(standing, wanted(PLACES, terms(results, results), by_tag=by_tag))
+    standing = [foreign(), *wanted(OTHERS, terms()), *wanted(LAYOUT, terms(), by_tag=by_tag)]
+    found = outdated(standing, wanted(LAYOUT, terms(results, results), by_tag=by_tag))
     assert len(found) == 3
     assert all("; by the settings it should be" in one and one.removesuffix(".").endswith(should) for one in found)
-    assert outdated([{**rule, "Status": "Disabled"} for rule in standing], wanted(PLACES, terms(results))) == []
+    assert outdated([{**rule, "Status": "Disabled"} for rule in standing], wanted(LAYOUT, terms(results))) == []
 
 
 def test_tags_are_switched_on():
     """The rule without tags still deletes what lives longer by its own term; a rule that is too long harms nothing."""
-    results, files = outdated(wanted(PLACES, terms()), wanted(PLACES, terms(), by_tag=True))
+    results, files = outdated(wanted(LAYOUT, terms()), wanted(LAYOUT, terms(), by_tag=True))
     assert "-results: delete results/celery-task-meta-* after 1 day" in results
     assert "-files: delete results/celery-files/* after 2 days" in files
-    assert outdated(wanted(PLACES, terms(results=9 * DAY)), wanted(PLACES, terms())) == []
+    assert outdated(wanted(LAYOUT, terms(results=9 * DAY)), wanted(LAYOUT, terms())) == []
 
 
 # -- describe
@@ -312,7 +299,7 @@ def test_tags_are_switched_on():
 
 def test_describe():
     """Each rule is a line that a person understands."""
-    rules = wanted(PLACES, terms(), by_tag=True, versioned=True)
+    rules = wanted(LAYOUT, terms(), by_tag=True, versioned=True)
     uploads, default = kinds(rules)["uploads-groups"], kinds(rules)["results-default"]
     assert describe(uploads).endswith(
         "-uploads-groups: abort uploads to results/celery-taskset-meta-* that are unfinished after 1 day"

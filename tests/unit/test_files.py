@@ -28,8 +28,9 @@ from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, File
 from celery_s3.files import file as files_file
 from celery_s3.files import store as files_store
 from celery_s3.files import whose
-from celery_s3.files.pointer import OBJECT, Pointer, folder
+from celery_s3.files.pointer import Pointer
 from celery_s3.files.source import PIECE
+from celery_s3.keys import FILES, file_folder
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
@@ -567,9 +568,9 @@ def test_garbage(value):
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_folders(one, other):
     """Every task has a folder of its own, and every key in it is one that a pointer may name."""
-    assert (folder(one) == folder(other)) == (one == other)
-    assert OBJECT.fullmatch(folder(one) + "0" * 32)
-    assert not folder(one).startswith(folder(other)) or one == other
+    assert (file_folder(one) == file_folder(other)) == (one == other)
+    assert FILES.rest.fullmatch(file_folder(one) + "0" * 32)
+    assert not file_folder(one).startswith(file_folder(other)) or one == other
 
 
 def test_pointer_round_trip():

@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 
 from celery_s3.cli import query
 from celery_s3.errors import AccessDenied, Tampered
+from celery_s3.keys import Layout
 from celery_s3.metadata import result_metadata
 from celery_s3.operate import budget, inventory
-from celery_s3.operate.budget import Toll
+from celery_s3.operate.budget import Budget
 from celery_s3.operate.inventory import FRESH, Filter, Inventory
 from celery_s3.settings import Settings
+from celery_s3.store.counting import Counting, Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
-PREFIX = "base/celery-task-meta-"
+LAYOUT = Layout("base/")
+PREFIX = LAYOUT.results
 START = 1_900_000_000
 
 
@@ -36,8 +39,10 @@ class Bucket:
     def __init__(self, *, concurrency=1, ask=None, before=None):
         self.now = START
         self.store = MemoryStore(clock=lambda: self.now, before=before)
-        self.toll = Toll(ask or (lambda spent, share: None))
-        self.inventory = Inventory(self.store, Pool(concurrency), PREFIX, self.toll, clock=lambda: self.now)
+        tally = Tally()
+        self.budget = Budget(tally, ask or (lambda spent, share: None))
+        counting = Counting(self.store, tally)
+        self.inventory = Inventory(counting, Pool(concurrency), LAYOUT, self.budget, clock=lambda: self.now)
 
     def put(self, id, state="SUCCESS", task="proj.add", age=None, body=b"{}"):
         before, self.now = self.now, self.now if age is None else START - age
@@ -85,7 +90,7 @@ def test_only_what_is_shown_is_read(bucket):
     bucket.requests()
     assert len(bucket.inventory.newest(Filter(), 7)) == 7
     assert bucket.requests() == {"LIST": 2, "GET": 7}
-    assert bucket.toll.spent == {"LIST": 2, "GET": 7}
+    assert bucket.budget.spent == {"LIST": 2, "GET": 7}
     assert bucket.inventory.listed.count == 1500
 
 
@@ -351,7 +356,7 @@ def test_full_pages(bucket):
         bucket.put(f"{number:04}")
     bucket.requests()
     assert bucket.inventory.extent(Filter()).newest == at(0)
-    assert bucket.requests() == bucket.toll.spent == {"LIST": 2}
+    assert bucket.requests() == bucket.budget.spent == {"LIST": 2}
 
 
 def test_forgotten_twice_at_once(bucket):
@@ -359,7 +364,7 @@ def test_forgotten_twice_at_once(bucket):
     for number in range(10):
         bucket.put(str(number), "FAILURE")
     first = bucket.inventory.forget(Filter(frozenset({"failure"})))
-    other = Inventory(bucket.store, Pool(1), PREFIX, Toll(lambda spent, share: None))
+    other = Inventory(bucket.store, Pool(1), LAYOUT, Budget(Tally(), None))
     assert len(list(other.forget(Filter(frozenset({"failure"}))))) == 10
     assert list(first) == []
 

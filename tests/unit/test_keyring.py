@@ -21,7 +21,7 @@ from celery_s3.sealing import kms
 from celery_s3.sealing.ciphers import Broken
 from celery_s3.sealing.keyring import StaticKey, keyring
 from celery_s3.settings import Secret, Settings, resolve
-from celery_s3.settings.keys import KEY_BYTES
+from celery_s3.settings.seal_keys import KEY_BYTES
 from celery_s3.store.retrying import Retrying
 
 KEY = base64.b64encode(b"LEAK" * 8).decode()

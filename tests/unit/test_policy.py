@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_s3.keys import Layout
 from celery_s3.operate.policy import ROLES, document
 from celery_s3.settings import Secret, Settings
 
@@ -88,7 +89,7 @@ def test_only_our_keys(base):
 def test_prefix():
     """Celery's `global_keyprefix` stands between base and name; the probe's key knows nothing of it."""
     settings = Settings(bucket="b", base="base/", endpoint_url="http://localhost:9000")
-    policy = document(settings, "worker", "base/prod_")
+    policy = document(settings, "worker", Layout("base/", "prod_"))
     assert "arn:aws:s3:::b/base/prod_celery-task-meta-*" in statement(policy, "GetPutDelete")["Resource"]
     assert statement(policy, "GetPut")["Resource"] == [
         "arn:aws:s3:::b/base/prod_chords-repaired",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -19,9 +22,8 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import ConfigurationError
 from celery_s3.settings import CredentialSource, Secret, Settings, resolve
-from celery_s3.settings.kinds import Wrong
+from celery_s3.settings.kinds import BasePath, Wrong
 from celery_s3.settings.options import OPTIONS
-from celery_s3.settings.places import BasePath
 from devtools.reference.settings import written
 
 KEY_ID, SECRET, TOKEN = "AKIDLEAK", "SeKr/LEAK+x=", "ToKLEAK=="
@@ -652,6 +654,15 @@ def test_the_documented_table_is_the_generated_one():
     """docs/settings.md has what `python -m devtools.reference.settings` writes."""
     text = DOCS.read_text(encoding="utf-8")
     assert written(text) == text
+
+
+def test_every_field_is_documented():
+    """Each field of Settings has a comment of its own, which says what stands there where nobody says anything."""
+    lines = inspect.getsource(Settings).splitlines()
+    at = {line.split(":")[0].strip(): number for number, line in enumerate(lines) if re.match(r" {4}\w+: ", line)}
+    for field in fields(Settings):
+        above = itertools.takewhile(lambda line: line.startswith("    #:"), reversed(lines[: at[field.name]]))
+        assert re.search("default: |required|no setting: ", " ".join(above)), field.name
 
 
 def test_the_documented_error_is_a_real_one():

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from celery_s3.errors import AccessDenied, BadRequest, Interrupted, ServerFault
 from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.sweep import Sweep, areas
-from celery_s3.expiry.terms import DAY, Prefixes, Terms
+from celery_s3.expiry.terms import DAY, Terms
 from celery_s3.expiry.uploads import StaleUploads
+from celery_s3.keys import Layout
 from celery_s3.metadata import expires_at, result_metadata, term_asked, term_metadata, term_of
 from celery_s3.store.api import Object
 from celery_s3.store.clients.control import Upload
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
-PLACES = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/", "celery-files/")
+LAYOUT = Layout()
 #: A time at which a second begins.
 NOW = 1_700_000_000.0
 
@@ -55,7 +56,7 @@ class Bucket:
 
     def put(self, id, age=0.0, state="SUCCESS", own=None, body=b"a result"):
         """Store a result that long before now."""
-        return self.write(PLACES.results + id, age, result_metadata(state, expires=own), body)
+        return self.write(LAYOUT.results + id, age, result_metadata(state, expires=own), body)
 
     def write(self, key, age=0.0, metadata=None, body=b"bytes"):
         now, self.time = self.time, self.time - age
@@ -67,7 +68,7 @@ class Bucket:
         terms = Terms(results, failures, 15 * DAY, 15 * DAY, messages)
         chosen = {name: options.pop(name) for name in ("batch", "thorough") if name in options}
         now = options.pop("now", lambda: self.time)
-        listing = areas(PLACES, terms, **chosen)
+        listing = areas(LAYOUT, terms, **chosen)
         return Sweep(self.store, self.pool, listing, lambda: iter(remains), self.uploads, now=now, **options)
 
     @property
@@ -88,9 +89,9 @@ def bucket():
 
 def test_what_has_expired_goes(bucket):
     """Expired results, groups and messages are deleted and told by kind; the rest stays, and is not even read."""
-    old = [bucket.put("old", DAY + 1), bucket.write(PLACES.groups + "g", DAY + 1)]
-    old.append(bucket.write(PLACES.messages + hashlib.sha256(b"m").hexdigest(), 15 * DAY + 1))
-    young = {bucket.put("young", DAY - 1), bucket.write(PLACES.messages + "0" * 64, DAY), "celery-s3-probe"}
+    old = [bucket.put("old", DAY + 1), bucket.write(LAYOUT.groups + "g", DAY + 1)]
+    old.append(bucket.write(LAYOUT.messages + hashlib.sha256(b"m").hexdigest(), 15 * DAY + 1))
+    young = {bucket.put("young", DAY - 1), bucket.write(LAYOUT.messages + "0" * 64, DAY), "celery-s3-probe"}
     bucket.write("celery-s3-probe", 999 * DAY)
     bucket.store.requests.clear()
     done = bucket.sweep().run()
@@ -103,17 +104,17 @@ def test_what_has_expired_goes(bucket):
 @pytest.mark.parametrize("name", ["notes.txt", "0" * 63, "0" * 64 + ".txt", "0" * 64 + "/x", "A" * 64])
 def test_other_peoples_messages_stay(bucket, name):
     """What no message can point to was put there by somebody else."""
-    key = bucket.write(PLACES.messages + name, 999 * DAY)
+    key = bucket.write(LAYOUT.messages + name, 999 * DAY)
     bucket.sweep().run()
     assert key in bucket.keys
 
 
 def test_messages_stay_without_a_claim_check(bucket):
     """Where large messages do not go to the bucket, nothing under that prefix is even listed."""
-    key = bucket.write(PLACES.messages + "0" * 64, 999 * DAY)
+    key = bucket.write(LAYOUT.messages + "0" * 64, 999 * DAY)
     bucket.store.requests.clear()
     bucket.sweep(messages=None).run()
-    assert ("LIST", PLACES.messages) not in bucket.store.requests
+    assert ("LIST", LAYOUT.messages) not in bucket.store.requests
     assert key in bucket.keys
 
 
@@ -131,7 +132,7 @@ def test_own_terms(bucket):
     """A longer term of its own keeps a result; a shorter one ends it where every result is looked at."""
     kept = {bucket.put("longer", 9 * DAY, own=10 * DAY), bucket.put("ever", 9999 * DAY, own=0)}
     shorter = bucket.put("shorter", 100, own=60)
-    garbage = bucket.write(PLACES.results + "garbage", 9 * DAY, {"celery-expires": "soon"})
+    garbage = bucket.write(LAYOUT.results + "garbage", 9 * DAY, {"celery-expires": "soon"})
     bucket.sweep().run()
     assert bucket.keys == kept | {shorter}
     assert garbage not in bucket.keys
@@ -144,7 +145,7 @@ def test_own_terms_where_results_stay_for_ever(bucket):
     kept, own = bucket.put("kept", 999 * DAY), bucket.put("own", 100, own=60)
     bucket.store.requests.clear()
     bucket.sweep(results=None, failures=None, messages=None).run()
-    assert bucket.store.requests == [("LIST", PLACES.files + "~sent/")]
+    assert bucket.store.requests == [("LIST", LAYOUT.files + "~sent/")]
     bucket.sweep(results=None, failures=None, thorough=True).run()
     assert bucket.keys == {kept}
     assert own not in bucket.keys
@@ -153,7 +154,7 @@ def test_own_terms_where_results_stay_for_ever(bucket):
 def test_files(bucket):
     """A file lives a day longer than its result; a caller's is gone after 16 days where results stay for ever."""
     name = "0" * 32
-    task, caller = f"{PLACES.files}task/{name}", f"{PLACES.files}~sent/{name}"
+    task, caller = f"{LAYOUT.files}task/{name}", f"{LAYOUT.files}~sent/{name}"
     for age, results, kept in (
         (2 * DAY - 60, DAY, {task, caller}),
         (2 * DAY + 60, DAY, set()),
@@ -466,7 +467,7 @@ def test_uploads_of_a_server_that_is_down(bucket):
 
 def test_which_uploads_are_ours():
     """Those of results and of files, a day old by the server's clock; nobody else's, and none that may be under way."""
-    places = Prefixes("b/", "b/celery-task-meta-", "b/g-", "b/chords/", "b/messages/", "b/celery-files/")
+    places = Layout("b/")
     names = {
         "b/celery-task-meta-old": DAY + 1,
         "b/celery-task-meta-young": DAY - 1,

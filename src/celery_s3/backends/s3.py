@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
 from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
@@ -27,7 +26,7 @@ from celery_s3.codec.decoding import Decoder
 from celery_s3.codec.encoding import Encoder
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
-from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
@@ -70,14 +69,14 @@ class S3Backend(ResultBackend):
         # Celery before 5.7 knows no `result_compression`.
         self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
+        self.layout = keys.Layout(self.settings.base, self.task_keyprefix.removesuffix(keys.RESULTS.start))
         self.terms = Terms.of(self.app.conf, self.expires)
-        self.prefixes = self._prefixes()
         self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
         self._reporter = Reporter(self.tally, self.settings)
         self.files_of_tasks = FilesOfTasks(
-            opened, self.settings, prefix=self.prefixes.files, serializer=self.serializer, key_of=self.task_key
+            opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.task_key
         )
         self._open_results()
         self._open_chords()
@@ -112,7 +111,7 @@ class S3Backend(ResultBackend):
     def _open_chords(self) -> None:
         self._timer = Timer()
         lease = lease_for(self.app.conf)
-        self.chords = Chords(self.store, self.pool, self.prefixes.chords, lease=lease, later=self._timer)
+        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=lease, later=self._timer)
         self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
         self.chord_members = Members(self, self.chords, self.chord_sender)
@@ -121,7 +120,7 @@ class S3Backend(ResultBackend):
             self.chord_sender,
             MemberResults(self.results, self._decoder.decode, self.encode, self.task_key),
             self.chord_producer.native,
-            mended=f"{self.prefixes.chords.removesuffix('/')}-repaired",
+            mended=self.layout.mended,
             kept=self.terms.decided,
             dead=self.terms.chords,
         )
@@ -155,17 +154,6 @@ class S3Backend(ResultBackend):
     def task_key(self, task_id: str) -> str:
         """The key of a task's result, that of the base path included."""
         return self._full(self.get_key_for_task(task_id))
-
-    def _prefixes(self) -> Prefixes:
-        beside = self._full(self.task_keyprefix.removesuffix(KeyValueStoreBackend.task_keyprefix))
-        return Prefixes(
-            base=self.settings.base,
-            results=self._full(self.task_keyprefix),
-            groups=self._full(self.group_keyprefix),
-            chords=f"{beside}chords/",
-            messages=self._full(keys.MESSAGES),
-            files=beside + keys.FILES,
-        )
 
     # -- the key/value verbs of Celery's base class
 
@@ -343,7 +331,7 @@ class S3Backend(ResultBackend):
         from celery_s3.expiry.service import Expiry
 
         repairs, native = self.mending.repairs, self.chord_producer.native
-        return Expiry(self._opened, self.settings, self.prefixes, self.terms, repairs, native)
+        return Expiry(self._opened, self.settings, self.layout, self.terms, repairs, native)
 
     @cached_property
     def supports_autoexpire(self) -> bool:

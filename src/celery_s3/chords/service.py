@@ -16,7 +16,7 @@ from typing import Literal
 from uuid import uuid4
 
 from celery_s3.errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.keys import encode_id
+from celery_s3.keys import chord_folder
 from celery_s3.processes import Remembered
 from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.parallel import Pool
@@ -78,7 +78,7 @@ class Chords:
 
     def folder(self, group: str) -> str:
         """The prefix of one chord's keys; a slash in its id is encoded, so that listings can be read back."""
-        return f"{self.prefix}{encode_id(group).replace('/', '%2F')}/"
+        return f"{self.prefix}{chord_folder(group)}"
 
     def _run(self, group: str, run: int) -> str:
         return f"{self.folder(group)}{run}/"

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.keys import encode_id
+from celery_s3.keys import encode_segment
 from celery_s3.store.api import CREATE, Store
 from celery_s3.store.parallel import Pool
 
@@ -153,7 +153,7 @@ class Tree:
 
     def added_key(self, task_id: str) -> str:
         """The key of the part of a task that a member added to the chord."""
-        return f"{self.folder}added/{encode_id(task_id).replace('/', '%2F')}"
+        return f"{self.folder}added/{encode_segment(task_id)}"
 
     def put(self, key: str, body: bytes) -> bool:
         """Create a part; ``False`` where one stands there: the first one counts."""

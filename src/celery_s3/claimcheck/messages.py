@@ -12,7 +12,6 @@ points to what the lifecycle rule removes tomorrow.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,8 +56,6 @@ STORED_FOR = 3600.0
 #: How many objects a process remembers to have stored.
 REMEMBERED = 256
 
-_NAME = re.compile(r"([0-9a-f]{64})(?:\.[0-9a-f]{32})?")
-
 
 class Messages:
     """The objects that one app's messages point to.
@@ -85,7 +82,7 @@ class Messages:
         self._store, self._pool, self._clock = store, pool, clock
         self._compression, self._compression_threshold = compression, settings.compression_threshold
         self._names = Names(settings)
-        self._prefix = settings.base + keys.MESSAGES
+        self._prefix = keys.Layout(settings.base).messages
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
         self.threshold = settings.message_threshold
@@ -107,7 +104,7 @@ class Messages:
         body = self._compressed(content)
         name = self._names.of(body)
         if removable and self._remove:
-            name += f".{uuid4().hex}"
+            name = keys.message_name(name, uuid4().hex)
             self._write(name, body, content_type)
         elif self._clock() >= (self._known_until.get(name) or 0.0):
             self._write(name, body, content_type)
@@ -125,7 +122,7 @@ class Messages:
             MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
                 :class:`ObjectMissing` where there is none.
         """
-        found = _NAME.fullmatch(name)
+        found = keys.MESSAGES.rest.fullmatch(name)
         if found is None:
             raise MessageNotRead(f"the message's pointer is damaged: {name[:80]!r} names no object")
         try:
@@ -134,7 +131,7 @@ class Messages:
             raise MessageNotRead(self._gone(name, at)) from exc
         except StoreError as exc:
             raise MessageNotRead(f"a message's arguments could not be fetched: {exc}") from exc
-        if not self._names.fits(found[1], body):
+        if not self._names.fits(found["id"], body):
             raise MessageNotRead(
                 f"{self._where}{name} is not what was stored there: its SHA-256 is another. If it is encrypted, this"
                 " process needs the `seal_keys` of whoever sent it; else find out who writes there"

@@ -11,6 +11,10 @@ from typing import Any
 
 import click
 
+from celery_s3.errors import CeleryS3Error
+
+from .output import printable
+
 __all__ = ["COMMANDS", "s3"]
 
 #: Each is a module of this package, and its ``command`` in it.
@@ -44,10 +48,6 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from celery_s3.errors import CeleryS3Error
-
-        from .output import printable
-
         try:
             return super().invoke(ctx)
         except CeleryS3Error as exc:

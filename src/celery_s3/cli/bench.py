@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.costs.prices import Prices, bill, price_table, prices_name
-from celery_s3.operate.bench import Gauge, Plan, Row
+from celery_s3.costs.prices import Prices, bill, list_prices
+from celery_s3.operate.bench import Bench, Plan, Row
 
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
 from .output import data_size, print_json, print_table, printable
@@ -44,29 +44,31 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
     measured. Needs s3:PutObject, s3:GetObject, s3:DeleteObject, and s3:ListBucket for the listing: where only that is
     denied, the rest is measured, and the exit code is 1.
     """
-    prices = price_table()[prices_name(backend.settings.bucket)]
+    prices = list_prices(backend.settings.bucket)
     plan = Plan(count, size, concurrency, backend.settings.concurrency)
     total = sum(plan.requests.values())
-    click.echo(f"{total:,} requests on {backend.as_uri()}: ${plan.dollars(prices):.4f} at {_list(prices)}.", err=True)
+    click.echo(
+        f"{total:,} requests on {backend.as_uri()}: ${plan.dollars(prices):.4f} at {_list_price(prices)}.", err=True
+    )
     if dry_run:
         if as_json:
             print_json({"plan": asdict(plan), "requests": plan.requests, "dollars": plan.dollars(prices)})
         return
-    gauge = Gauge(backend.store, backend.tally, backend.settings.base, plan)
-    rows = _measured(gauge)
-    dollars = sum(item.dollars for item in bill(gauge.spent, prices))
+    bench = Bench(backend.store, backend.tally, backend.layout, plan)
+    rows = _measured(bench)
+    dollars = sum(item.dollars for item in bill(bench.spent, prices))
     if as_json:
         print_json({"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars})
     else:
         print_table(TITLES, [_row(row) for row in rows])
-        click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list(prices)}; everything is removed.")
+        click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list_price(prices)}; everything is removed.")
     _fail_if_denied(rows)
 
 
-def _measured(gauge: Gauge) -> list[Row]:
+def _measured(bench: Bench) -> list[Row]:
     try:
         with terminated_like_interrupted():
-            return list(gauge.rows())
+            return list(bench.rows())
     except BaseException as exc:
         for note in getattr(exc, "__notes__", ()):
             click.echo(printable(note), err=True)
@@ -81,7 +83,7 @@ def _fail_if_denied(rows: Sequence[Row]) -> None:
         raise SystemExit(1)
 
 
-def _list(prices: Prices) -> str:
+def _list_price(prices: Prices) -> str:
     return f"the list price of {prices.title}, {prices.date}"
 
 

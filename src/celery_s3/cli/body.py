@@ -42,13 +42,13 @@ def print_bytes(parts: Iterable[bytes]) -> None:
     stdout = sys.stdout.buffer
     looked_at = sys.stdout.isatty()
     for part in parts:
-        if looked_at and not _harmless(part):
+        if looked_at and not _is_plain_text(part):
             raise click.ClickException("This is not plain text: send it into a pipe or a file.")
         stdout.write(part)
     stdout.flush()
 
 
-def _harmless(part: bytes) -> bool:
+def _is_plain_text(part: bytes) -> bool:
     # a character may be cut in two at the end of a part
     text = part.decode(errors="replace")
     return printable(text, keep="\n\t") == text

@@ -64,7 +64,7 @@ def _case(backend: S3Backend, store: Routing) -> Case:
         settings,
         store,
         Control(settings),
-        backend.prefixes,
+        backend.layout,
         backend.terms,
         lambda versioned: backend.lifecycle_rules(versioned=versioned),
     )

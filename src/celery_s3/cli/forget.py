@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.operate.inventory import Extent, Filter, Inventory
+from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.store.api import PAGE, batches
+from celery_s3.store.counting import pages
+from celery_s3.store.extent import Extent
 
 from .context import dry_run_option, json_option, with_backend
 from .lookup import keys_of
-from .output import data_size, print_json, progress
+from .output import counted, data_size, print_json, progress
 from .query import confirm, expensive, filter_of, filter_options, inventory_of, price, yes_option
 
 __all__ = ["command"]
@@ -67,20 +69,18 @@ def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: b
     # a saved group of that id goes along: it costs no more
     doomed = [key for id in ids for key in keys_of(backend, id)]
     inventory = inventory_of(backend, yes=True)
-    spent = inventory.toll.spent
     if ids and not dry_run:
         if not yes:
-            requests = Counter(GET=len(ids), DELETE_OBJECTS=-(-len(doomed) // PAGE))
-            confirm(f"Forget {_results(len(ids))}?{_price(requests, backend)}")
-        inventory.toll.agreed()
+            requests = Counter(GET=len(ids), DELETE_OBJECTS=pages(len(doomed)))
+            confirm(f"Forget {counted(len(ids), 'result')}?{_price(requests, backend)}")
+        inventory.budget.agreed()
         # the files before the results that tell of them: interrupted, it may simply be run again
         doomed = inventory.files_of(ids) + doomed
         with progress("Forgetting", len(doomed)) as advance:
             for batch in batches(doomed, PAGE):
                 backend.store.delete_many(batch)
-                spent["DELETE_OBJECTS"] += 1
                 advance(len(batch))
-    return {"results": len(ids), "bytes": None, "requests": spent}
+    return {"results": len(ids), "bytes": None, "requests": inventory.budget.spent}
 
 
 # -- by what they are
@@ -91,12 +91,12 @@ def _forget_fitting(backend: S3Backend, wanted: Filter, *, yes: bool, dry_run: b
     extent = inventory.extent(wanted)
     if extent.count and not yes:
         _ask(backend, inventory, wanted, extent, dry_run=dry_run)
-    inventory.toll.agreed()
+    inventory.budget.agreed()
     wanted = wanted.until(extent.newest)
     gone = extent if dry_run and not wanted.needs_metadata else Extent()
     if extent.count and gone is not extent:
         gone = _carry_out(inventory, wanted, extent, dry_run=dry_run)
-    return {"results": gone.count, "bytes": gone.size, "requests": inventory.toll.spent}
+    return {"results": gone.count, "bytes": gone.size, "requests": inventory.budget.spent}
 
 
 def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> None:
@@ -104,17 +104,16 @@ def _ask(backend: S3Backend, inventory: Inventory, wanted: Filter, extent: Exten
     cost = _price(requests, backend)
     if dry_run:
         if wanted.needs_metadata and cost:
-            confirm(f"Look at {_results(extent.count)}?{cost}")
+            confirm(f"Look at {counted(extent.count, 'result')}?{cost}")
     elif wanted.needs_metadata:
-        confirm(f"Look at {_results(extent.count)} and forget those that fit?{cost}")
+        confirm(f"Look at {counted(extent.count, 'result')} and forget those that fit?{cost}")
     else:
-        confirm(f"Forget {_results(extent.count)}, {data_size(extent.size)}?{cost}")
+        confirm(f"Forget {counted(extent.count, 'result')}, {data_size(extent.size)}?{cost}")
 
 
 def _to_come(inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run: bool) -> Counter[str]:
     files = 0 if dry_run else sum(map(len, inventory.folders.values()))
-    requests = Counter(LIST=-(-inventory.listed.count // PAGE), DELETE_OBJECTS=-(-extent.count // PAGE))
-    requests["DELETE_OBJECTS"] += -(-files // PAGE)
+    requests = Counter(LIST=pages(inventory.listed.count), DELETE_OBJECTS=pages(extent.count) + pages(files))
     if wanted.needs_metadata:
         requests["GET"] = extent.count
     return requests
@@ -131,10 +130,6 @@ def _carry_out(inventory: Inventory, wanted: Filter, extent: Extent, *, dry_run:
 # -- telling
 
 
-def _results(count: int) -> str:
-    return "1 result" if count == 1 else f"{count:,} results"
-
-
 def _price(requests: Mapping[str, int], backend: S3Backend) -> str:
     return f" That takes {price(requests, backend.settings)}." if expensive(requests) else ""
 
@@ -144,4 +139,5 @@ def _print(done: dict[str, Any], dry_run: bool, as_json: bool) -> None:
         print_json(done | {"dry_run": dry_run})
         return
     size = f", {data_size(done['bytes'])}" if done["bytes"] is not None else ""
-    click.echo(f"{'Would forget' if dry_run else 'Forgot'} {_results(done['results'])}{size}.")
+    what = counted(done["results"], "result")
+    click.echo(f"{'Would forget' if dry_run else 'Forgot'} {what}{size}.")

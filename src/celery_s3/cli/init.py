@@ -14,7 +14,7 @@ from celery_s3.operate.templates import FORMATS, Blueprint
 from celery_s3.store.clients.control import Control
 
 from .context import dry_run_option, json_option, with_backend
-from .output import print_json
+from .output import print_json, printable
 
 __all__ = ["command"]
 
@@ -53,7 +53,7 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
     found = plan(
         Control(backend.settings),
         lambda versioned: backend.lifecycle_rules(versioned=versioned),
-        backend.prefixes,
+        backend.layout,
         backend.terms,
     )
     ask = bool(found.changes) and not (dry_run or yes)
@@ -101,8 +101,7 @@ def _print(backend: S3Backend, found: Plan, *, err: bool) -> None:
 
 def _print_lines(what: str, lines: Sequence[str], *, err: bool) -> None:
     for number, line in enumerate(lines):
-        plain = "".join(char if char.isprintable() else "?" for char in line)
-        click.echo(("" if number else what).ljust(15) + click.style(plain, fg=_COLORS[line[0]]), err=err)
+        click.echo(("" if number else what).ljust(15) + click.style(printable(line), fg=_COLORS[line[0]]), err=err)
 
 
 def _record(found: Plan, made: Sequence[Change]) -> dict[str, Any]:

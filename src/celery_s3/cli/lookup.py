@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.errors import CeleryS3Error, ResultNotRead, StoreError
-from celery_s3.keys import full_key
 from celery_s3.store.api import Object
 
 __all__ = ["keys_of", "stored"]
@@ -17,8 +16,7 @@ def keys_of(backend: S3Backend, id: str) -> tuple[str, str]:
         CeleryS3Error: there can be none.
     """
     try:
-        task, group = backend.get_key_for_task(id), backend.get_key_for_group(id)
-        return full_key(backend.settings.base, task), full_key(backend.settings.base, group)
+        return backend.layout.result_key(id), backend.layout.group_key(id)
     except ValueError as exc:
         raise CeleryS3Error(str(exc)) from exc
 

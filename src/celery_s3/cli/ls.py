@@ -17,9 +17,6 @@ from .query import filter_of, filter_options, inventory_of, yes_option
 
 __all__ = ["command"]
 
-#: By state; those that are not final stay as they are.
-COLORS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "red", "RETRY": "yellow"}
-
 
 @click.command("ls")
 @filter_options
@@ -47,7 +44,7 @@ def command(backend: S3Backend, limit: int, yes: bool, as_json: bool, **wanted: 
         print_json([_record(one, now) for one in found])
         return
     if found:
-        print_table(("ID", "STATE", "TASK", "AGE", "SIZE"), [_row(one, now) for one in found], COLORS)
+        print_table(("ID", "STATE", "TASK", "AGE", "SIZE"), [_row(one, now) for one in found])
     click.echo(_summary(found, inventory), err=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
@@ -13,18 +13,28 @@ from typing import Any
 
 import click
 
-__all__ = ["bar", "data_size", "duration", "print_json", "print_table", "printable", "progress"]
+__all__ = ["COLORS", "bar", "counted", "data_size", "duration", "print_json", "print_table", "printable", "progress"]
 
-#: The color of a cell that says just that.
-COLORS = {"stuck": "red", "failed": "red", "complete": "yellow", "claimed": "yellow", "sent": "green"}
+#: The color of a cell that begins with the state of a chord or of a result.
+COLORS = {
+    "stuck": "red",
+    "failed": "red",
+    "complete": "yellow",
+    "claimed": "yellow",
+    "sent": "green",
+    "SUCCESS": "green",
+    "FAILURE": "red",
+    "REVOKED": "red",
+    "RETRY": "yellow",
+}
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; times as ISO 8601, and floats that JSON lacks as the texts NaN, Infinity, -Infinity."""
     try:
-        text = json.dumps(value, indent=2, default=_plain, allow_nan=False)
+        text = json.dumps(value, indent=2, default=_as_text, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=2, default=_plain)
+        text = json.dumps(_finite(value), indent=2, default=_as_text)
     click.echo(text)
 
 
@@ -37,19 +47,15 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], colors: Mapping[str, str] | None = None) -> None:
-    """Print a table: on a terminal by rich, if that is installed, so that it fits; elsewhere one line for each row.
-
-    Arguments:
-        colors: by the first word of a cell.
-    """
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: on a terminal by rich, if that is installed, so that it fits; elsewhere one line for each row."""
     safe = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty() and find_spec("rich"):
-        _rich_table(titles, safe, colors or COLORS)
+        _rich_table(titles, safe)
     else:
         _text_table(titles, safe)
 
@@ -65,14 +71,14 @@ def _text_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], colors: Mapping[str, str]) -> None:
+def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell, style=colors.get(cell.partition(" ")[0], "")) for cell in row))
+        table.add_row(*(Text(cell, style=COLORS.get(cell.partition(" ")[0], "")) for cell in row))
     for column in table.columns:
         column.overflow = "fold"
     Console().print(table)
@@ -93,6 +99,11 @@ def duration(seconds: float) -> str:
         if amount or amounts:
             amounts.append((amount, unit))
     return " ".join(f"{amount} {unit}" for amount, unit in amounts[:2] if amount) or "0 s"
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something, as ``1 result`` or ``2,000 results``."""
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def data_size(size: float) -> str:

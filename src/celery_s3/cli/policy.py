@@ -31,5 +31,4 @@ def command(backend: S3Backend, role: policy.Role) -> None:
 
     celery -A proj s3 policy --role worker > policy.json
     """
-    prefix = backend.prefixes.chords.removesuffix("chords/")
-    print_json(policy.document(backend.settings, role, prefix, messages=backend.terms.messages is not None))
+    print_json(policy.document(backend.settings, role, backend.layout, messages=backend.terms.messages is not None))

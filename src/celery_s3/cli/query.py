@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.costs.prices import price_table, prices_name, requests_cost
-from celery_s3.keys import full_key
-from celery_s3.operate.budget import FREE, Toll
+from celery_s3.costs.prices import list_prices, requests_cost
+from celery_s3.operate.budget import FREE, Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.settings import Settings
 
@@ -70,12 +69,12 @@ def filter_options(command: _F) -> _F:
 
 
 def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before: datetime | None) -> Filter:
+    """Which results the options of :data:`filter_options` mean."""
     return Filter(frozenset(state.casefold() for state in states), task, since, before)
 
 
 def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
     """The results of a backend; who looks through them asks before it makes many requests."""
-    prefix = full_key(backend.settings.base, backend.task_keyprefix)
 
     def ask(spent: Counter[str], share: float | None) -> None:
         told = _so_far(spent, share, backend.settings)
@@ -84,8 +83,9 @@ def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
         else:
             confirm(f"{told} Go on?")
 
+    budget = Budget(backend.tally, ask)
     return Inventory(
-        backend.store, backend.pool, prefix, Toll(ask), ends=backend.results.expires_at, files=backend.files
+        backend.store, backend.pool, backend.layout, budget, ends=backend.results.expires_at, files=backend.files
     )
 
 
@@ -102,7 +102,7 @@ def price(requests: Mapping[str, int], settings: Settings) -> str:
     text = f"{sum(requests.values()):,} requests"
     if not settings.on_aws:
         return text
-    dollars = requests_cost(requests, price_table()[prices_name(settings.bucket)])
+    dollars = requests_cost(requests, list_prices(settings.bucket))
     return f"{text} (${dollars:.2f})" if dollars >= 1 else f"{text} (${dollars:.4f})"
 
 

@@ -22,7 +22,6 @@ from celery_s3.store.api import Object
 from .body import print_raw, size_of_bytes, write_file
 from .context import json_option, with_backend
 from .lookup import stored
-from .ls import COLORS
 from .output import data_size, duration, print_json, print_table
 from .query import inventory_of
 from .values import jsonable, one_line, print_fields, print_traceback, print_value
@@ -114,7 +113,7 @@ class _Shown:
             raise SystemExit(1) from exc
         if meta["status"] == states.PENDING:
             raise self._gone()
-        about = self.about | self._told(meta)
+        about = self.about | self._from_body(meta)
         if as_json:
             print_json(about | {"result": jsonable(meta["result"]), "traceback": meta.get("traceback")})
             return
@@ -123,14 +122,14 @@ class _Shown:
         if meta.get("traceback"):
             print_traceback(str(meta["traceback"]))
         elif isinstance(meta["result"], bytes) and self.found.content_type == raw.CONTENT_TYPE:
-            click.echo(_told_bytes(len(meta["result"])))
+            click.echo(_bytes_hint(len(meta["result"])))
         else:
             print_value(meta["result"])
 
     def _large(self) -> str:
         size = size_of_bytes(self.found)
         if size is not None:
-            return _told_bytes(size)
+            return _bytes_hint(size)
         return "The result is not shown, it is large: --json prints it, --output FILE fetches its bytes."
 
     def _without_body(self, exc: UnreadableResult, as_json: bool) -> None:
@@ -140,7 +139,7 @@ class _Shown:
             self._print(self.about)
             click.echo(f"Error: {one_line(str(exc))} --raw and --output still give you its bytes.", err=True)
 
-    def _told(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+    def _from_body(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         """What the body tells of the task."""
         told = {
             "state": meta["status"],
@@ -174,7 +173,7 @@ class _Shown:
         self._print(about | {"members": f"{len(members):,}: {told or 'too many to read their states'}"})
         click.echo()
         if members:
-            print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members], COLORS)
+            print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members])
 
     def _restored(self, meta: Any) -> dict[str, Any]:
         group = result_from_tuple(meta["result"], self.backend.app)
@@ -197,17 +196,17 @@ class _Shown:
     # -- for people
 
     def _print(self, about: Mapping[str, Any]) -> None:
-        shown = {name.replace("_", " "): _plain(value) for name, value in about.items()}
+        shown = {name.replace("_", " "): _for_people(value) for name, value in about.items()}
         shown["size"] = data_size(self.found.size)
         shown["key"] = f"s3://{self.backend.settings.bucket}/{self.found.key}"
-        print_fields(shown, COLORS)
+        print_fields(shown)
 
 
-def _told_bytes(size: int) -> str:
+def _bytes_hint(size: int) -> str:
     return f"The result is bytes, {size:,} of them: --output FILE writes them to a file."
 
 
-def _plain(value: Any) -> str:
+def _for_people(value: Any) -> str:
     if value is None or value in ([], ""):
         return ""
     if isinstance(value, datetime):

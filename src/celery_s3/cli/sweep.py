@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.costs.prices import price_table, prices_name, storage_cost
-from celery_s3.errors import StoreError
+from celery_s3.costs.prices import list_prices, storage_cost
 from celery_s3.expiry.sweep import Sweep, Swept
+from celery_s3.operate.init import keeps_versions
 from celery_s3.store.clients.control import Control
-from celery_s3.store.counting import Snapshot, difference
+from celery_s3.store.counting import difference, requests_in
 
 from .context import dry_run_option, json_option, with_backend
-from .output import data_size, print_json, print_table, progress
+from .output import counted, data_size, print_json, print_table, progress
 from .query import expensive, price
 
 __all__ = ["command"]
@@ -59,17 +59,13 @@ def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool
         with progress("Looking" if dry_run else "Sweeping", suspects) as advance:
             done = sweep.run(limit=limit, looked=advance)
     except KeyboardInterrupt as exc:
-        click.echo(f"{_told(sweep.done, dry_run)} Run it again for the rest.", err=True)
+        click.echo(f"{_summary(sweep.done, dry_run)} Run it again for the rest.", err=True)
         raise click.Abort from exc
-    _print(backend, sweep, done, _spent(difference(backend.tally.snapshot(), before)), as_json)
-
-
-def _spent(counted: Snapshot) -> Counter[str]:
-    return Counter({verb: line["requests"] for verb, line in counted.items()})
+    _print(backend, sweep, done, requests_in(difference(backend.tally.snapshot(), before)), as_json)
 
 
 def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], as_json: bool) -> None:
-    versioned = _is_versioned(backend)
+    versioned = keeps_versions(Control(backend.settings))
     if as_json:
         print_json(_record(backend, sweep, done) | {"requests": spent, "versioned": versioned})
         return
@@ -78,16 +74,15 @@ def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], a
         print_table(("KIND", "OBJECTS", "SIZE"), rows)
     saved = _saved(backend, done)
     worth = f" That saves ${saved:.4f} of storage a month." if saved and saved >= 0.0001 else ""
-    click.echo(f"{_told(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
+    click.echo(f"{_summary(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
     if not done.complete:
         click.echo("There may be more: run it again for the rest.")
     if versioned and done.count:
         click.echo(_VERSIONED)
 
 
-def _told(done: Swept, dry_run: bool) -> str:
-    objects = "1 object" if done.count == 1 else f"{done.count:,} objects"
-    uploads = "1 unfinished upload" if done.aborted == 1 else f"{done.aborted:,} unfinished uploads"
+def _summary(done: Swept, dry_run: bool) -> str:
+    objects, uploads = counted(done.count, "object"), counted(done.aborted, "unfinished upload")
     aborted = f" {'Would abort' if dry_run else 'Aborted'} {uploads}." if done.aborted else ""
     unseen = f" Unfinished uploads could not be looked at: {done.unseen}." if done.unseen else ""
     return f"{'Would delete' if dry_run else 'Deleted'} {objects}, {data_size(done.size)}.{aborted}{unseen}"
@@ -110,12 +105,4 @@ def _saved(backend: S3Backend, done: Swept) -> float | None:
     """Dollars, where they are Amazon's."""
     if not backend.settings.on_aws:
         return None
-    return storage_cost(done.size, 30, price_table()[prices_name(backend.settings.bucket)])
-
-
-def _is_versioned(backend: S3Backend) -> bool:
-    """Whether versions are kept; no permission to ask is no reason to fail."""
-    try:
-        return Control(backend.settings).versioning() != ""
-    except StoreError:
-        return False
+    return storage_cost(done.size, 30, list_prices(backend.settings.bucket))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from celery_s3.backends.s3 import S3Backend
+from celery_s3.files.store import LONGEST_LINK
 from celery_s3.store.clients.control import Control
 
 from .context import json_option, with_backend
@@ -16,12 +17,9 @@ from .query import duration
 
 __all__ = ["command"]
 
-#: Seconds that S3 lets a link live: 7 days.
-LONGEST = 604_800
-
 
 def _checked(ctx: click.Context, option: click.Parameter, seconds: float) -> int:
-    if not 1 <= seconds <= LONGEST:
+    if not 1 <= seconds <= LONGEST_LINK:
         raise click.BadParameter("a link lives from 1s to 7d.", ctx, option)
     return int(seconds)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .output import printable
+from .output import COLORS, printable
 
 __all__ = ["jsonable", "one_line", "print_fields", "print_traceback", "print_value"]
 
@@ -39,12 +39,12 @@ def one_line(value: Any) -> str:
     return printable(value if isinstance(value, str) else json.dumps(jsonable(value), default=str, ensure_ascii=False))
 
 
-def print_fields(fields: Mapping[str, str], colors: Mapping[str, str]) -> None:
+def print_fields(fields: Mapping[str, str]) -> None:
     """Print a line for each field that has a value."""
     width = max(map(len, fields))
     for name, value in fields.items():
         if value:
-            shown = click.style(printable(value), fg=colors.get(value))
+            shown = click.style(printable(value), fg=COLORS.get(value))
             click.echo(f"{click.style(name.ljust(width), dim=True)}  {shown}")
 
 

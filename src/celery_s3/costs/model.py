@@ -69,6 +69,7 @@ class Deployment:
 
     @property
     def chords(self) -> float:
+        """How many chords there are."""
         return self.tasks / self.chord if self.chord else 0.0
 
     @property
@@ -93,6 +94,7 @@ class Work:
     down: float = 0.0
 
     def dollars(self, prices: Prices) -> float:
+        """What the requests and the bytes that they move cost, storage apart."""
         return requests_cost({self.verb: self.requests}, prices) + transfer_cost(self.up, self.down, prices)
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 from celery_s3.errors import ConfigurationError
 
-__all__ = ["Item", "Prices", "bill", "price_table", "prices_name", "requests_cost", "storage_cost", "transfer_cost"]
+__all__ = [
+    "Item",
+    "Prices",
+    "bill",
+    "list_prices",
+    "price_table",
+    "prices_name",
+    "requests_cost",
+    "storage_cost",
+    "transfer_cost",
+]
 
 GB = 2**30
 
@@ -57,9 +69,6 @@ def price_table(file: Path | None = None) -> Mapping[str, Prices]:
     Raises:
         ConfigurationError: the file cannot be read, has no table, or a price in it is missing or no price.
     """
-    import tomllib  # a worker needs these when it ends, if ever
-    from importlib import resources
-
     try:
         text = (file or resources.files(__package__).joinpath("prices.toml")).read_text(encoding="utf-8")
         content = tomllib.loads(text)
@@ -76,6 +85,11 @@ def price_table(file: Path | None = None) -> Mapping[str, Prices]:
 def prices_name(bucket: str) -> str:
     """Which of the shipped tables a bucket is billed by: its name tells Express, and nothing else."""
     return "s3-express" if bucket.endswith("--x-s3") else "s3-standard"
+
+
+def list_prices(bucket: str) -> Prices:
+    """The shipped list prices of a bucket's storage class."""
+    return price_table()[prices_name(bucket)]
 
 
 def _prices(row: Mapping[str, object], content: Mapping[str, object]) -> Prices:

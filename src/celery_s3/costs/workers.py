@@ -39,8 +39,9 @@ class Reporter:
     def __init__(self, tally: Tally, settings: Settings) -> None:
         self._tally = tally
         self._settings = settings
-        self._told: Snapshot = {}
-        # Celery before 5.7 takes the methods of two backends for the same receiver.
+        self._last_logged: Snapshot = {}
+        # Celery before 5.7 tells bound methods apart by their function alone: without a name of its own, the second
+        # backend of a process would not be connected.
         name = f"celery-s3-report-{id(self)}"
         worker_process_init.connect(self._child_began, dispatch_uid=name)
         worker_process_shutdown.connect(self._child_ends, dispatch_uid=name)
@@ -57,19 +58,19 @@ class Reporter:
         self._log(logging.INFO, "worker", self._tally.together())
 
     def _log(self, level: int, whose: str, counted: Snapshot) -> None:
-        # Celery sends the signal twice where a second Ctrl-C makes the end a cold one.
-        if counted == self._told or not logger.isEnabledFor(level):
+        # A second Ctrl-C makes a warm shutdown a cold one, and Celery sends `worker_shutdown` once more.
+        if counted == self._last_logged or not logger.isEnabledFor(level):
             return
-        self._told = counted
+        self._last_logged = counted
         text, fields = summary(counted, self._settings)
         logger.log(level, "S3 requests of this %s: %s", whose, text, extra=fields)
 
 
 def summary(counted: Snapshot, settings: Settings) -> tuple[str, dict[str, Any]]:
     """What was counted and what it costs: for people, and as fields of a log record."""
-    from .prices import bill, price_table, prices_name  # a worker needs it once, at its end
+    from .prices import bill, list_prices  # a worker needs it once, at its end
 
-    prices = price_table()[prices_name(settings.bucket)]
+    prices = list_prices(settings.bucket)
     items = bill(counted, prices)
     fields = {
         name: sum(getattr(item, name) for item in items)
@@ -86,7 +87,7 @@ def summary(counted: Snapshot, settings: Settings) -> tuple[str, dict[str, Any]]
 
 
 def _register(**_: Any) -> None:
-    # Only a worker has this module imported; a client would pay for it.
+    # A worker has imported this module anyway; at the top, each client would pay for its import too.
     from celery.worker.control import inspect_command
 
     inspect_command(name=COMMAND)(_answer)

@@ -2,15 +2,15 @@
 
 ::
 
-    wanted(prefixes, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
+    wanted(layout, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
     merge(existing, wanted) -> list[Rule]     everybody else's rules as they are, ours brought up to date
     covers(existing, wanted) -> bool          whether what expires is deleted in time, for certain
-    hazards(existing, prefixes, terms, tags) -> list[str]     what other rules do to our objects
+    hazards(existing, layout, terms, tags) -> list[str]     what other rules do to our objects
     outdated(existing, wanted) -> list[str]     what our own rules of an earlier `init` do to them
-    shared(rules, prefixes) -> list[str]     what our own rules do to others' objects
+    shared(rules, layout) -> list[str]     what our own rules do to others' objects
     describe(rule) -> str                     one line for a person
 
-The arguments of one deployment are those of its backend: ``backend.prefixes``, ``backend.terms`` and
+The arguments of one deployment are those of its backend: ``backend.layout``, ``backend.terms`` and
 ``backend.settings.expiry_tags``; ``backend.lifecycle_rules(versioned=…)`` is ``wanted`` of these.
 
 S3 counts whole days from the last write to the midnight (UTC) after, so days are rounded up: nothing is deleted
@@ -27,10 +27,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery_s3.errors import ConfigurationError
-from celery_s3.files.pointer import SENT
+from celery_s3.keys import FILES, GROUPS, KINDS, MESSAGES, RESULTS, Kind, Layout
 from celery_s3.metadata import EXPIRY_TAG, EXPIRY_TAG_DAYS, EXPIRY_TAG_DEFAULT
 
-from .terms import DAY, SLACK, Prefixes, Terms
+from .terms import DAY, SLACK, Terms
 
 __all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "outdated", "shared", "wanted"]
 
@@ -43,12 +43,14 @@ _OURS = "celery-s3-"
 #: Days after which the parts of an upload that nobody completed are removed; the longest upload takes hours.
 _STALE_UPLOAD = 1
 _ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
+#: What expires, in the order of the rules.
+EXPIRING = tuple(kind for kind in KINDS if kind.term)
 
 
 # -- what there should be
 
 
-def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned: bool = False) -> list[Rule]:
+def wanted(layout: Layout, terms: Terms, *, by_tag: bool = False, versioned: bool = False) -> list[Rule]:
     """The rules for one deployment.
 
     Arguments:
@@ -60,47 +62,41 @@ def wanted(prefixes: Prefixes, terms: Terms, *, by_tag: bool = False, versioned:
     if by_tag:
         days = {EXPIRY_TAG_DEFAULT: terms.results, **{str(days): days * DAY for days in EXPIRY_TAG_DAYS}}
         found += [
-            _expiring(prefixes, f"{kind}-{value}", prefix, term + slack, versioned, value)
-            for kind, prefix, slack in (("results", prefixes.results, 0), ("files", prefixes.files, SLACK))
+            _expiring(layout, f"{kind}-{value}", prefix, term + slack, versioned, value)
+            for kind, prefix, slack in (("results", layout.results, 0), ("files", layout.files, SLACK))
             for value, term in days.items()
             if term is not None
         ]
-    areas = (
-        ("results", prefixes.results, None if by_tag else terms.longest),
-        ("files", prefixes.files, None if by_tag else terms.files),
-        ("groups", prefixes.groups, terms.results),
-        ("chords", prefixes.chords, terms.chords),
-        ("messages", prefixes.messages, terms.messages),
-    )
-    found += [_expiring(prefixes, kind, prefix, term, versioned) for kind, prefix, term in areas if term is not None]
+    tagged = (RESULTS, FILES) if by_tag else ()
+    found += [
+        _expiring(layout, kind.name, layout.prefix(kind), term, versioned)
+        for kind in EXPIRING
+        if kind not in tagged and (term := terms.of_all(kind)) is not None
+    ]
     if terms.sent:
-        found.append(_expiring(prefixes, "files-sent", prefixes.files + SENT, terms.sent, versioned))
-    # `chords/` and `messages/` may be others' where nothing of ours expires there
-    certain = (prefixes.results, prefixes.files, prefixes.groups)
-    return found + [_aborting(prefixes, kind, prefix) for kind, prefix, term in areas if term or prefix in certain]
+        found.append(_expiring(layout, "files-sent", layout.sent, terms.sent, versioned))
+    # what begins with `chords/` or `messages/` may be another program's, where nothing of ours expires there
+    return found + [_aborting(layout, kind) for kind in EXPIRING if kind.unmistakable or terms.of_all(kind)]
 
 
-def _aborting(prefixes: Prefixes, kind: str, prefix: str) -> Rule:
-    return _rule(prefixes, f"uploads-{kind}", prefix, AbortIncompleteMultipartUpload=_after(_STALE_UPLOAD))
+def _aborting(layout: Layout, kind: Kind) -> Rule:
+    after = {"DaysAfterInitiation": _STALE_UPLOAD}
+    return _rule(layout, f"uploads-{kind.name}", layout.prefix(kind), AbortIncompleteMultipartUpload=after)
 
 
-def _expiring(prefixes: Prefixes, kind: str, prefix: str, term: float, versioned: bool, tag: str = "") -> Rule:
+def _expiring(layout: Layout, kind: str, prefix: str, term: float, versioned: bool, tag: str = "") -> Rule:
     days = {"Days": _days(term)}
     extra = {"NoncurrentVersionExpiration": {"NoncurrentDays": 1}} if versioned else {}
-    return _rule(prefixes, kind, prefix, tag, Expiration=days, **extra)
+    return _rule(layout, kind, prefix, tag, Expiration=days, **extra)
 
 
-def _rule(prefixes: Prefixes, kind: str, prefix: str, tag: str = "", **actions: Any) -> Rule:
+def _rule(layout: Layout, kind: str, prefix: str, tag: str = "", **actions: Any) -> Rule:
     where: dict[str, Any] = {"Prefix": prefix}
     if tag:
         where = {"And": {"Prefix": prefix, "Tags": [{"Key": EXPIRY_TAG, "Value": tag}]}}
     # several deployments may share a bucket: each has rules of its own
-    digest = hashlib.sha256(prefixes.results.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(layout.results.encode()).hexdigest()[:8]
     return {"ID": f"{_OURS}{digest}-{kind}", "Status": "Enabled", "Filter": where, **actions}
-
-
-def _after(days: int) -> dict[str, int]:
-    return {"DaysAfterInitiation": days}
 
 
 def _days(seconds: float) -> int:
@@ -175,19 +171,19 @@ def _covers(one: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
 
 
 def hazards(
-    existing: Iterable[Mapping[str, Any]], prefixes: Prefixes, terms: Terms, tags: Mapping[str, str] | None = None
+    existing: Iterable[Mapping[str, Any]], layout: Layout, terms: Terms, tags: Mapping[str, str] | None = None
 ) -> list[str]:
     """What the bucket's other rules do to objects of this deployment, a sentence each.
 
     Arguments:
         tags: those that all objects of this deployment have.
     """
-    ours = {_owner(rule) for rule in wanted(prefixes, terms)}
+    ours = {_owner(rule) for rule in wanted(layout, terms)}
     return [
         sentence
         for rule in existing
         if rule.get("Status") == "Enabled" and _owner(rule) not in ours and _may_fit(rule, tags or {})
-        for sentence in _harm(rule, prefixes, terms)
+        for sentence in _harm(rule, layout, terms)
     ]
 
 
@@ -212,44 +208,38 @@ def outdated(existing: Iterable[Mapping[str, Any]], wanted: Sequence[Mapping[str
     return found
 
 
-def shared(rules: Iterable[Mapping[str, Any]], prefixes: Prefixes) -> list[str]:
+def shared(rules: Iterable[Mapping[str, Any]], layout: Layout) -> list[str]:
     """What our rules delete of others, a sentence."""
-    chords = _rule(prefixes, "chords", prefixes.chords)["ID"]
-    if prefixes.base or all(rule.get("ID") != chords or rule.get("Status") != "Enabled" for rule in rules):
+    chords = _rule(layout, "chords", layout.chords)["ID"]
+    if layout.base or all(rule.get("ID") != chords or rule.get("Status") != "Enabled" for rule in rules):
         return []
-    where = f"whatever else stands under {prefixes.chords!r} in this bucket"
+    where = f"whatever else stands under {layout.chords!r} in this bucket"
     remedy = "set base_path, or give the results a bucket of their own"
     return [f"base_path is empty, so the rule for chords deletes {where}: {remedy}."]
 
 
-def _harm(rule: Mapping[str, Any], prefixes: Prefixes, terms: Terms) -> Iterator[str]:
-    areas = (
-        ("results", prefixes.results, terms.longest),
-        ("files", prefixes.files, terms.files),
-        ("saved groups", prefixes.groups, terms.results),
-        ("chords", prefixes.chords, terms.chords),
-        # without a term of theirs, there are none
-        *([("messages", prefixes.messages, terms.messages)] if terms.messages else []),
-    )
-    hit = [area for area in areas if _overlap(area[1], _prefix(rule))]
+def _harm(rule: Mapping[str, Any], layout: Layout, terms: Terms) -> Iterator[str]:
+    there_are = [kind for kind in EXPIRING if kind is not MESSAGES or terms.messages]
+    hit = [kind for kind in there_are if _overlap(layout.prefix(kind), _prefix(rule))]
     expiration, name = rule.get("Expiration", {}), f"The lifecycle rule {rule.get('ID', '')!r}"
-    early = [kind for kind, _, term in hit if term is None or expiration.get("Days", math.inf) < _days(term)]
+    days = expiration.get("Days", math.inf)
+    early = [kind for kind in hit if (term := terms.of_all(kind)) is None or days < _days(term)]
     if hit and "Date" in expiration:
-        yield f"{name} deletes {_listed(kind for kind, _, _ in hit)} from {expiration['Date']} on, whatever their age."
+        yield f"{name} deletes {_listed(hit)} from {expiration['Date']} on, whatever their age."
     elif early and "Days" in expiration:
         yield f"{name} deletes {_listed(early)} after {_counted(expiration['Days'])}, before they expire."
     classes = [one.get("StorageClass", "") for one in rule.get("Transitions") or [rule.get("Transition", {})]]
     if hit and any(classes):
         harm = "where they cannot be read" if set(classes) & set(_ARCHIVES) else "which makes small objects dearer"
-        yield f"{name} moves {_listed(kind for kind, _, _ in hit)} to {', '.join(filter(None, classes))}, {harm}."
+        yield f"{name} moves {_listed(hit)} to {', '.join(filter(None, classes))}, {harm}."
 
 
 def _overlap(one: str, other: str) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-def _listed(kinds: Iterable[str]) -> str:
-    return ", ".join(kinds)
+def _listed(kinds: Iterable[Kind]) -> str:
+    return ", ".join("saved groups" if kind is GROUPS else kind.name for kind in kinds)
 
 
 # -- reading a rule

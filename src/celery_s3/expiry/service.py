@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from celery_s3.bucket import Opened
 from celery_s3.chords.repair import Repair
 from celery_s3.errors import StoreError
+from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.api import PAGE
 from celery_s3.store.clients.control import Control
@@ -16,7 +17,7 @@ from celery_s3.store.clients.control import Control
 from . import clock
 from .rules import Rule, covers, wanted
 from .sweep import CAREFUL, Sweep, Swept, areas
-from .terms import Prefixes, Terms
+from .terms import Terms
 from .uploads import StaleUploads
 
 __all__ = ["Expiry"]
@@ -32,7 +33,7 @@ class Expiry:
 
     Arguments:
         bucket: that which it is stored in.
-        prefixes: where everything is.
+        layout: where everything is.
         terms: how long everything lives.
         repairs: chords, given the time.
         native: whether there are chords of ours at all.
@@ -42,14 +43,14 @@ class Expiry:
         self,
         bucket: Opened,
         settings: Settings,
-        prefixes: Prefixes,
+        layout: Layout,
         terms: Terms,
         repairs: Callable[[Callable[[], datetime]], Repair],
         native: Callable[[], bool],
     ) -> None:
         self._bucket = bucket
         self._settings = settings
-        self._prefixes = prefixes
+        self._layout = layout
         self._terms = terms
         self._repairs = repairs
         self._native = native
@@ -62,11 +63,11 @@ class Expiry:
         Arguments:
             versioned: the bucket keeps versions.
         """
-        return wanted(self._prefixes, self._terms, by_tag=self._settings.expiry_tags, versioned=versioned)
+        return wanted(self._layout, self._terms, by_tag=self._settings.expiry_tags, versioned=versioned)
 
     def left_to_rules(self) -> bool:
         """Whether the bucket's lifecycle rules delete all results and files, in one request; ``False`` if it fails."""
-        results = (self._prefixes.results, self._prefixes.files, self._prefixes.groups)
+        results = (self._layout.results, self._layout.files, self._layout.groups)
         rules = [rule for rule in self.rules() if "Expiration" in rule and _prefix(rule) in results]
         if len({_prefix(rule) for rule in rules}) < len(results):
             return False  # some live for ever, and no tag tells them from others
@@ -98,9 +99,9 @@ class Expiry:
         return Sweep(
             self._bucket.plain,
             self._bucket.pool,
-            areas(self._prefixes, self._terms, batch=batch, thorough=thorough),
+            areas(self._layout, self._terms, batch=batch, thorough=thorough),
             lambda: repairs.remains(mend=mend),
-            StaleUploads(control, self._prefixes),
+            StaleUploads(control, self._layout),
             now=now,
             dry_run=dry_run,
         )

@@ -16,40 +16,41 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 from uuid import uuid4
 
 from celery_s3.errors import ObjectMissing, Refused
-from celery_s3.files.pointer import OBJECT, SENT
+from celery_s3.keys import FILES, GROUPS, MESSAGES, RESULTS, Layout
 from celery_s3.metadata import expires_at
-from celery_s3.operate.inventory import Extent
 from celery_s3.store.api import PAGE, Entry, Store, batches
-from celery_s3.store.clients.control import Upload
+from celery_s3.store.counting import pages
+from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
-from .terms import SLACK, Prefixes, Terms
+from .terms import SLACK, Terms
+from .uploads import StaleUploads
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
 #: Objects that are looked at at a time where another write may go unnoticed.
 CAREFUL = 20
-#: The names under which messages and files are stored; whatever else stands there is not ours.
-_SENT = re.compile(r"[0-9a-f]{32}")
-_MESSAGE = re.compile(r"[0-9a-f]{64}(?:\.[0-9a-f]{32})?")
+#: The name of a file in the folder of those that no task owns.
+_SENT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """One kind of objects.
+    """Objects that expire alike.
 
     Arguments:
+        kind: as reports call them.
         prefix: what their keys begin with.
         expires: the seconds that those live that say nothing else; ``None``: for ever.
         suspect: the age, in seconds, from which on one is looked at; ``None``: none is.
         batch: how many are looked at and deleted at a time.
-        name: what the rest of their keys is like.
+        name: what the rest of their keys is like; whatever else stands there is not ours.
         slack: seconds that all of them live beyond their term.
     """
 
@@ -57,15 +58,16 @@ class Area:
     prefix: str
     expires: float | None
     suspect: float | None
+    name: re.Pattern[str]
     batch: int = CAREFUL
-    name: re.Pattern[str] = re.compile(r".+", re.DOTALL)
     slack: float = 0.0
 
     def has(self, entry: Entry) -> bool:
+        """Whether it is one of them, by its key."""
         return self.name.fullmatch(entry.key, len(self.prefix)) is not None
 
 
-def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
+def areas(layout: Layout, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
     """What a sweep goes through.
 
     Arguments:
@@ -74,12 +76,12 @@ def areas(prefixes: Prefixes, terms: Terms, *, batch: int = CAREFUL, thorough: b
     """
     suspect = 0.0 if thorough else terms.shortest
     return [
-        Area("results", prefixes.results, terms.results, suspect, batch),
-        Area("files", prefixes.files, terms.results, Terms.of_file(suspect), batch, OBJECT, SLACK),
-        # none where they are among those
-        Area("files", prefixes.files + SENT, terms.sent, terms.sent, batch, _SENT),
-        Area("groups", prefixes.groups, terms.results, terms.results),
-        Area("messages", prefixes.messages, terms.messages, terms.messages, name=_MESSAGE),
+        Area(RESULTS.name, layout.results, terms.results, suspect, RESULTS.rest, batch),
+        Area(FILES.name, layout.files, terms.results, Terms.of_file(suspect), FILES.rest, batch, SLACK),
+        # they have no term of their own where other files have one: those of no task are among them then
+        Area(FILES.name, layout.sent, terms.sent, terms.sent, _SENT, batch),
+        Area(GROUPS.name, layout.groups, terms.results, terms.results, GROUPS.rest),
+        Area(MESSAGES.name, layout.messages, terms.messages, terms.messages, MESSAGES.rest),
     ]
 
 
@@ -103,22 +105,17 @@ class Swept:
 
     @property
     def count(self) -> int:
+        """How many objects were deleted."""
         return sum(extent.count for extent in self.deleted.values())
 
     @property
     def size(self) -> int:
+        """The bytes of what was deleted."""
         return sum(extent.size for extent in self.deleted.values())
 
     def add(self, kind: str, entry: Entry) -> None:
+        """Note that an object was deleted."""
         self.deleted.setdefault(kind, Extent()).add(entry)
-
-
-class Uploads(Protocol):
-    """Uploads in parts that nobody completes."""
-
-    def found(self, now: float) -> Iterable[Upload]: ...
-
-    def abort(self, upload: Upload) -> None: ...
 
 
 class Sweep:
@@ -142,7 +139,7 @@ class Sweep:
         pool: Pool,
         areas: list[Area],
         remains: Callable[[], Iterator[list[Entry]]],
-        uploads: Uploads,
+        uploads: StaleUploads,
         *,
         now: Callable[[], float],
         dry_run: bool = False,
@@ -166,7 +163,7 @@ class Sweep:
             for entry in self.store.list(area.prefix):
                 listed += 1
                 suspects += self._is_suspect(area, entry)
-            requests["LIST"] += max(1, -(-listed // PAGE))
+            requests["LIST"] += max(1, pages(listed))
             requests["GET"] += suspects
             requests["DELETE_OBJECTS"] += 0 if self.dry_run else -(-suspects // area.batch)
         return requests["GET"], requests
@@ -215,7 +212,7 @@ class Sweep:
     def _expired(self, until: float | None, looked: Callable[[int], object]) -> Iterator[tuple[str, list[Entry]]]:
         for area in self._wanted():
             for batch in batches(self._suspects(area, until), area.batch):
-                seen = self.pool.map(lambda entry, area=area: self._look(area, entry), batch)  # type: ignore[misc]
+                seen = self.pool.map(partial(self._if_expired, area), batch)
                 self.done.looked += len(batch)
                 looked(len(batch))
                 yield area.kind, [entry for entry in seen if entry is not None]
@@ -242,7 +239,7 @@ class Sweep:
         age = self.now() - entry.modified.timestamp()
         return area.suspect is not None and age >= area.suspect and area.has(entry)
 
-    def _look(self, area: Area, entry: Entry) -> Entry | None:
+    def _if_expired(self, area: Area, entry: Entry) -> Entry | None:
         """The version that stands there now, if it has expired."""
         try:
             found = self.store.get(entry.key, length=1)

@@ -12,9 +12,10 @@ from celery import states
 
 from celery_s3.chords.repair import KEPT
 from celery_s3.errors import ConfigurationError
+from celery_s3.keys import Kind
 from celery_s3.metadata import term_asked
 
-__all__ = ["DAY", "SLACK", "Prefixes", "Terms"]
+__all__ = ["DAY", "SLACK", "Terms"]
 
 DAY = 86_400
 #: Seconds that a file outlives its term: it was uploaded before the result that points to it was stored, or in a
@@ -22,18 +23,6 @@ DAY = 86_400
 SLACK = DAY
 #: Part of the names and content types of the serializers that put large messages into the bucket.
 _CLAIM_CHECK = "s3+"
-
-
-@dataclass(frozen=True, slots=True)
-class Prefixes:
-    """What the keys of each kind begin with, and what all keys begin with."""
-
-    base: str
-    results: str
-    groups: str
-    chords: str
-    messages: str
-    files: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +67,14 @@ class Terms:
             decided=max(redelivery, _seconds(conf, "result_chord_expires", None) or 0),
             messages=redelivery if _has_claim_check(conf) else None,
         )
+
+    def of_all(self, kind: Kind) -> float | None:
+        """The age at which every object of a kind has expired, apart from one that says otherwise itself.
+
+        ``None``: they live for ever; of messages also: there are none.
+        """
+        term: float | None = getattr(self, kind.term)
+        return term
 
     @property
     def files(self) -> float | None:

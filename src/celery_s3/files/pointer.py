@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OBJECT", "SENT", "Pointer", "check_content_type", "check_name", "clean_name", "folder", "printable"]
+from celery_s3.keys import FILES
 
-#: Behind the prefix of all files: `<whose>/<random>`.
-OBJECT = re.compile(r"[A-Za-z0-9_~][A-Za-z0-9._-]{0,127}/[0-9a-f]{32}")
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+__all__ = ["Pointer", "check_content_type", "check_name", "clean_name", "printable"]
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SERVER = re.compile(r"(?:[0-9a-f]{16})?")
 _CONTENT_TYPE = re.compile(r"[!-.0-~]+/[ -~]+")
@@ -67,7 +65,7 @@ class Pointer:
         if type(sealed) is not bool:
             raise ValueError("it does not say whether it is sealed")
         return cls(
-            key=_matching(value, "key", OBJECT),
+            key=_matching(value, "key", FILES.rest),
             at=_place(value),
             size=size,
             sha256=_matching(value, "sha256", _SHA256),
@@ -136,13 +134,3 @@ def check_content_type(content_type: str) -> str:
     if not _CONTENT_TYPE.fullmatch(content_type) or len(content_type) > _LONGEST:
         raise ValueError(f"content_type is {content_type[:80]!r}: give one as 'application/pdf'")
     return content_type
-
-
-#: The folder of files that are arguments of calls from no task; :func:`folder` gives it to no task.
-SENT = "~sent/"
-
-
-def folder(id: str) -> str:
-    """The folder of a task's files, without the prefix of all files; two ids never share one."""
-    plain = id if _PLAIN_ID.fullmatch(id) else "~" + hashlib.sha256(id.encode(errors="surrogatepass")).hexdigest()
-    return f"{plain}/"

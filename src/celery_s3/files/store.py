@@ -9,13 +9,14 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from celery_s3.errors import FileNotRead, ObjectMissing, PreconditionFailed, StoreError
+from celery_s3.keys import file_folder
 from celery_s3.metadata import FILE_NAME, expiry_tags, term_metadata
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings
 from celery_s3.store.api import Entry, Object, Store, Writer
 from celery_s3.store.parallel import Pool
 
-from .pointer import SENT, Pointer, folder, printable
+from .pointer import Pointer, printable
 from .reading import checked, in_order
 
 __all__ = ["Files", "written"]
@@ -91,7 +92,7 @@ class Files:
             StoreError: it could not be stored.
             Whatever ``pieces`` raises.
         """
-        key = f"{folder(owner) if owner else SENT}{uuid4().hex}"
+        key = f"{file_folder(owner or None)}{uuid4().hex}"
         sealed = bool(self.settings.seal_keys) and self.settings.seal != "off"
         measured = _Measured(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
@@ -192,10 +193,10 @@ class Files:
             owner: the task's id.
             until: only those written by then, see :func:`written`.
         """
-        return written(self.store.list(self.prefix + folder(owner)), until)
+        return written(self.store.list(self.prefix + file_folder(owner)), until)
 
     def folder_of(self, entry: Entry) -> str:
-        """Whose file a listed object is: a folder, as :func:`~celery_s3.files.pointer.folder` names it."""
+        """Whose file a listed object is: a folder, as :func:`~celery_s3.keys.file_folder` names it."""
         return entry.key[len(self.prefix) :].rpartition("/")[0] + "/"
 
 

@@ -15,14 +15,13 @@ from uuid import uuid4
 
 from celery_s3.costs.prices import Prices, requests_cost, transfer_cost
 from celery_s3.errors import AccessDenied, StoreError
-from celery_s3.store.api import CREATE, PAGE, Precondition, Store
-from celery_s3.store.counting import Snapshot, Tally, difference
+from celery_s3.keys import Layout
+from celery_s3.store.api import CREATE, Precondition, Store
+from celery_s3.store.counting import Snapshot, Tally, difference, pages, requests_in
 from celery_s3.store.parallel import Pool
 
-__all__ = ["Gauge", "Plan", "Row"]
+__all__ = ["Bench", "Plan", "Row"]
 
-#: Below the base; nothing else of celery-s3 begins so.
-SCRATCH = "celery-s3-bench/"
 LISTINGS = 10
 READS = 5
 
@@ -49,10 +48,11 @@ class Plan:
         return {
             "PUT": 1 + 2 * self.count,
             "GET": (1 + READS) * self.count,
-            "LIST": LISTINGS * -(-2 * self.count // PAGE),
+            "LIST": LISTINGS * pages(2 * self.count),
         }
 
     def dollars(self, prices: Prices) -> float:
+        """What that costs, without retries."""
         moved = self.requests["PUT"] * self.size, self.requests["GET"] * self.size
         return requests_cost(self.requests, prices) + transfer_cost(*moved, prices)
 
@@ -84,23 +84,23 @@ class Row:
         return self.seconds[max(0, math.ceil(share * len(self.seconds)) - 1)] if self.seconds else math.nan
 
 
-class Gauge:
+class Bench:
     """Measures a store.
 
     Arguments:
-        base: before every key.
+        layout: where to write.
         tally: what the store counts in.
         clock: seconds that pass.
     """
 
     def __init__(
-        self, store: Store, tally: Tally, base: str, plan: Plan, clock: Callable[[], float] = time.perf_counter
+        self, store: Store, tally: Tally, layout: Layout, plan: Plan, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._store = store
         self._tally = tally
         self._plan = plan
         self._clock = clock
-        self._prefix = f"{base}{SCRATCH}{uuid4().hex}/"
+        self._prefix = layout.bench_key(uuid4().hex)
         self._written: list[str] = []
         self._before: Snapshot = tally.snapshot()
 
@@ -178,7 +178,7 @@ class Gauge:
         seconds = work(self._timed)
         elapsed = self._clock() - began
         spent = difference(self._tally.snapshot(), before)
-        return Row(operation, sorted(seconds), sum(line["requests"] for line in spent.values()), elapsed)
+        return Row(operation, sorted(seconds), requests_in(spent).total(), elapsed)
 
     def _timed(self, act: Callable[[], object]) -> float:
         began = self._clock()

@@ -5,37 +5,48 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-__all__ = ["FREE", "Toll"]
+from celery_s3.store.counting import Tally, difference, requests_in
+
+__all__ = ["FREE", "Budget"]
 
 #: Requests that a query makes without asking.
 FREE = 1000
 
 
-class Toll:
-    """Counts the requests of a query, and asks once before there are more than :data:`FREE`.
+class Budget:
+    """Asks once before a query makes more than :data:`FREE` requests.
 
     Arguments:
-        ask: told the requests by verb so far, and the share of the listing that they have covered, where that can
-            be told; whatever it raises ends the query.
+        tally: what the store counts in.
+        ask: told the requests by verb so far, those under way too, and the share of the listing that they have covered
+            (0 to 1), ``None`` where that cannot be told; whatever it raises ends the query.
     """
 
-    def __init__(self, ask: Callable[[Counter[str], float | None], object]) -> None:
-        self.spent: Counter[str] = Counter()
-        #: the id that the listing has come to
-        self.position = ""
+    def __init__(self, tally: Tally, ask: Callable[[Counter[str], float | None], object]) -> None:
+        self._tally = tally
+        self._before = tally.snapshot()
         self._ask = ask
         self._asked = False
+        # the tally knows of a request when it has been made: too late to ask, where many are under way at once
+        self._reserved: Counter[str] = Counter()
+        #: the id that the listing has come to
+        self.position = ""
 
-    def pay(self, verb: str) -> None:
-        """Count one request that is about to be made."""
-        self.check()
-        self.spent[verb] += 1
+    @property
+    def spent(self) -> Counter[str]:
+        """The requests that were made so far, by verb, retries included."""
+        return requests_in(difference(self._tally.snapshot(), self._before))
 
-    def check(self) -> None:
-        """Ask, if the next request is one too many."""
-        if not self._asked and self.spent.total() >= FREE:
+    def reserve(self, verb: str) -> None:
+        """Ask, if the request that is about to be made is one too many.
+
+        Raises:
+            Whatever ``ask`` raises.
+        """
+        if not self._asked and self._reserved.total() >= FREE:
             self._asked = True
-            self._ask(self.spent, _share(self.position))
+            self._ask(self._reserved, _share(self.position))
+        self._reserved[verb] += 1
 
     def agreed(self) -> None:
         """Somebody was asked already."""

@@ -14,12 +14,13 @@ from typing import Any
 
 from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
-from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.expiry.terms import Terms
 from celery_s3.expiry.uploads import StaleUploads
+from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
 
-__all__ = ["Change", "Plan", "default_encryption", "plan", "why"]
+__all__ = ["Change", "Plan", "default_encryption", "keeps_versions", "plan", "why"]
 
 #: What a server answers that lacks a part of S3's API.
 _LACKING = (405, 501)
@@ -62,7 +63,7 @@ class Plan:
         (self.lacking if _lacks(error) else self.troubles)[what] = why(error)
 
 
-def plan(control: Control, rules: Callable[[bool], list[Rule]], prefixes: Prefixes, terms: Terms) -> Plan:
+def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, terms: Terms) -> Plan:
     """Look at the bucket; nothing is changed.
 
     Arguments:
@@ -82,8 +83,8 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], prefixes: Prefix
     looks = {
         "public access": partial(_public_access, control),
         "encryption": partial(_encryption, control),
-        "lifecycle": partial(_lifecycle, control, rules, prefixes, terms, found.warnings),
-        "uploads": partial(_uploads, control, prefixes),
+        "lifecycle": partial(_lifecycle, control, rules, layout, terms, found.warnings),
+        "uploads": partial(_uploads, control, layout),
     }
     for what, look in looks.items():
         try:
@@ -132,7 +133,7 @@ def _encryption(control: Control, exists: bool) -> _Step:
     standing = control.encryption() if exists else {}
     merged = _strengthened(standing, wanted)
     if merged != standing:
-        lines = [*([f"- {_shown(standing)}"] if standing else []), f"+ {_shown(merged)}"]
+        lines = [*([f"- {_encryption_line(standing)}"] if standing else []), f"+ {_encryption_line(merged)}"]
         yield lines, partial(control.put_encryption, merged)
 
 
@@ -155,7 +156,7 @@ def _strength(default: dict[str, Any]) -> int:
     return order.index(algorithm) if algorithm in order else len(order)
 
 
-def _shown(rule: dict[str, Any]) -> str:
+def _encryption_line(rule: dict[str, Any]) -> str:
     default = rule.get(_DEFAULT, {})
     key = f" with {default['KMSMasterKeyID']}" if "KMSMasterKeyID" in default else ""
     return f"{default.get('SSEAlgorithm', '')}{key}{', bucket key' if rule.get('BucketKeyEnabled') else ''}"
@@ -164,23 +165,27 @@ def _shown(rule: dict[str, Any]) -> str:
 def _lifecycle(
     control: Control,
     rules: Callable[[bool], list[Rule]],
-    prefixes: Prefixes,
+    layout: Layout,
     terms: Terms,
     warnings: list[str],
     exists: bool,
 ) -> _Step:
     standing = control.lifecycle() if exists else []
-    warnings += hazards(standing, prefixes, terms, control.settings.tags)
-    merged = merge(standing, rules(exists and _versioned(control)))
-    warnings += shared(merged, prefixes)
+    warnings += hazards(standing, layout, terms, control.settings.tags)
+    merged = merge(standing, rules(exists and keeps_versions(control)))
+    warnings += shared(merged, layout)
     if merged != standing:
         yield list(_difference(standing, merged)), partial(control.put_lifecycle, merged, replacing=standing)
 
 
-def _versioned(control: Control) -> bool:
+def keeps_versions(control: Control) -> bool:
+    """Whether the bucket keeps versions, or what it has of them; ``False`` where that is not told, or may not be asked.
+
+    One request.
+    """
     try:
-        return control.versioning() != ""  # suspended, it keeps what it has
-    except StoreError:  # a server that knows no versions
+        return control.versioning() != ""
+    except StoreError:
         return False
 
 
@@ -192,8 +197,8 @@ def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[st
         yield f"= {kept} other rule{'s' if kept > 1 else ''} as before"
 
 
-def _uploads(control: Control, prefixes: Prefixes, exists: bool) -> _Step:
-    uploads = StaleUploads(control, prefixes)
+def _uploads(control: Control, layout: Layout, exists: bool) -> _Step:
+    uploads = StaleUploads(control, layout)
     # by the server's clock, which has answered already
     stale = list(uploads.found(time.time() - (control.skew or 0.0))) if exists else []
     if stale:

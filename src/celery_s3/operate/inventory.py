@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain
 
 from celery.states import READY_STATES
 
-from celery_s3 import keys
 from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
-from celery_s3.files.pointer import folder
 from celery_s3.files.store import Files, written
+from celery_s3.keys import RESULTS, Layout, file_folder
 from celery_s3.metadata import files_in, state_of, task_of
 from celery_s3.store.api import PAGE, Entry, Object, Store, batches
+from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
-from .budget import Toll
+from .budget import Budget
 
-__all__ = ["Extent", "Filter", "Found", "Inventory", "time_of"]
+__all__ = ["Filter", "Found", "Inventory", "time_of"]
 
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
 
@@ -83,6 +83,7 @@ class Filter:
         return bool(self.states or self.task)
 
     def in_time(self, modified: datetime) -> bool:
+        """Whether what was written then may be meant."""
         return (self.since is None or modified >= self.since) and (self.before is None or modified < self.before)
 
     def until(self, moment: datetime) -> Filter:
@@ -99,26 +100,12 @@ class Filter:
         )
 
 
-@dataclass(slots=True)
-class Extent:
-    """How many results, their bytes, and when the newest was written."""
-
-    count: int = 0
-    size: int = 0
-    newest: datetime = _UNKNOWN
-
-    def add(self, entry: Entry) -> None:
-        self.count += 1
-        self.size += entry.size
-        self.newest = max(self.newest, entry.modified)
-
-
 class Inventory:
-    """The results under a key prefix.
+    """The results of one deployment.
 
     Arguments:
-        prefix: what the key of every result begins with, up to its id.
-        toll: counts the requests.
+        layout: where they are.
+        budget: asks before there are many requests.
         ends: when an object expires, in seconds since the epoch; ``None``: never.
         clock: seconds.
         files: the files that go with them.
@@ -130,8 +117,8 @@ class Inventory:
         self,
         store: Store,
         pool: Pool,
-        prefix: str,
-        toll: Toll,
+        layout: Layout,
+        budget: Budget,
         *,
         ends: Callable[[Object], float | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -140,8 +127,8 @@ class Inventory:
         self.files = files
         self.store = store
         self.pool = pool
-        self.prefix = prefix
-        self.toll = toll
+        self.layout = layout
+        self.budget = budget
         self.ends = ends
         self.clock = clock
         #: what the last listing has covered so far, whatever the filter
@@ -155,13 +142,13 @@ class Inventory:
         candidates = (found for found in self.listing(wanted) if newest.takes(found))
         if wanted.needs_metadata:
             # one that is too old by the time its turn comes is not read at all
-            for found in self._told(candidates):
+            for found in self._with_metadata(candidates):
                 if wanted.fits(found):
                     newest.add(found)
             return newest.sorted()
         for found in candidates:
             newest.add(found)
-        return sorted(self._told(newest.sorted()), key=lambda found: found.age_key, reverse=True)
+        return sorted(self._with_metadata(newest.sorted()), key=lambda found: found.age_key, reverse=True)
 
     def extent(self, wanted: Filter) -> Extent:
         """How many results are of that time; for nothing but a listing, so state and task do not count."""
@@ -177,7 +164,7 @@ class Inventory:
             looked: told how many more of that time have been looked at.
         """
         listing = self.listing(wanted)
-        for found in self._told(listing) if wanted.needs_metadata else listing:
+        for found in self._with_metadata(listing) if wanted.needs_metadata else listing:
             looked(1)
             if wanted.fits(found):
                 yield found
@@ -185,43 +172,38 @@ class Inventory:
     def listing(self, wanted: Filter) -> Iterator[Found]:
         """The results of that time, in the order of their keys; a request for each 1,000 that are stored."""
         for entry in self._entries():
-            id = keys.result_id(entry.key, self.prefix)
-            if id is not None and wanted.in_time(entry.modified):
-                yield Found(id, entry, self.clock())
+            found = self.layout.parse(entry.key)
+            if found is not None and found.kind is RESULTS and wanted.in_time(entry.modified):
+                yield Found(found.id, entry, self.clock())
 
     def _entries(self) -> Iterator[Entry]:
-        listed = self.listed = Extent()
-        for entry in self._pages(self.store.list(self.prefix)):
-            self.toll.position = entry.key[len(self.prefix) :]
+        listed, start = Extent(), len(self.layout.results)
+        self.listed = listed
+        for entry in self._pages(self.layout.results):
+            self.budget.position = entry.key[start:]
             listed.add(entry)
             yield entry
 
-    def _pages(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """The same, and each page is counted."""
-        for number in count():
-            # here the next page is asked for, unless the last one was full by chance
-            turn = number % PAGE == 0
-            if turn:
-                self.toll.check()
-            entry = next(entries, None)
-            if turn and (entry is not None or not number):
-                self.toll.spent["LIST"] += 1
-            if entry is None:
-                return
+    def _pages(self, prefix: str) -> Iterator[Entry]:
+        """What is listed under a prefix; each page is a request."""
+        self.budget.reserve("LIST")
+        for number, entry in enumerate(self.store.list(prefix), 1):
             yield entry
+            if number % PAGE == 0:
+                self.budget.reserve("LIST")
 
     def known(self, ids: Iterable[str]) -> list[Found]:
         """Those of these ids that have a result, with state and task; a request each."""
-        entries = (Entry(keys.full_key(self.prefix, keys.encode_id(id)), 0, _UNKNOWN) for id in ids)
-        return list(self._told(Found(keys.result_id(entry.key, self.prefix) or "", entry) for entry in entries))
+        return list(self._with_metadata(Found(id, Entry(self.layout.result_key(id), 0, _UNKNOWN)) for id in ids))
 
-    def _told(self, results: Iterable[Found]) -> Iterator[Found]:
+    def _with_metadata(self, results: Iterable[Found]) -> Iterator[Found]:
         """The same with what their metadata says, in order of completion, without those that are gone."""
-        return (found for found in self.pool.map_unordered(self._look, self._paid(results)) if found is not None)
+        return (found for found in self.pool.map_unordered(self._look, self._reserved(results)) if found is not None)
 
-    def _paid(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
+    def _reserved(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
+        """The same, each of which takes a request."""
         for found in results:
-            self.toll.pay(verb)
+            self.budget.reserve(verb)
             yield found
 
     def _look(self, found: Found) -> Found | None:
@@ -255,7 +237,7 @@ class Inventory:
                 # the files before the results that tell of them: interrupted, it may simply be run again
                 running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
                 self._delete(self._listed_files(found for found in doomed.values() if found not in running))
-                self.toll.pay("DELETE_OBJECTS")
+                self.budget.reserve("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
                 gone = [found for key, found in doomed.items() if key not in kept]
                 # a task that has ended meanwhile keeps its result, and the files
@@ -270,7 +252,7 @@ class Inventory:
                 yield found
             else:
                 stale.append(found)
-        yield from (found for found in self._told(stale) if wanted.fits(found))
+        yield from (found for found in self._with_metadata(stale) if wanted.fits(found))
 
     # -- files
 
@@ -288,13 +270,15 @@ class Inventory:
                     return []
                 raise
 
-        return list(chain.from_iterable(self.pool.map(keys_of, self._paid(results, "LIST"))))
+        return list(chain.from_iterable(self.pool.map(keys_of, self._reserved(results, "LIST"))))
 
     def _listed_files(self, results: Iterable[Found]) -> list[str]:
         """Those that are not newer than the result: a task that runs again may be uploading others."""
         owners = [found for found in results if found.files != 0]
         return [
-            key for found in owners for key in written(self.folders.get(folder(found.id), ()), found.entry.modified)
+            key
+            for found in owners
+            for key in written(self.folders.get(file_folder(found.id), ()), found.entry.modified)
         ]
 
     @cached_property
@@ -304,13 +288,13 @@ class Inventory:
         files = self.files
         if files is None:
             return folders
-        for entry in self._pages(files.store.list(files.prefix)):
+        for entry in self._pages(files.prefix):
             folders.setdefault(files.folder_of(entry), []).append(entry)
         return folders
 
     def _delete(self, doomed: Sequence[str]) -> None:
         for batch in batches(doomed, PAGE):
-            self.toll.pay("DELETE_OBJECTS")
+            self.budget.reserve("DELETE_OBJECTS")
             self.store.delete_many(batch)
 
 

@@ -6,46 +6,14 @@ A test compares this with the calls that real workers, clients and commands make
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from celery_s3.keys import FILES, MESSAGES
+from celery_s3.keys import KINDS, MESSAGES, PROBE, Kind, Layout, Role
 from celery_s3.settings import Settings
-from celery_s3.store.probe import PROBE
 
 __all__ = ["ROLES", "Role", "document"]
 
-#: ``worker`` runs tasks, ``client`` sends them and reads results, ``operator`` runs the commands.
-Role = Literal["worker", "client", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
-#: Behind the base and Celery's `global_keyprefix`: results, files, saved groups, chords, and when chords were mended
-#: last.
-_RESULTS, _FILES, _GROUPS = "celery-task-meta-*", f"{FILES}*", "celery-taskset-meta-*"
-_CHORDS, _MENDED = "chords/*", "chords-repaired"
-#: Behind the base: large messages, what `doctor` and `bench` try and remove, and the probe.
-_LARGE, _DOCTOR, _BENCH = f"{MESSAGES}*", "celery-s3-doctor/*", "celery-s3-bench/*"
-
-_ALL = ("Get", "Put", "Delete")
-_GRANTS: dict[Role, dict[str, Sequence[str]]] = {
-    "worker": {
-        **dict.fromkeys((_RESULTS, _FILES, _GROUPS, _CHORDS, _LARGE, _DOCTOR), _ALL),
-        **dict.fromkeys((_MENDED, PROBE), ("Get", "Put")),
-    },
-    "client": {
-        **dict.fromkeys((_RESULTS, _FILES, _GROUPS, _CHORDS, _DOCTOR), _ALL),
-        PROBE: ("Get", "Put"),
-        _LARGE: ("Put",),
-    },
-    "operator": {
-        **dict.fromkeys((_RESULTS, _CHORDS, _DOCTOR, _BENCH), _ALL),
-        PROBE: ("Get", "Put"),
-        **dict.fromkeys((_FILES, _GROUPS, _LARGE), ("Get", "Delete")),
-    },
-}
-#: Uploads in parts need no more than PutObject, unless they fail; the daily cleanup aborts everybody's.
-_ABORTS: dict[Role, Sequence[str]] = {"worker": (_RESULTS, _FILES), "client": (_FILES,), "operator": (_RESULTS, _FILES)}
-#: What has Celery's `global_keyprefix` in front.
-_PREFIXED = (_RESULTS, _FILES, _GROUPS, _CHORDS, _MENDED)
 _KMS = "kms://"
 #: What is asked of the bucket itself: by `celery beat`, which is a worker to IAM, and by `doctor` and `init`.
 _BUCKET = {
@@ -66,39 +34,40 @@ _BUCKET = {
 Statement = dict[str, Any]
 
 
-def document(settings: Settings, role: Role, prefix: str | None = None, *, messages: bool = False) -> dict[str, Any]:
+def document(settings: Settings, role: Role, layout: Layout | None = None, *, messages: bool = False) -> dict[str, Any]:
     """An identity policy for one role, as IAM takes it.
 
     Arguments:
-        prefix: what results' keys begin with: the base, and Celery's `global_keyprefix` if it is set.
+        layout: where everything is; by default right behind the base.
         messages: large messages travel through the bucket.
     """
     if settings.bucket.endswith("--x-s3"):
         statements = [_directory_bucket(settings)]
     else:
-        prefix = settings.base if prefix is None else prefix
-        statements = [*_objects(settings, role, prefix, messages), _listing(settings)]
+        layout = layout or Layout(settings.base)
+        statements = [*_objects(settings, role, layout, messages), _listing(settings)]
     if role != "client":
         statements.append(_statement("Bucket", _BUCKET[role], [_arn(settings, settings.bucket)]))
     if settings.expected_bucket_owner:
         owner = {"StringEquals": {"aws:ResourceAccount": settings.expected_bucket_owner}}
         statements = [one | {"Condition": one.get("Condition", {}) | owner} for one in statements]
-    return {"Version": "2012-10-17", "Statement": [*statements, *_keys_of_kms(settings)]}
+    return {"Version": "2012-10-17", "Statement": [*statements, *_kms_keys(settings)]}
 
 
-def _objects(settings: Settings, role: Role, prefix: str, messages: bool) -> Iterator[Statement]:
-    """A statement for all keys of which the same is allowed."""
-    unused = {_LARGE: not messages, PROBE: settings.on_aws or settings.conditional_writes == "off"}
-    keys: dict[Sequence[str], list[str]] = {}
-    for name, verbs in _GRANTS[role].items():
-        if not unused.get(name):
-            keys.setdefault(verbs, []).append(_key(settings, prefix if name in _PREFIXED else settings.base, name))
-    for verbs, arns in keys.items():
+def _objects(settings: Settings, role: Role, layout: Layout, messages: bool) -> Iterator[Statement]:
+    """A statement for all kinds of objects of which the same is allowed."""
+    unused = {MESSAGES: not messages, PROBE: settings.on_aws or settings.conditional_writes == "off"}
+    alike: dict[Sequence[str], list[str]] = {}
+    for kind in KINDS:
+        verbs: Sequence[str] = getattr(kind, role)
+        if verbs and not unused.get(kind):
+            alike.setdefault(verbs, []).append(_objects_of(settings, layout, kind))
+    for verbs, arns in alike.items():
         actions = [f"s3:{verb}Object" for verb in verbs]
         if "Put" in verbs and (settings.tags or settings.expiry_tags):
             actions.append("s3:PutObjectTagging")
         yield _statement("".join(verbs), actions, arns)
-    uploads = [_key(settings, prefix, name) for name in _ABORTS[role]]
+    uploads = [_objects_of(settings, layout, kind) for kind in KINDS if role in kind.large]
     yield _statement("Uploads", ["s3:AbortMultipartUpload"], uploads)
 
 
@@ -116,18 +85,18 @@ def _directory_bucket(settings: Settings) -> Statement:
     return _statement("Session", ["s3express:CreateSession"], [bucket])
 
 
-def _keys_of_kms(settings: Settings) -> Iterator[Statement]:
+def _kms_keys(settings: Settings) -> Iterator[Statement]:
     """The key that S3 encrypts with, through S3 alone; and those that seal."""
     if (settings.sse or "").startswith("aws:kms"):
         domain = "amazonaws.com.cn" if settings.region.startswith("cn-") else "amazonaws.com"
         through = {"StringEquals": {"kms:ViaService": f"s3.{settings.region}.{domain}"}}
-        yield _key_of_kms("Key", settings, settings.sse_kms_key_id or "", through)
+        yield _kms_key("Key", settings, settings.sse_kms_key_id or "", through)
     names = [key.reveal() for key in settings.seal_keys if key.reveal().startswith(_KMS)]
     for number, name in enumerate(names, 1):
-        yield _key_of_kms(f"SealKey{number}", settings, name.removeprefix(_KMS), {})
+        yield _kms_key(f"SealKey{number}", settings, name.removeprefix(_KMS), {})
 
 
-def _key_of_kms(sid: str, settings: Settings, key: str, condition: Mapping[str, Any]) -> Statement:
+def _kms_key(sid: str, settings: Settings, key: str, condition: Mapping[str, Any]) -> Statement:
     keys = f"arn:{_partition(settings)}:kms:{settings.region}:*:key/"
     if key.startswith("arn:") and ":key/" in key:
         resource = key
@@ -146,9 +115,9 @@ def _statement(sid: str, actions: Iterable[str], resources: Sequence[str]) -> St
     return {"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": list(resources)}
 
 
-def _key(settings: Settings, base: str, name: str) -> str:
-    """The ARN of keys; a ``*`` at the end of the name stands for any rest."""
-    return _arn(settings, f"{settings.bucket}/{_literal(base)}{name}")
+def _objects_of(settings: Settings, layout: Layout, kind: Kind) -> str:
+    """The ARN of all keys of a kind."""
+    return _arn(settings, f"{settings.bucket}/{_literal(layout.prefix(kind))}{'' if kind.single else '*'}")
 
 
 def _arn(settings: Settings, resource: str) -> str:

@@ -146,10 +146,10 @@ class _Map(dict[str, str]):
 def _lines(body: Mapping[str, Any], indent: str = "  ") -> Iterator[str]:
     """The inside of a block of HCL, laid out as `terraform fmt` does."""
     pairs = [(name, one) for name, value in body.items() for one in (value if isinstance(value, list) else [value])]
-    for nested, run in groupby(pairs, key=lambda pair: isinstance(pair[1], dict)):
-        together = list(run)
-        width = max(len(name) for name, _ in together)
-        for name, value in together:
+    for nested, group in groupby(pairs, key=lambda pair: isinstance(pair[1], dict)):
+        run = list(group)
+        width = max(len(name) for name, _ in run)
+        for name, value in run:
             if nested:
                 yield f"{indent}{name}{' =' if isinstance(value, _Map) else ''} {{"
                 yield from _lines(value, indent + "  ")

@@ -2,7 +2,7 @@
 
 ::
 
-    resolve → sources (URL, dict, Celery's names) and aws (variables, files) → options → places → kinds → model
+    resolve → sources (URL, dict, Celery's names) and aws (variables, files) → options → seal_keys → kinds → model
 """
 
 from .model import CredentialSource, Secret, Settings

@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+from .kinds import CABundle
 from .options import OPTIONS
-from .places import CABundle
 from .sources import Given
 
 __all__ = ["AwsEnvironment"]
@@ -54,7 +54,7 @@ class AwsEnvironment:
             value = self._environ[variable] if variable else self._from_profile(key)
             if value:
                 where = variable or f"`{key}` of the AWS profile {self.profile!r}"
-                # `false` is the name of a file here
+                # in the environment a CA bundle is always a file's name: `false` does not switch verification off
                 yield Given(name, value, where, CABundle() if name == "verify" else option.kind)
 
     @property

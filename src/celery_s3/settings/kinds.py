@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from .model import Secret
 
 __all__ = [
+    "BasePath",
+    "CABundle",
     "Choice",
+    "Endpoint",
     "Flag",
     "Kind",
     "Number",
@@ -28,22 +31,39 @@ __all__ = [
 ]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+#: 1,024 bytes is S3's limit on a key: an id and the names between it and the base need room.
+_MAX_BASE_BYTES = 700
 
 
 class Wrong(ValueError):
     """What was given cannot be used; the message has the reason and the remedy, and no secret."""
 
 
-class Kind(Protocol):
-    @property
-    def says(self) -> str:
-        """What a value is, for the documentation and for messages."""
-        ...
+class Kind:
+    """What the values of a setting may be.
 
-    def parse(self, text: str) -> object: ...
+    Attributes:
+        says: what a value is, for the documentation and for messages.
+    """
 
-    def check(self, value: object) -> object: ...
+    says: str
+
+    def parse(self, text: str) -> object:
+        """The value that stands in a URL as this text.
+
+        Raises:
+            Wrong: the text has not the form of one.
+        """
+        return text
+
+    def check(self, value: object) -> object:
+        """The value to use for one that was given.
+
+        Raises:
+            Wrong: it cannot be used.
+        """
+        raise NotImplementedError
 
 
 def shown(value: object) -> str:
@@ -67,15 +87,12 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-class Text:
+class Text(Kind):
     """Text that matches a pattern."""
 
     def __init__(self, says: str, pattern: str = r"[!-~]+") -> None:
         self.says = says
         self.pattern = pattern
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         text = text_of(value)
@@ -84,13 +101,10 @@ class Text:
         return text
 
 
-class Token:
+class Token(Kind):
     """A secret: printable ASCII without white space."""
 
     says = "secret text"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         text = text_of(value.reveal() if isinstance(value, Secret) else value)
@@ -99,11 +113,13 @@ class Token:
         return Secret(text)
 
 
-class Flag:
+class Flag(Kind):
+    """A boolean; in a URL true, false, 1 or 0."""
+
     says = "true or false"
 
     def parse(self, text: str) -> object:
-        return TRUTH.get(text.lower(), text)
+        return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
         if not isinstance(value, bool):
@@ -111,7 +127,7 @@ class Flag:
         return value
 
 
-class Number:
+class Number(Kind):
     """A number from `low` to `high`."""
 
     def __init__(self, low: float, high: float, *, whole: bool = True, unit: str = "") -> None:
@@ -126,20 +142,20 @@ class Number:
             return text
 
     def check(self, value: object) -> object:
-        right = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)
-        if not right or not self.low <= value <= self.high:  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             raise Wrong(f"{shown(value)} is not {self.says}")
-        return value if self.whole else float(value)  # type: ignore[arg-type]
+        if self.whole and not isinstance(value, int):
+            raise Wrong(f"{shown(value)} is not {self.says}")
+        return value if self.whole else float(value)
 
 
-class Choice:
+class Choice(Kind):
+    """One of a few words."""
+
     def __init__(self, *values: str) -> None:
         self.values = values
         *most, last = (f"`{value}`" for value in values)
         self.says = f"{', '.join(most)} or {last}"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         if text_of(value) not in self.values:
@@ -148,6 +164,8 @@ class Choice:
 
 
 class StorageClass(Text):
+    """A storage class whose objects can be read at once."""
+
     def __init__(self) -> None:
         super().__init__("a storage class, as `STANDARD_IA`", "[A-Z][A-Z0-9_]*")
 
@@ -157,7 +175,7 @@ class StorageClass(Text):
         return super().check(value)
 
 
-class Tags:
+class Tags(Kind):
     """Object tags; in a URL in S3's own form, percent-encoded: ``tags=team%3Dops%26env%3Dprod``."""
 
     says = "a dict of at most 10 texts"
@@ -183,14 +201,71 @@ class Tags:
         return text
 
 
-class Session:
-    says = "a `boto3.Session`"
+class Session(Kind):
+    """A session of boto3, which no URL can hold."""
 
-    def parse(self, text: str) -> object:
-        return text
+    says = "a `boto3.Session`"
 
     def check(self, value: object) -> object:
         # boto3 is not imported for this: whoever has a session has it imported already
         if not callable(getattr(value, "client", None)):
             raise Wrong(f"must be {self.says}, not {type(value).__name__}")
         return value
+
+
+class Endpoint(Kind):
+    """The URL of a server: scheme, host, port and path."""
+
+    says = "`http://` or `https://`, host, port, path"
+
+    def check(self, value: object) -> object:
+        text = text_of(value)
+        if "@" in text or "?" in text or "#" in text:
+            # not shown: what stands there may be a password
+            raise Wrong("must not hold credentials, a query or a fragment: give scheme, host and port alone")
+        try:
+            parts = urlsplit(text)
+            right = parts.scheme in ("http", "https") and parts.hostname and " " not in text and parts.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            raise Wrong(f"{shown(text)} is not an endpoint: give {self.says}, as http://localhost:9000")
+        return text.rstrip("/")
+
+
+class BasePath(Kind):
+    """What stands before every key; `verbatim` as Celery's own backend has it, else normalised."""
+
+    says = "a path in the bucket"
+
+    def __init__(self, *, verbatim: bool = False) -> None:
+        self.verbatim = verbatim
+
+    def check(self, value: object) -> object:
+        if value == "":
+            return ""
+        text = text_of(value)
+        base = text if self.verbatim else "".join(f"{segment}/" for segment in text.split("/") if segment)
+        # the last segment of a verbatim base goes on with the key's name
+        if {".", ".."} & set(base.split("/")[:-1]):
+            raise Wrong(f"{shown(text)} has a segment `.` or `..`, which HTTP clients fold: rename it")
+        if len(base.encode()) > _MAX_BASE_BYTES:
+            raise Wrong(f"is longer than {_MAX_BASE_BYTES} bytes, S3 allows 1,024 for a whole key: shorten it")
+        return base
+
+
+class CABundle(Kind):
+    """Whether and by what certificates the server is verified."""
+
+    says = "true, false or the path of a CA bundle (PEM)"
+
+    def parse(self, text: str) -> object:
+        return _TRUTH.get(text.lower(), text)
+
+    def check(self, value: object) -> object:
+        if isinstance(value, bool):
+            return value
+        path = os.path.expanduser(text_of(os.fspath(value) if isinstance(value, os.PathLike) else value))
+        if not os.path.isfile(path):
+            raise Wrong(f"there is no file {shown(path)}: give {self.says}")
+        return path

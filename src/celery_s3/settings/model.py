@@ -29,6 +29,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
+        """The value itself, to be kept out of locals of what may raise: error trackers show those."""
         return self._value
 
     def __repr__(self) -> str:
@@ -56,61 +57,89 @@ class CredentialSource(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
+    """Everything that was said, checked. The names are those of the settings where nothing else is noted."""
+
+    #: the bucket that holds the results; required
     bucket: str
-    #: put before every key; normalised from `base_path`, verbatim from `s3_base_path`
+    #: before every key: `base_path` with one slash at its end, Celery's `s3_base_path` as it is; default: nothing
     base: str = ""
+    #: `aws_region`: the bucket's region; default: us-east-1
     region: str = "us-east-1"
-    #: of a server other than the region's S3, without trailing slash
+    #: the URL of a server other than the region's S3, without a slash at its end; default: Amazon's
     endpoint_url: str | None = None
+    #: `aws_access_key_id`; default: the AWS environment's credentials
     access_key_id: Secret | None = None
+    #: `aws_secret_access_key`, given together with `access_key_id`; default: neither is
     secret_access_key: Secret | None = None
+    #: goes with temporary keys; default: the two keys are not temporary
     session_token: Secret | None = None
-    #: as set; AWS_PROFILE stays in the environment, where boto3 reads it
+    #: a profile of the AWS configuration files; default: none, and AWS_PROFILE stays where boto3 reads it
     profile: str | None = None
+    #: the ARN of a role that boto3 assumes and renews; default: the credentials are used as they are
     role_arn: str | None = None
-    #: a boto3.Session that the application made
+    #: a boto3.Session that the application made, through which every request goes then; default: none
     session: Any = field(default=None, repr=False)
+    #: of every object, from `storage_class` or `reduced_redundancy`; default: the bucket's
     storage_class: str | None = None
+    #: server-side encryption, AES256, aws:kms or aws:kms:dsse, from `sse` or `encrypt_key`; default: the bucket's
     sse: str | None = None
+    #: id, alias or ARN of the key for aws:kms and aws:kms:dsse; default: the account's own
     sse_kms_key_id: str | None = None
+    #: whether aws:kms takes an S3 Bucket Key, which means fewer requests to KMS; default: as the bucket has it
     bucket_key: bool | None = None
+    #: object tags of every object, at most 10; default: none
     tags: Mapping[str, str] = field(default_factory=dict)
+    #: whether the bucket stands in a URL's path or host; default: auto
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    #: True, False, or the path of a CA bundle (PEM)
+    #: whether the server's certificate is verified, or by what CA bundle (the path of a PEM file); default: it is
     verify: bool | str = True
-    #: seconds
+    #: seconds to connect; default: 2
     connect_timeout: float = 2.0
-    #: seconds
+    #: seconds between two pieces of an answer; default: 5
     read_timeout: float = 5.0
+    #: how often a request that failed for a while is tried again; default: 8
     max_retries: int = 8
+    #: requests at the same time where many results are read; default: 64
     concurrency: int = 64
+    #: the bucket is a Requester Pays bucket and the charge is accepted; default: no
     request_payer: bool = False
+    #: the AWS account id (12 digits) that must own the bucket, else requests are refused; default: any may
     expected_bucket_owner: str | None = None
+    #: the S3 client; default: auto, which takes obstore where it can serve
     client: Literal["auto", "obstore", "boto3"] = "auto"
+    #: whether the server is asked for conditional writes, must have them, or is read before it is written to
+    #: default: auto, it is asked
     conditional_writes: Literal["auto", "required", "off"] = "auto"
+    #: tag each result with how long it lives, for lifecycle rules to tell; default: no
     expiry_tags: bool = False
+    #: 403 means that a result is not there yet, for who may not list; default: no, it is an error
     missing_as_403: bool = False
+    #: whether a chord's body is sent again where a worker died while it sent it; default: yes
     chord_resend: bool = True
-    #: bytes below which nothing is compressed
+    #: bytes below which nothing is compressed; default: 4 KiB
     compression_threshold: int = 4096
-    #: bytes of a message's body above which its arguments go to S3
+    #: bytes of a message's body above which its arguments go to S3; default: 128 KiB
     message_threshold: int = 128 * 1024
+    #: what removes such arguments, a lifecycle rule alone or the task's success before that; default: lifecycle
     message_cleanup: Literal["lifecycle", "success"] = "lifecycle"
-    #: metrics and spans
+    #: OpenTelemetry's metrics, and a span for each request; default: none
     opentelemetry: bool = False
-    #: each a key of 32 bytes in base64, or kms://…; the first one seals, all of them open
+    #: each a key of 32 bytes in base64, or kms://…; the first one seals, all of them open; default: nothing is sealed
     seal_keys: tuple[Secret, ...] = ()
+    #: what is done with `seal_keys`; default: encrypt
     seal: Literal["encrypt", "sign", "off"] = "encrypt"
+    #: with `seal_keys`, read plain objects too, whoever wrote them; default: no
     accept_unsealed: bool = False
-    #: the AWS environment's profile holds credentials that only boto3 can use
+    #: no setting: the AWS environment's profile holds credentials that only boto3 can use
     profile_credentials: bool = False
-    #: the AWS environment asks for FIPS or dual-stack hosts, which only boto3 knows
+    #: no setting: the AWS environment asks for FIPS or dual-stack hosts, which only boto3 knows
     special_endpoints: bool = False
-    #: where each setting that was given came from, by its name
+    #: no setting: where each setting that was given came from, by its name
     where: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def credential_source(self) -> CredentialSource:
+        """Who finds the credentials that these settings and the AWS environment mean."""
         if self.session is not None or self.profile or self.role_arn:
             return CredentialSource.BOTO3
         if self.access_key_id is not None:

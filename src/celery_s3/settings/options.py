@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from .keys import Keys
-from .kinds import Choice, Flag, Kind, Number, Session, StorageClass, Tags, Text, Token
+from .kinds import (
+    BasePath,
+    CABundle,
+    Choice,
+    Endpoint,
+    Flag,
+    Kind,
+    Number,
+    Session,
+    StorageClass,
+    Tags,
+    Text,
+    Token,
+)
 from .model import Settings
-from .places import BasePath, CABundle, Endpoint
+from .seal_keys import SealKeys
 
 __all__ = ["ALIASES", "OPTIONS", "Option"]
 
@@ -34,6 +46,7 @@ class Option:
 
     @property
     def target(self) -> str:
+        """The field of :class:`Settings` that it sets; empty where it has none of its own."""
         return self.name if self.field is None else self.field
 
     @property
@@ -153,7 +166,7 @@ _ALL = [
         Flag(),
         "[Metrics, and a span for each request](operations.md#dashboards); needs the extra `celery-s3[otel]`.",
     ),
-    Option("seal_keys", Keys(), "Keys for [encryption](encryption.md): the first seals, all open.", in_url=False),
+    Option("seal_keys", SealKeys(), "Keys for [encryption](encryption.md): the first seals, all open.", in_url=False),
     Option(
         "seal",
         Choice("encrypt", "sign", "off"),

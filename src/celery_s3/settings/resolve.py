@@ -41,6 +41,7 @@ class Resolution:
                 self.where[item.name] = item.where
 
     def has(self, *names: str) -> bool:
+        """Whether one of these settings was given, and is not False."""
         return any(self.values.get(name) not in (None, False) for name in names)
 
     def refuse(self, wrong: bool, names: str, reason: str) -> None:
@@ -50,6 +51,10 @@ class Resolution:
             self.mistakes.append(f"{' and '.join(named)}: {reason}")
 
     def stop(self) -> None:
+        """
+        Raises:
+            ConfigurationError: with a line for every mistake so far.
+        """
         if self.mistakes:
             lines = "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(self.mistakes))
             raise ConfigurationError(f"the settings of celery-s3 are wrong:{lines}")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from .keys import Keys
-from .kinds import Kind, Token, Wrong, shown
+from .kinds import BasePath, Kind, Token, Wrong, shown
 from .options import ALIASES, OPTIONS
-from .places import BasePath
+from .seal_keys import SealKeys
 
 __all__ = ["Given", "from_celery", "from_dict", "from_url"]
 
@@ -109,10 +108,10 @@ def from_url(url: str | None, mistakes: list[str]) -> Iterator[Given]:
 
 def _split(url: str) -> tuple[str, str, Query]:
     """Bucket, path and query of a URL."""
-    # an access key or a password may hold `/`, `?` or `#`, so that the rest of it stands anywhere
+    # not only before the host: a secret may hold `/`, `?` or `#`, and then the `@` behind it is in path or query
     if "@" in url:
         raise Wrong(_NO_CREDENTIALS)
-    # the parser would drop line breaks silently, and take a fragment away
+    # urlsplit would drop line breaks silently, and cut off what stands behind `#`: both may be a part of a value
     if re.search(r"[\x00-\x20\x7f#]", url):
         raise Wrong(_UNPARSABLE)
     try:
@@ -135,7 +134,7 @@ def _query(text: str) -> Query:
 
 def _is_credential(key: str) -> bool:
     known = OPTIONS.get(key)
-    return isinstance(known.kind, Token | Keys) if known else bool(_CREDENTIAL.search(key))
+    return isinstance(known.kind, Token | SealKeys) if known else bool(_CREDENTIAL.search(key))
 
 
 def _from_query(query: Query, mistakes: list[str]) -> Iterator[Given]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -17,10 +18,10 @@ from billiard import process
 from celery_s3.errors import StoreError, Unreachable
 from celery_s3.processes import PerProcess
 
-from .api import Bucket, Store
+from .api import PAGE, Bucket, Store
 from .requests import Request
 
-__all__ = ["NUMBERS", "VERBS", "Counting", "Snapshot", "Tally", "difference"]
+__all__ = ["NUMBERS", "VERBS", "Counting", "Snapshot", "Tally", "difference", "pages", "requests_in"]
 
 A = TypeVar("A")
 
@@ -168,6 +169,16 @@ def difference(later: Snapshot, earlier: Snapshot) -> Snapshot:
         if any(changed.values()):
             spent[verb] = changed
     return spent
+
+
+def pages(count: int) -> int:
+    """The requests that list or delete so many objects."""
+    return -(-count // PAGE)
+
+
+def requests_in(counted: Snapshot) -> Counter[str]:
+    """The requests of a snapshot, or of a difference of two, by verb."""
+    return Counter({verb: line["requests"] for verb, line in counted.items() if line["requests"]})
 
 
 class Counting(Bucket):

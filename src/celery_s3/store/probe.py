@@ -8,17 +8,15 @@ import threading
 import uuid
 
 from celery_s3.errors import BadRequest, ConfigurationError, PreconditionFailed, StoreError
+from celery_s3.keys import Layout
 from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
 from .api import CREATE, Match, Precondition, Store
 
-__all__ = ["PROBE", "ConditionalWrites"]
+__all__ = ["ConditionalWrites"]
 
 logger = logging.getLogger(__name__)
-
-#: The name (behind the base) of the object that the probe tries to write over; it is kept.
-PROBE = "celery-s3-probe"
 
 _UNKNOWN, _YES, _NO = range(3)
 _ANSWER, _WARNED = range(2)
@@ -101,7 +99,7 @@ class ConditionalWrites:
     def _write(self, precondition: Precondition) -> None:
         # New bytes each time: when its answer gets lost, a write that landed is recognised by them.
         body = f"celery-s3 asks whether conditional writes work here. {uuid.uuid4()}\n".encode()
-        self._store.put(self._settings.base + PROBE, body, precondition=precondition, content_type="text/plain")
+        self._store.put(Layout(self._settings.base).probe, body, precondition=precondition, content_type="text/plain")
 
     def _complain(self) -> None:
         where = self._settings.endpoint_url

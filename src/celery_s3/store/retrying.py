@@ -19,12 +19,12 @@ from random import SystemRandom
 from typing import Any, TypeVar
 
 from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
+from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .counting import Tally
 from .deadline import remaining
-from .probe import PROBE
 from .requests import Create, Get, ListPage, Put, Request
 
 __all__ = ["Policy", "Retrying", "policy_for"]
@@ -185,7 +185,7 @@ class _Denied:
     def __init__(self, store: Store, always: bool, base: str) -> None:
         self._store = store
         self._always = always
-        self._prefix = base + PROBE
+        self._prefix = Layout(base).probe
         self._may_list: bool | None = None
         #: whether a request has succeeded in this process, or before it was forked
         self.succeeded = False

@@ -26,11 +26,11 @@ def settings(case: Case) -> Finding:
     given: dict[str, list[str]] = defaultdict(list)
     for name, where in case.settings.where.items():
         place = where.rpartition(" in ")[2] or where
-        given[place.removeprefix("the ")].append(_shown(case.settings, name))
+        given[place.removeprefix("the ")].append(_name_and_value(case.settings, name))
     return ok("; ".join(f"from {place}: {', '.join(names)}" for place, names in given.items()) or "all by default")
 
 
-def _shown(settings: Settings, name: str) -> str:
+def _name_and_value(settings: Settings, name: str) -> str:
     option = OPTIONS[name]
     if not option.target or isinstance(option.kind, Session):
         return name

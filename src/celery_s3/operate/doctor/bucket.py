@@ -69,12 +69,13 @@ def clock(case: Case) -> Finding:
 
 
 def versioning(case: Case) -> Finding:
-    status, unknown = _asked(case.control.versioning, "s3:GetBucketVersioning")
+    """Whether the bucket keeps what is deleted, and for how long."""
+    status, unknown = _answer_or_finding(case.control.versioning, "s3:GetBucketVersioning")
     if unknown:
         return unknown
     if not status:
         return ok("off: what is deleted is gone")
-    rules, _ = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
+    rules, _ = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if all(rule in (rules or ()) for rule in case.rules(True) if "NoncurrentVersionExpiration" in rule):
         return ok(f"{_VERSIONING.get(status, status)}, and rules remove old versions after a day")
     remedy = "Let `celery -A … s3 init` add rules that remove old versions, or keep results in another bucket."
@@ -84,7 +85,7 @@ def versioning(case: Case) -> Finding:
 
 def lifecycle(case: Case) -> Finding:
     """Whether the bucket deletes what has expired, and nothing else of ours."""
-    rules, unknown = _asked(case.control.lifecycle, "s3:GetLifecycleConfiguration")
+    rules, unknown = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration")
     if unknown:
         return unknown
     wanted = case.rules(False)
@@ -104,9 +105,9 @@ def lifecycle(case: Case) -> Finding:
 def _harm(case: Case, rules: list[Rule], wanted: list[Rule]) -> dict[str, list[str]]:
     """What rules do that they should not, by its remedy."""
     found = {
-        "Narrow those rules, or change `base_path`.": hazards(rules, case.prefixes, case.terms, case.settings.tags),
+        "Narrow those rules, or change `base_path`.": hazards(rules, case.layout, case.terms, case.settings.tags),
         "Let `celery -A … s3 init` bring its rules up to date.": outdated(rules, wanted),
-        "Set `base_path`, where others use this bucket.": shared(rules, case.prefixes),
+        "Set `base_path`, where others use this bucket.": shared(rules, case.layout),
     }
     return {remedy: sentences for remedy, sentences in found.items() if sentences}
 
@@ -117,7 +118,7 @@ def _covered(longest: float | None) -> str:
     return f"rules delete what has expired; results live {longest / DAY:.3g} day{'s' if longest != DAY else ''}"
 
 
-def _asked(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:
+def _answer_or_finding(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:
     """What the bucket says, or why it is not known."""
     try:
         return ask(), None

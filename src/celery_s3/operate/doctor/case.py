@@ -10,15 +10,14 @@ from uuid import uuid4
 
 from celery_s3.errors import StoreError
 from celery_s3.expiry.rules import Rule
-from celery_s3.expiry.terms import Prefixes, Terms
+from celery_s3.expiry.terms import Terms
+from celery_s3.keys import DOCTOR, Layout
 from celery_s3.settings import Settings
 from celery_s3.store.api import Store
 from celery_s3.store.clients.control import Control
 
-__all__ = ["FOLDER", "Case", "Scratch"]
+__all__ = ["Case", "Scratch"]
 
-#: Behind the base: where the scratch objects are.
-FOLDER = "celery-s3-doctor/"
 #: What an examination that was killed has left is removed by a later one.
 _LEFT = timedelta(hours=1)
 
@@ -26,10 +25,11 @@ _LEFT = timedelta(hours=1)
 class Scratch:
     """The scratch objects of one examination, under names that no other one uses."""
 
-    def __init__(self, store: Store, base: str) -> None:
+    def __init__(self, store: Store, layout: Layout) -> None:
         self.store = store
-        self.folder = base + FOLDER
-        self._name = uuid4().hex
+        self.layout = layout
+        self.folder = layout.prefix(DOCTOR)
+        self._run = uuid4().hex
         self._keys: dict[str, None] = {}
 
     def key(self, name: str) -> str:
@@ -44,7 +44,7 @@ class Scratch:
 
     def unwritten(self, name: str) -> str:
         """A key that nobody ever writes to."""
-        return f"{self.folder}{self._name}-{name}"
+        return self.layout.doctor_key(self._run, name)
 
     def adopt(self, key: str, modified: datetime) -> None:
         """Delete this one too if an examination that is long over has left it."""
@@ -66,7 +66,7 @@ class Case:
 
     Attributes:
         store: makes each request once, with the client that the settings choose: nothing is tried again or hidden.
-        prefixes, terms: what expires when.
+        layout, terms: what is where, and expires when.
         rules: the lifecycle rules that there should be, for a bucket that keeps versions or not.
         scratch: where to write.
         object: the key of the scratch object.
@@ -76,7 +76,7 @@ class Case:
     settings: Settings
     store: Store
     control: Control
-    prefixes: Prefixes
+    layout: Layout
     terms: Terms
     rules: Callable[[bool], list[Rule]]
     scratch: Scratch = field(init=False)
@@ -84,4 +84,4 @@ class Case:
     body: bytes | None = None
 
     def __post_init__(self) -> None:
-        self.scratch = Scratch(self.store, self.settings.base)
+        self.scratch = Scratch(self.store, self.layout)

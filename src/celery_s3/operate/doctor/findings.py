@@ -31,18 +31,22 @@ class Finding:
 
 
 def ok(text: str) -> Finding:
+    """All is well; ``text`` says what was found."""
     return Finding("OK", text)
 
 
 def warn(text: str, remedy: str = "") -> Finding:
+    """Results are stored and fetched, and something costs money, time or safety."""
     return Finding("WARN", text, remedy)
 
 
 def fail(text: str, remedy: str = "") -> Finding:
+    """Results are not stored, fetched or deleted as they should be."""
     return Finding("FAIL", text, remedy)
 
 
 def skip(text: str) -> Finding:
+    """It could not be tried; ``text`` says why."""
     return Finding("SKIP", text)
 
 

@@ -20,6 +20,7 @@ _NOT_UNDERSTOOD = (400, 501)
 
 
 def write(case: Case) -> Finding:
+    """Whether an object with metadata, and tags where they are set, can be stored."""
     case.object, body = case.scratch.key("object"), os.urandom(1024)
     try:
         case.store.put(case.object, body, metadata={"state": "DOCTOR"}, content_type="application/octet-stream")
@@ -32,6 +33,7 @@ def write(case: Case) -> Finding:
 
 
 def read(case: Case) -> Finding:
+    """Whether the same bytes and metadata come back."""
     try:
         found = case.store.get(case.object)
     except StoreError as exc:
@@ -44,6 +46,7 @@ def read(case: Case) -> Finding:
 
 
 def read_range(case: Case) -> Finding:
+    """Whether a part of an object can be read, as of large results."""
     try:
         found = case.store.get(case.object, start=100, length=50)
     except StoreError as exc:
@@ -54,6 +57,7 @@ def read_range(case: Case) -> Finding:
 
 
 def listing(case: Case) -> Finding:
+    """Whether what was just stored is listed at once; what a killed examination left is found here."""
     try:
         entries = list(case.store.list(case.scratch.folder))
     except StoreError as exc:
@@ -124,6 +128,7 @@ def sealed(case: Case) -> Finding:
 
 
 def delete(case: Case) -> Finding:
+    """Whether an object that is deleted is gone at once."""
     key = case.scratch.key("delete")
     try:
         case.store.put(key, b"to be deleted")
@@ -134,6 +139,7 @@ def delete(case: Case) -> Finding:
 
 
 def delete_many(case: Case) -> Finding:
+    """Whether objects that one DeleteObjects deletes are gone at once."""
     keys = [case.scratch.key(f"delete-{number}") for number in (1, 2)]
     try:
         for key in keys:

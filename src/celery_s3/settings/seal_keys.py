@@ -8,10 +8,10 @@ import os
 import re
 from pathlib import Path
 
-from .kinds import Wrong, shown, text_of
+from .kinds import Kind, Wrong, shown, text_of
 from .model import Secret
 
-__all__ = ["KEY_BYTES", "Keys"]
+__all__ = ["KEY_BYTES", "SealKeys"]
 
 KEY_BYTES = 32
 
@@ -20,16 +20,13 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAKE = "make one with `openssl rand -base64 32`"
 
 
-class Keys:
+class SealKeys(Kind):
     """One key or several: as text, in a variable of the environment, in a file, or in AWS KMS.
 
     No message shows what may be a key, or a part of one.
     """
 
     says = f"`kms://…`, `env:NAME`, `file:/path` or {KEY_BYTES} bytes in base64; or a list of these"
-
-    def parse(self, text: str) -> object:
-        return text
 
     def check(self, value: object) -> object:
         given = value if isinstance(value, list | tuple) else [value]
