@@ -10,14 +10,17 @@ PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CELERY ?= 5.4.0
-JOBS ?= 2
+JOBS ?= 4
+DEMO := tests/acceptance/test_demo.py
 # what pytest runs, as: make test T='tests/unit -k keys'
-T ?= tests
+T ?= tests --ignore=$(DEMO)
+SHARED := -n $(JOBS) --dist worksteal
 # an older Celery, for the tests in which workers of two versions share a chord
 OLD := $(abspath $(VENV))/old
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+# errors alone: pip warns of every index that a machine has beside PyPI
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test check bench docs clean test-celery soak venv
+.PHONY: help demo test test-demo test-celery test-python check soak bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -27,9 +30,24 @@ help:  ## Print this list
 demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, and what they cost
 	@$(BIN)/python -m devtools.demo
 
-test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=4 for more at once)
+test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=8 for more at once)
 	@echo "== pytest, $(JOBS) at a time: $(T)"
-	@OTHER_CELERY=$(OLD) $(BIN)/python -m pytest -n $(JOBS) $(T)
+	@OTHER_CELERY=$(OLD) $(BIN)/python -m pytest $(SHARED) $(T)
+
+test-demo: $(VENV)/.with-test  ## Run the tests of the demo, which take whole runs of it
+	@echo "== pytest: $(DEMO)"
+	@$(BIN)/python -m pytest -n 2 $(DEMO)
+
+test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
+	@echo "== Celery $(CELERY)"
+	@$(MAKE) --no-print-directory VENV=.venv-$(CELERY) .venv-$(CELERY)/.with-celery-$(CELERY)
+	@.venv-$(CELERY)/bin/python -m pytest $(SHARED) tests/unit tests/integration
+
+test-python:  ## Run the unit and contract tests on another Python, as: make test-python PYTHON=python3.13
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	echo "== Python $$version: $(PYTHON)"; \
+	$(MAKE) --no-print-directory VENV=.venv-$$version .venv-$$version/.with-test; \
+	.venv-$$version/bin/python -m pytest $(SHARED) tests/unit tests/contract
 
 check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== ruff check"; $(BIN)/ruff check .
@@ -37,7 +55,7 @@ check: $(VENV)/.with-check  ## Lint, formatting, types
 	@echo "== mypy"; $(BIN)/mypy
 
 soak: $(VENV)/.with-test  ## Try to break it, for an hour or two: interleavings of chords, garbage for decoders, workers killed
-	@SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/unit/test_chord_model.py
+	@SOAK=1 $(BIN)/python -m pytest $(SHARED) tests/unit/test_chord_model.py
 	@$(BIN)/python tests/soak/fuzz.py --inputs $(or $(INPUTS),100000)
 	@$(BIN)/python tests/soak/chords.py --rounds $(or $(ROUNDS),20) --output benchmarks/runs/soak-chords.jsonl
 
@@ -49,17 +67,10 @@ docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up t
 	@$(BIN)/python -m devtools.reference.commands docs/commands.md
 
 clean:  ## Remove virtualenvs, caches and build products
-	@rm -rf .venv .venv-* .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
-
-test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
-	@echo "== Celery $(CELERY)"
-	@$(MAKE) --no-print-directory venv VENV=.venv-$(CELERY)
-	@.venv-$(CELERY)/bin/python -m pytest -n $(JOBS) tests/unit tests/integration
+	@rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	@find src devtools tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # the virtualenv of test-celery: the exact Celery beside our test extra
-venv: $(VENV)/.with-celery-$(CELERY)
-
 $(VENV)/.with-celery-$(CELERY): pyproject.toml | $(BIN)/python
 	@echo "== installing Celery $(CELERY) and celery-s3[test] into $(VENV)"
 	@$(PIP) -e '.[test]' 'celery==$(CELERY)'

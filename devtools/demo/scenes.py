@@ -12,7 +12,7 @@ from celery import chord, group
 from celery.result import AsyncResult
 from celery.signals import after_task_publish
 
-from . import tasks as tasks
+from . import tasks
 
 __all__ = ["GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
 

@@ -1,19 +1,29 @@
-"""The proxy's connections: a client's, and behind each one to the server."""
+"""The proxy's connections: a client's, and behind each one to the server; h11 speaks HTTP/1.1 on both."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from . import faults, http1
+import h11
+
+from . import faults
+from .operations import without_preconditions
 from .traffic import Traffic
 
 __all__ = ["Client", "Relay"]
 
+#: The most bytes that a head may have, and that are read of a body at once.
+_BUFFER = 2**18
+#: Into how many pieces a slow body is cut.
 _SLICES = 10
+
+_Take = Callable[[h11.Event], Awaitable[None]]
 
 
 @dataclass
@@ -29,292 +39,201 @@ class Relay:
     clients: set[Client] = field(default_factory=set)
 
 
-class Upstream(asyncio.Protocol):
-    """The server's end of a client's connection."""
+class Peer:
+    """Whoever is at the other end of a connection; ``role`` is ours."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, role: type[h11.CLIENT] | type[h11.SERVER], streams: tuple[Any, Any]) -> None:
+        self._http = h11.Connection(role, max_incomplete_event_size=_BUFFER)
+        self._reader: asyncio.StreamReader = streams[0]
+        self._writer: asyncio.StreamWriter = streams[1]
 
-    def data_received(self, data: bytes) -> None:
-        self._client.answered(data)
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._reader.at_eof()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._client.upstream_lost(self)
+    @property
+    def waits_for_100(self) -> bool:
+        """Whether the body of its request comes only after ``100 Continue``."""
+        return self._http.they_are_waiting_for_100_continue
 
-    def pause_writing(self) -> None:
-        self._client.transport.pause_reading()
+    async def receive(self) -> Any:
+        """The next event: a head, a part of a body, its end."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._reader.read(_BUFFER))
+        return event
 
-    def resume_writing(self) -> None:
-        self._client.transport.resume_reading()
+    async def send(self, event: h11.Event) -> None:
+        """Send an event of ours, no faster than the other side takes it."""
+        self._writer.write(self._http.send(event) or b"")
+        await self._writer.drain()
+
+    def renew(self) -> bool:
+        """Make ready for another request; False where one was broken off, or was to be the last."""
+        with suppress(h11.LocalProtocolError):
+            self._http.start_next_cycle()
+            return True
+        return False
+
+    def close(self) -> None:
+        """End the connection once everything is sent."""
+        self._writer.close()
+
+    def reset(self) -> None:
+        """End the connection with RST: whatever the other side waits for will not come."""
+        connection = self._writer.get_extra_info("socket")
+        if connection is not None and not self._writer.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
+    def abort(self) -> None:
+        """End the connection, with what is not sent."""
+        self._writer.transport.abort()
 
 
-class Client(asyncio.Protocol):
-    """One client's connection, with one to the server behind it; one request at a time."""
-
-    transport: asyncio.Transport
+class Client(asyncio.StreamReaderProtocol):
+    """One client's connection: one request at a time, in a task that ends with the connection."""
 
     def __init__(self, relay: Relay) -> None:
+        super().__init__(asyncio.StreamReader(_BUFFER), self._begin)
         self._relay = relay
-        self._loop = asyncio.get_running_loop()
-        self._incoming = b""
-        self._upstream: asyncio.Transport | None = None
-        self._protocol: Upstream | None = None
-        self._unsent: list[bytes] | None = None  # what waits for the connection to the server
-        self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
+        self._upstream: Peer | None = None
 
-    # -- the client's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+    def _begin(self, *streams: Any) -> None:
+        self._client = Peer(h11.SERVER, streams)
         self._relay.clients.add(self)
+        self._serving = asyncio.create_task(self._serve())
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def eof_received(self) -> bool:
+        """The connection ends with the client's side of it, and does not stay half open."""
+        super().eof_received()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._relay.clients.discard(self)
-        self._end_exchange()
-        if self._timer:
-            self._timer.cancel()
-        if self._upstream:
-            self._upstream.abort()
+        self._serving.cancel()
 
-    def pause_writing(self) -> None:
-        if self._upstream:
-            self._upstream.pause_reading()
+    def reset(self) -> None:
+        """Break the client's connection."""
+        self._client.reset()
 
-    def resume_writing(self) -> None:
-        if self._upstream:
-            self._upstream.resume_reading()
+    async def _serve(self) -> None:
+        try:
+            while isinstance(request := await self._client.receive(), h11.Request):
+                await self._exchange(request)
+                if not self._client.renew():
+                    break
+        except (OSError, h11.ProtocolError):  # of either side
+            self.reset()
+        finally:
+            self._client.close()
+            self._disconnect()
 
-    def data_received(self, data: bytes) -> None:
-        self._incoming = self._incoming + data if self._incoming else data
-        self._advance()
+    async def _exchange(self, request: h11.Request) -> None:
+        self._record = record = self._relay.traffic.begin(request)
+        fault = self._relay.faults.pick(record["method"], record["kind"], record["target"])
+        try:
+            if fault is None:
+                await self._ask(request, self._deliver)
+            else:
+                record["fault"] = fault.how
+                await self._misbehave(fault, await self._hidden_answer(fault, request))
+        finally:
+            self._relay.traffic.end(record)
 
-    def _advance(self) -> None:
-        """Take from what came in: a head, then its body; what follows waits until the answer is out."""
-        if not self._busy and not self._begin():
-            return
-        if self._request.done or not self._incoming:
-            return
-        taken = self._request.feed(self._incoming)
-        body, self._incoming = self._incoming[:taken], self._incoming[taken:]
-        self._record["sent"] += taken
-        self._forward(body)
-        if self._request.done:
-            self._asked()
+    async def _take_body(self, take: _Take) -> None:
+        event = None
+        while not isinstance(event, h11.EndOfMessage):
+            event = await self._client.receive()
+            if isinstance(event, h11.Data):
+                self._record["sent"] += len(event.data)
+            await take(event)
 
-    def _begin(self) -> bool:
-        end = self._incoming.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        head = http1.Head(self._incoming[: end + 4])
-        self._incoming = self._incoming[end + 4 :]
-        self._open_exchange(head)
-        raw = head.raw
-        if self._relay.strip_preconditions:
-            raw = http1.without_preconditions(head, self._relay.secret_key)
-        self._forward(raw)
-        if self._withheld and head.headers.get("expect", "").lower() == "100-continue":
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._request.done:
-            self._asked()
-        return True
-
-    def _open_exchange(self, head: http1.Head) -> None:
-        method, target = head.first[:2]
-        kind = http1.operation(method, target, head.headers)
-        self._busy = True
-        self._method, self._target = method, target
-        self._request = http1.request_body(head)
-        self._record = self._relay.traffic.begin(head, kind)
-        self._fault = self._relay.faults.pick(method, kind, target)
-        self._record["fault"] = self._fault.how if self._fault else ""
-        self._withheld = self._fault is not None and not self._fault.carried_out
-        self._closing = head.closes
-        self._answer = b""  # of the answer: its head until it is whole; all of it where a fault needs it
-        self._response: http1.Body | None = None
-        self._held: list[bytes] | None = None
-        self._complete = False
-
-    def _asked(self) -> None:
-        """The whole request is here; what no server may see is answered now."""
-        if self._withheld:
-            self._misbehave()
+    async def _deliver(self, event: h11.Event) -> None:
+        """Send a part of the answer to the client, the first one late."""
+        if isinstance(event, h11.Response):
+            if self._relay.delay:  # the loop rounds its waits up to whole milliseconds
+                await asyncio.sleep(max(0.0, self._relay.delay - 0.0007))
+            self._record["status"] = event.status_code
+        await self._client.send(event)
 
     # -- the server's side
 
-    def _forward(self, data: bytes) -> None:
-        if self._withheld or not data:
-            return
-        if self._unsent is not None:
-            self._unsent.append(data)
-        elif self._upstream:
-            self._upstream.write(data)
-        else:
-            self._unsent = [data]
-            self.transport.pause_reading()
-            self._task = self._loop.create_task(self._connect())
-
-    async def _connect(self) -> None:
+    async def _ask(self, request: h11.Request, take: _Take) -> None:
+        """Send the request on, and take the answer as it comes, be it before the request's end."""
+        upstream = await self._connected()
+        if self._relay.strip_preconditions:
+            request = without_preconditions(request, self._relay.secret_key)
+        await upstream.send(request)
+        upload = asyncio.create_task(self._upload(upstream))
         try:
-            transport, protocol = await self._loop.create_connection(lambda: Upstream(self), *self._relay.upstream)
-        except OSError:
-            self.reset()
-            return
-        if self.transport.is_closing():
-            transport.abort()
-            return
-        self._upstream, self._protocol = transport, protocol
-        transport.writelines(self._unsent or [])
-        self._unsent = None
-        self.transport.resume_reading()
+            await self._take_answer(upstream, take)
+        finally:
+            upload.cancel()
+        if not upstream.renew():
+            self._disconnect()
 
-    def upstream_lost(self, protocol: Upstream) -> None:
-        if protocol is not self._protocol:
-            return
-        self._upstream = self._protocol = None
-        if not self._busy or self._complete:
-            return
-        if self._response is not None and self._fault is None:
-            self._closing = True
-            self._completed()  # a body without a length ends with the connection; a shorter one is the client's to see
-        else:
-            self.reset()
+    async def _upload(self, upstream: Peer) -> None:
+        with suppress(OSError, h11.ProtocolError):  # who waits for the answer learns of it
+            await self._take_body(upstream.send)
 
-    def answered(self, data: bytes) -> None:
-        while data and self._busy and self._response is None:
-            self._answer += data
-            data = self._read_head()
-        if data and self._busy:
-            self._read_body(data)
+    async def _take_answer(self, upstream: Peer, take: _Take) -> None:
+        event = None
+        while not isinstance(event, h11.EndOfMessage):
+            event = await upstream.receive()
+            if isinstance(event, h11.InformationalResponse):
+                await self._client.send(event)
+                continue
+            if isinstance(event, h11.Data):
+                self._record["received"] += len(event.data)
+            await take(event)
 
-    def _read_head(self) -> bytes:
-        """Read the answer's head; return what follows it, nothing while it is not whole."""
-        end = self._answer.find(b"\r\n\r\n")
-        if end < 0:
-            return b""
-        head, rest = http1.Head(self._answer[: end + 4]), self._answer[end + 4 :]
-        if head.status < 200:
-            self.transport.write(head.raw)
-            self._answer = b""
-            return rest
-        self._record["status"] = head.status
-        self._response = http1.response_body(head, self._method)
-        self._closing = self._closing or head.closes
-        self._answer = head.raw
-        self._head_size = len(head.raw)
-        if self._relay.delay and self._fault is None:
-            self._hold()
-        if self._fault is None:
-            self._send(head.raw)
-        if self._response.done:
-            self._completed()
-            return b""
-        return rest
+    async def _connected(self) -> Peer:
+        if self._upstream is None or self._upstream.ended:
+            self._disconnect()
+            self._upstream = Peer(h11.CLIENT, await asyncio.open_connection(*self._relay.upstream, limit=_BUFFER))
+        return self._upstream
 
-    def _read_body(self, data: bytes) -> None:
-        assert self._response is not None
-        taken = self._response.feed(data)
-        self._record["received"] += taken
-        if self._fault is None:
-            self._send(data[:taken])
-        else:
-            self._answer += data[:taken]
-        if self._response.done:
-            self._completed()
-
-    def _completed(self) -> None:
-        self._complete = True
-        if self._fault is not None:
-            self._misbehave()
-        elif self._held is None:
-            self._finish()
-
-    # -- the answer on its way to the client
-
-    def _hold(self) -> None:
-        self._held = []
-        # The loop rounds its waits up to whole milliseconds.
-        self._timer = self._loop.call_later(max(0.0, self._relay.delay - 0.0007), self._release)
-
-    def _send(self, data: bytes) -> None:
-        if self._held is None:
-            self.transport.write(data)
-            return
-        self._held.append(data)
-        if self._upstream and len(self._held) == 16:  # a big body: no need to keep all of it
-            self._upstream.pause_reading()
-
-    def _release(self) -> None:
-        held, self._held = self._held or [], None
-        self.transport.writelines(held)
-        if self._complete:
-            self._finish()
-        elif self._upstream:
-            self._upstream.resume_reading()
-
-    def _finish(self) -> None:
-        self._end_exchange()
-        if self._closing or not self._request.done:
-            self.transport.close()
-        elif self._incoming:
-            self._advance()
-
-    def _end_exchange(self) -> None:
-        if self._busy:
-            self._busy = False
-            self._relay.traffic.end(self._record)
+    def _disconnect(self) -> None:
+        if self._upstream:
+            self._upstream.abort()
+            self._upstream = None
 
     # -- faults
 
-    def _misbehave(self) -> None:
-        assert self._fault is not None
-        act = self._faulty_answers().get(self._fault.name, self._answer_instead)
-        act()
+    async def _hidden_answer(self, fault: faults.Fault, request: h11.Request) -> Sequence[h11.Event]:
+        """The server's answer, which the client does not get as it is; none where the request is withheld."""
+        answer: list[h11.Event] = []
 
-    def _faulty_answers(self) -> dict[str, Callable[[], None]]:
-        return {"reset": self.reset, "hang": self._hang, "slow_body": self._trickle, "truncate": self._truncate}
+        async def keep(event: h11.Event) -> None:
+            answer.append(event)
 
-    def _answer_instead(self) -> None:
-        assert self._fault is not None
-        self._record["status"] = faults.ANSWERS[self._fault.name][0]
-        self._answer = faults.answer(self._fault.name, self._method, self._target)
-        self._complete = True
-        if self._relay.delay:
-            self._hold()
-        self._send(self._answer)
-        if self._held is None:
-            self._finish()
-
-    def _hang(self) -> None:
-        assert self._fault is not None
-        self._record["status"] = 0
-        self._timer = self._loop.call_later(self._fault.seconds, self.reset)
-
-    def _truncate(self) -> None:
-        body = self._answer[self._head_size :]
-        self.transport.write(self._answer[: self._head_size] + body[: len(body) // 2])
-        self.transport.close()
-
-    def _trickle(self) -> None:
-        head, body = self._answer[: self._head_size], self._answer[self._head_size :]
-        step = max(1, -(-len(body) // _SLICES))
-        self._slices = [head, *(body[start : start + step] for start in range(0, len(body), step))]
-        self._next_slice()
-
-    def _next_slice(self) -> None:
-        assert self._fault is not None
-        self.transport.write(self._slices.pop(0))
-        if self._slices:
-            self._timer = self._loop.call_later(self._fault.seconds / _SLICES, self._next_slice)
+        if fault.carried_out:
+            await self._ask(request, keep)
         else:
-            self._finish()
+            if self._client.waits_for_100:
+                await self._client.send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+            await self._take_body(keep)
+        return answer
 
-    def reset(self) -> None:
-        """End the client's connection with RST: whatever it waits for will not come."""
-        if self._busy:
-            self._record["status"] = 0
-        connection = self.transport.get_extra_info("socket")
-        if connection is not None and not self.transport.is_closing():
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
+    async def _misbehave(self, fault: faults.Fault, answer: Sequence[h11.Event]) -> None:
+        match fault.name:
+            case "reset":
+                self.reset()
+            case "hang":
+                await asyncio.sleep(fault.seconds)
+                self.reset()
+            case "truncate":
+                for event in faults.cut(answer, 2)[:2]:
+                    await self._deliver(event)
+            case "slow_body":
+                head, *slices, end = faults.cut(answer, _SLICES)
+                await self._deliver(head)
+                for event in slices:
+                    await asyncio.sleep(fault.seconds / _SLICES)
+                    await self._deliver(event)
+                await self._deliver(end)
+            case name:
+                for event in faults.answer(name, self._record["method"], self._record["target"]):
+                    await self._deliver(event)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.sax.saxutils import escape
 
-__all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "answer"]
+import h11
+
+__all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "answer", "cut"]
 
 #: Answers given in the server's place: status, S3 error code (none: without a body), extra headers.
 ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
@@ -99,17 +103,23 @@ class Faults:
         return None
 
 
-def answer(name: str, method: str, resource: str) -> bytes:
-    """A whole response of that name, as S3 words it."""
-    status, code, headers = ANSWERS[name]
+def answer(name: str, method: str, resource: str) -> list[h11.Event]:
+    """The whole response of that name, as S3 words it."""
+    status, code, extra = ANSWERS[name]
     body = b""
     if code and method != "HEAD":
         body = (
             f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>injected: {name}</Message>'
             f"<Resource>{escape(resource)}</Resource><RequestId>0</RequestId></Error>"
         ).encode()
-    lines = [f"HTTP/1.1 {status} {code or 'Injected'}", f"Content-Length: {len(body)}"]
-    lines += [f"{header}: {value}" for header, value in headers.items()]
-    if body:
-        lines.append("Content-Type: application/xml")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    headers = {"Content-Length": str(len(body)), **extra, **({"Content-Type": "application/xml"} if body else {})}
+    head = h11.Response(status_code=status, reason=code or "Injected", headers=list(headers.items()))
+    return [head, h11.Data(data=body), h11.EndOfMessage()]
+
+
+def cut(answer: Sequence[Any], pieces: int) -> list[Any]:
+    """The same answer with its body in at most so many pieces of one size: its head, the pieces, its end."""
+    head, *parts, end = answer
+    body = b"".join(part.data for part in parts)
+    size = max(1, -(-len(body) // pieces))
+    return [head, *(h11.Data(data=body[start : start + size]) for start in range(0, len(body), size)), end]

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .http1 import Head
+import h11
+
+from .operations import headers_of, operation
 
 __all__ = ["Traffic"]
 
@@ -28,14 +30,15 @@ class Traffic:
         self.peak = 0
         self._under_way: set[int] = set()
 
-    def begin(self, head: Head, kind: str) -> dict[str, Any]:
+    def begin(self, request: h11.Request) -> dict[str, Any]:
         """Count a request; its record is filled in as the answer comes."""
-        method, target = head.first[:2]
+        method, target, headers = request.method.decode(), request.target.decode("latin-1"), headers_of(request)
+        kind = operation(method, target, headers)
         record = {
             "method": method,
             "target": target,
             "kind": kind,
-            "headers": _kept(head.headers),
+            "headers": _kept(headers),
             "status": 0,
             "fault": "",
             "sent": 0,

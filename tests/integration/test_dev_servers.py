@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from celery_s3.dev import sqs as sqs_module
 from celery_s3.dev.process import ServerNotStarted, free_ports
 from celery_s3.dev.seaweed import SeaweedFS, find_weed
 from celery_s3.dev.sqs import SQSServer
+from devtools import ROOT
 
 TASKS = """
 import json, os, pathlib
@@ -241,6 +243,17 @@ class TestProxy:
             client.get_object(Bucket=proxy.bucket, Key=prefix + "k")
         assert caught.value.response["Error"]["Code"] == "SlowDown"
         client.close()
+
+
+def test_the_tests_of_docs_testing(tmp_path):
+    """What docs/testing.md has users paste runs, as it stands there."""
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 def alive(pid: int) -> bool:

@@ -175,7 +175,7 @@ def test_arrays(array):
 
 SCALARS = [np.float64(0.1), np.float32("nan"), np.int8(-1), np.uint64(2**64 - 1), np.bool_(True), np.complex128(1j)]
 SCALARS += [np.str_("é"), np.str_(""), np.bytes_(b"\xff"), np.bytes_(b""), np.datetime64("2024-01-01T00:00", "m")]
-SCALARS += [np.datetime64("NaT"), np.timedelta64(5, "D"), np.float16(1.5), np.longdouble(1) / 3]
+SCALARS += [np.datetime64("NaT", "s"), np.timedelta64(5, "D"), np.float16(1.5), np.longdouble(1) / 3]
 
 
 @pytest.mark.parametrize("scalar", SCALARS, ids=lambda scalar: type(scalar).__name__)
