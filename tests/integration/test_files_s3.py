@@ -242,7 +242,7 @@ print(peak() - before)
 # -- links
 
 
-def test_url(counted, stored, path, spends):
+def test_url(counted, stored, path, proxy, spends):
     """A link gives the very bytes, with type and name, to anybody; making one is no request."""
     file = stored(counted(), S3File(path, name='q"üx.pdf')).get()
     with spends():
@@ -386,15 +386,15 @@ def test_forget_of_what_was_changed(counted, stored, path):
 
 
 @pytest.fixture
-def command(proxy):
-    """``command(app, "forget", "--yes")``: the command in this process, and the requests that passed the proxy."""
+def command(server):
+    """``command(app, "forget", "--yes")``: the command in this process, and the requests that it made."""
 
     def run(app, *arguments):
-        proxy.reset()
+        server.reset()
         obj = CLIContext(app=app, no_color=True, workdir=None)
         done = CliRunner().invoke(s3, arguments, obj=obj, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        return done.stdout, dict(proxy.counts())
+        return done.stdout, dict(server.counts())
 
     return run
 
@@ -469,7 +469,7 @@ def test_command_does_not_list_files(counted, stored, command, path):
 # -- expiring
 
 
-def test_sweep(counted, run, report, command, monkeypatch):
+def test_sweep(counted, run, report, command, proxy, monkeypatch):
     """A sweep deletes files a day after their own term or the results'; what else stands there stays."""
     app = counted()
     task = report(app)
@@ -600,7 +600,7 @@ def test_without_the_keys(counted, stored, path):
             read_back(S3File.of(pointer))
 
 
-def test_no_secret(counted, stored, path, seaweed):
+def test_no_secret(counted, stored, path, server):
     """Neither repr nor pointer nor error tells a secret."""
     app = counted(s3_backend_settings=SEAL)
     file = stored(app, S3File(path)).get()
@@ -611,7 +611,7 @@ def test_no_secret(counted, stored, path, seaweed):
     with pytest.raises(FileNotRead) as caught:
         read_back(file)
     told += str(caught.value) + repr(caught.value)
-    for secret in (seaweed.secret_key, *SEAL["seal_keys"]):
+    for secret in (server.secret_key, *SEAL["seal_keys"]):
         assert secret not in told
 
 
