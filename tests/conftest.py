@@ -255,9 +255,18 @@ def make_app(prefix: str, broker_conf: Callable[[str], dict[str, Any]]) -> Itera
             # else every app that another test makes later gets the tasks of this one as well
             app.task = partial(app.task, shared=False)
             stack.callback(app.close)
+            app._get_backend = partial(_closed_at_the_end, app._get_backend, stack)
             return app
 
         yield make
+
+
+def _closed_at_the_end(get_backend: Callable[[], Any], stack: ExitStack) -> Any:
+    """A backend, whose threads and connections end with the test: they would ask for more during the next one."""
+    backend = get_backend()
+    if hasattr(backend, "close"):
+        stack.callback(backend.close)
+    return backend
 
 
 # -- a real worker

@@ -1,4 +1,4 @@
-"""`celery s3 ls`, `show`, `forget`, `wait` and `url` as a user runs them, in a bucket in memory, on real servers where it matters."""
+"""`celery s3 ls`, `show`, `forget`, `wait` and `url` as a user runs them: in memory, on a real server where it matters."""
 
 from __future__ import annotations
 
@@ -678,9 +678,9 @@ def test_forget_on_a_terminal(proj, proxy):
     assert not proj.exists("two")
 
 
-def test_on_another_server(moto_s3, make_app, tmp_path, stored):
-    """The same on a second implementation of S3, with ids that need escapes in a URL."""
-    app = make_app(moto_s3)
+def test_odd_ids(seaweed, make_app, stored):
+    """Ids that need escapes in a URL are listed, linked to and forgotten as any other."""
+    app = make_app(seaweed)
     obj = CLIContext(app=app, no_color=True, workdir=None)
     for id in ("a b/ü", "a\\b%2F", "c"):
         stored(app, id, id=id)
