@@ -1,4 +1,4 @@
-"""`celery s3 ls`, `show`, `forget`, `wait` and `url` as a user runs them: in memory, on a real server where it matters."""
+"""`celery s3 ls`, `show`, `forget`, `wait` and `url`: in memory, and on a real server where that matters."""
 
 from __future__ import annotations
 
