@@ -63,14 +63,13 @@ hypothesis.settings.load_profile("celery-s3")
 CONF_VARIABLE = "CELERY_S3_TEST_CONF"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real workers, kills and clocks on a machine that others share: what fails is tried once more.
-
-    A fault of ours fails twice, a machine that stood still does not; the report names every rerun.
-    """
-    for item in items:
-        if "acceptance" in item.path.parts or "worker" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.flaky(reruns=1))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store",
+        choices=("memory", "seaweed"),
+        default="memory",
+        help="where the tests that count requests store: in memory (default), or on SeaweedFS behind a proxy",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -256,10 +255,18 @@ def make_app(prefix: str, broker_conf: Callable[[str], dict[str, Any]]) -> Itera
             # else every app that another test makes later gets the tasks of this one as well
             app.task = partial(app.task, shared=False)
             stack.callback(app.close)
-            stack.callback(lambda: getattr(app._backend, "close", int)())
+            app._get_backend = partial(_closed_at_the_end, app._get_backend, stack)
             return app
 
         yield make
+
+
+def _closed_at_the_end(get_backend: Callable[[], Any], stack: ExitStack) -> Any:
+    """A backend, whose threads and connections end with the test: they would ask for more during the next one."""
+    backend = get_backend()
+    if hasattr(backend, "close"):
+        stack.callback(backend.close)
+    return backend
 
 
 # -- a real worker

@@ -76,6 +76,8 @@ class Side:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if hasattr(self.app.backend, "close"):
+            self.app.backend.close()
         self.app.close()
 
 
@@ -470,13 +472,6 @@ def test_formats(side_on, seaweed, redis_url, conf):
     assert isinstance(failed, ChordError)
 
 
-def test_thousand_members(ours):
-    """1,025 members are three levels; the body gets all values in order, and once."""
-    result = chord([ours.tasks.add.si(n, 0) for n in range(1025)], ours.tasks.echo.s()).apply_async()
-    assert result.get(timeout=60) == list(range(1025))
-    assert ours.received(result) == 1
-
-
 # -- once
 
 
@@ -514,7 +509,7 @@ def test_every_header_task_is_delivered_twice(side_on, seaweed, redis_url, tmp_p
     conf = {"task_acks_late": True, "worker_deduplicate_successful_tasks": deduplicate}
     side = side_on(seaweed, broker_url=redis_url, **conf)
     t, expected = side.tasks, {}
-    for seed, size in enumerate([1, 2, 3, 10, 32, 33, 40]):
+    for seed, size in enumerate([1, 2, 3, 32, 33]):
         path = tmp_path / f"notes-{seed}"
         body = t.note_value.s(str(path))
         body.link_error(t.note_error.s(str(path)))
@@ -580,19 +575,20 @@ def test_requests_of_64_members(side_on, seaweed, redis_url, task, each):
     assert counts["DeleteObjects"] <= 2
 
 
-def test_waiting_for_a_large_chord(side_on, seaweed, redis_url):
-    """``get()`` on the body of a chord of 1,000 makes at most 40 requests more than on a lone task of that length."""
-    side = side_on(seaweed, broker_url=redis_url)
+def test_thousand_members(ours, seaweed):
+    """1,025 members are three levels; the body gets all values in order, and once.
+
+    ``get()`` on it makes at most 40 requests more than on a lone task of that length.
+    """
     with Proxy(seaweed) as proxy:
-        settings = side.conf["s3_backend_settings"] | {"endpoint_url": proxy.endpoint_url}
-        client = Side(side.folder, {**side.conf, "s3_backend_settings": settings})
-        began = time.monotonic()
-        result = chord([client.tasks.add.si(n) for n in range(1000)], client.tasks.count.s()).apply_async()
+        settings = ours.conf["s3_backend_settings"] | {"endpoint_url": proxy.endpoint_url}
+        client = Side(ours.folder, {**ours.conf, "s3_backend_settings": settings})
+        result = chord([client.tasks.add.si(n, 0) for n in range(1025)], client.tasks.echo.s()).apply_async()
         proxy.reset()
         sent = time.monotonic()
-        assert result.get(timeout=60) == 1000
+        assert result.get(timeout=60) == list(range(1025))
         length, mine = time.monotonic() - sent, sum(proxy.counts().values())
-        assert time.monotonic() - began < 60
+        assert ours.received(result) == 1
         lone = client.tasks.nap.delay("rested", length)
         proxy.reset()
         assert lone.get(timeout=60) == "rested"
@@ -657,7 +653,7 @@ def test_a_producer_that_may_not_write(side_on, seaweed, redis_url):
 def test_workers_killed_at_random(seaweed, redis_url, tmp_path):
     """Every body is sent, and twice only where its first sender died before it noted that (a round of the soak)."""
     chaos = _soak()
-    report = chaos.Round(seaweed, redis_url, tmp_path, seed=random.randrange(10**6)).run(12, (5, 40))
+    report = chaos.Round(seaweed, redis_url, tmp_path, seed=random.randrange(10**6)).run(6, (5, 20))
     assert report.problems == [], "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
     assert report.kills + report.kills_of_children
 
@@ -685,9 +681,9 @@ def test_two_versions_of_celery_in_one_chord(side_on, seaweed, redis_url):
         "body_is_a_chord",
         "inner_chord_fails",
     ]
-    sent = {name: CASES[name](t).apply_async() for name in names * 3}
-    sent |= {str(n): chord([t.nap.si(n, 0.01) for _ in range(40)], t.echo.s()).apply_async() for n in range(5)}
-    assert all(len(sent[str(n)].get(timeout=SOON)) == 40 for n in range(5))
+    sent = {name: CASES[name](t).apply_async() for name in names}
+    sent |= {str(n): chord([t.nap.si(n, 0.01) for _ in range(40)], t.echo.s()).apply_async() for n in range(3)}
+    assert all(len(sent[str(n)].get(timeout=SOON)) == 40 for n in range(3))
     assert outcome(sent["list_of_65"]) == [n + 1 for n in range(65)]
     assert outcome(sent["generator_of_groups"]) == [[1, 2], [2, 3], [3, 4]]
     assert outcome(sent["nested_chord"]) == [5, 8]

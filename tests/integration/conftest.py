@@ -13,15 +13,68 @@ from celery.app.task import Context
 from celery.app.trace import build_tracer
 from kombu.utils.uuid import uuid
 
+from celery_s3.store.memory import MemoryStore
 from devtools.proxy import Proxy
+
+#: The S3 operations by the verbs of the store in memory, where they differ.
+OPERATIONS = {
+    "DELETE_OBJECTS": "DeleteObjects",
+    "CREATE": "CreateMultipartUpload",
+    "PART": "UploadPart",
+    "COMPLETE": "CompleteMultipartUpload",
+    "ABORT": "AbortMultipartUpload",
+}
+
+
+class Memory:
+    """A bucket in memory where an app expects a server, with the part of :class:`Proxy` that counts requests."""
+
+    bucket, region = "memory", "us-east-1"
+    access_key, secret_key = "some-access-key", "some-secret-key"
+    endpoint_url = "http://memory.invalid"
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "bucket": self.bucket,
+            "aws_region": self.region,
+            "endpoint_url": self.endpoint_url,
+            "aws_access_key_id": self.access_key,
+            "aws_secret_access_key": self.secret_key,
+        }
+
+    def counts(self) -> Counter[str]:
+        """Requests since the last :meth:`reset`, by S3 operation."""
+        return Counter(OPERATIONS.get(verb, verb) for verb, *_ in self.store.requests)
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.store.requests.clear()
 
 
 @pytest.fixture
-def counted(proxy: Proxy, make_app: Callable[..., Celery]) -> Callable[..., Celery]:
-    """``counted(**conf)``: an app behind ``proxy`` that has asked what the server can do, so that it need not later."""
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Memory | Proxy:
+    """What counts requests: a bucket in memory, or a real server behind a proxy.
+
+    The real one serves ``--store=seaweed``, and tests that ask for ``proxy`` too: they need its faults, bytes on the
+    wire, or requests that do not go through a store (links, stale uploads, other processes).
+    """
+    if request.config.getoption("store") == "seaweed" or "proxy" in request.fixturenames:
+        proxy: Proxy = request.getfixturevalue("proxy")
+        return proxy
+    memory = Memory()
+    monkeypatch.setattr("celery_s3.bucket.Routing", lambda settings: memory.store)
+    return memory
+
+
+@pytest.fixture
+def counted(server: Memory | Proxy, make_app: Callable[..., Celery]) -> Callable[..., Celery]:
+    """``counted(**conf)``: an app on ``server`` that has asked what the server can do, so that it need not later."""
 
     def make(**conf: Any) -> Celery:
-        app = make_app(proxy, **conf)
+        app = make_app(server, **conf)
         app.backend.results.conditional.supported()
         return app
 
@@ -29,14 +82,14 @@ def counted(proxy: Proxy, make_app: Callable[..., Celery]) -> Callable[..., Cele
 
 
 @pytest.fixture
-def spends(proxy: Proxy) -> Callable[..., AbstractContextManager[None]]:
-    """``with spends(PUT=1, GET=1):`` these requests pass the proxy meanwhile, and no others."""
+def spends(server: Memory | Proxy) -> Callable[..., AbstractContextManager[None]]:
+    """``with spends(PUT=1, GET=1):`` these requests reach ``server`` meanwhile, and no others."""
 
     @contextmanager
     def exactly(**expected: int) -> Iterator[None]:
-        proxy.reset()
+        server.reset()
         yield
-        assert proxy.counts() == Counter(expected)
+        assert server.counts() == Counter(expected)
 
     return exactly
 

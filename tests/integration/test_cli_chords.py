@@ -1,4 +1,4 @@
-"""``celery -A … s3 chords`` and ``s3 dev`` as a user runs them: real commands, SeaweedFS, and a broker of files."""
+"""``celery -A … s3 chords`` and ``s3 dev`` with SeaweedFS and a broker of files, in this process where that will do."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from dataclasses import replace
 import pytest
 from celery import Celery, chain, chord, states
 from celery.app.task import Context
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
 
 from celery_s3.chords import Ticket
+from celery_s3.cli import s3
 from celery_s3.cli.chords import _Found, _print
 from celery_s3.dev.process import free_ports
 
-MODULE = """
+LEASE = 0.2  # seconds; Last-Modified has whole ones
+MODULE = f"""
 import json, os
 from celery import Celery
-from celery_s3.chords import claim
-
-claim.SHORTEST_LEASE = 0.3
 app = Celery("proj")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
-
-app.conf.task_routes = {"proj.total": {"queue": "special"}}
-
-@app.task(name="proj.total")
-def total(numbers):
-    return sum(numbers)
+app.backend.chords.lease = {LEASE}
 """
-
-#: With the module's setting, a lease of 0.6 seconds.
 CONF = {
-    "result_chord_join_timeout": 0.1,
     "broker_connection_timeout": 0.1,
-    "task_publish_retry_policy": {"interval_max": 0.1},
+    "task_publish_retry": False,
+    "task_routes": {"proj.total": {"queue": "special"}},
 }
-CONF |= {"task_publish_retry": False}
 
 
 class Proj:
     """An app, chords in every state, and the command."""
 
-    def __init__(self, app, folder):
-        self.app = app
-        self.backend = app.backend
-        self.folder = folder
-        (folder / "proj.py").write_text(MODULE)
-        self.env = {**os.environ, "CELERY_S3_TEST_CONF": json.dumps(app.test_conf), "COLUMNS": "80"}
+    def __init__(self, make_app, seaweed):
+        self.make_app, self.server = make_app, seaweed
+        self.app = self.another()
+        self.backend = self.app.backend
+
+        @self.app.task(name="proj.total")
+        def total(numbers):
+            return sum(numbers)
+
+    def another(self, **conf):
+        """An app that sees the same chords."""
+        app = self.make_app(self.server, broker="filesystem", **CONF | conf)
+        app.backend.chords.lease = LEASE
+        return app
 
     def apply(self, size, delivered=0, body=None):
         """A chord of which so many members have written their part and died; its group id."""
@@ -86,32 +87,35 @@ class Proj:
             found.declare()
             return list(iter(lambda: found.get(no_ack=True), None))
 
-    def celery(self, *arguments, env=None, app="proj"):
-        command = [sys.executable, "-W", "error", "-m", "celery", "-A", app, "s3", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=self.folder, env=self.env | (env or {}), timeout=60
-        )
+    def celery(self, *arguments, app=None):
+        """The command in this process."""
+        obj = CLIContext(app=app or self.app, no_color=True, workdir=None)
+        done = CliRunner(env={"COLUMNS": "80"}).invoke(s3, arguments, obj=obj)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
 
     def json(self, *arguments):
         done = self.celery("chords", "--json", *arguments)
-        assert not done.stderr or done.returncode, done.stderr
+        assert not done.stderr or done.exit_code, done.stderr
         assert done.stdout, done.stderr
-        return done.returncode, json.loads(done.stdout)
+        return done.exit_code, json.loads(done.stdout)
 
 
 @pytest.fixture
-def proj(seaweed, make_app, tmp_path):
-    return Proj(make_app(seaweed, broker="filesystem", **CONF), tmp_path)
+def proj(seaweed, make_app):
+    return Proj(make_app, seaweed)
 
 
 def wait_for_the_lease():
-    time.sleep(1.2)
+    # Last-Modified names the second in which an object was written, not when in it
+    time.sleep(1.05 + LEASE)
 
 
 def test_nothing_in_flight(proj):
     """Without chords the command says so, and all is well."""
     done = proj.celery("chords")
-    assert (done.returncode, done.stdout) == (0, "0 in flight, 0 stuck.\n"), done.stderr
+    assert (done.exit_code, done.stdout) == (0, "0 in flight, 0 stuck.\n"), done.stderr
     assert proj.json() == (0, [])
 
 
@@ -126,7 +130,7 @@ def test_the_list(proj):
     assert rows == {running: ["1/3", "running", "proj.total"], complete: ["2/2", "stuck", "chain(a, b)"]}
     assert f"{complete} is stuck: all parts are there, and nobody went on." in lines
     assert "2 in flight, 1 stuck." in lines
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.exit_code, done.stderr) == (1, "")
     assert "secret" not in done.stdout
 
 
@@ -156,7 +160,7 @@ def test_repair(proj):
     stuck, running = proj.apply(2, 2), proj.apply(2, 1)
     wait_for_the_lease()
     done = proj.celery("chords", "--repair", "--dry-run")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "--repair would mend 1.")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "--repair would mend 1.")
     assert proj.messages("special") == []
 
     code, records = proj.json("--repair")
@@ -168,7 +172,7 @@ def test_repair(proj):
     (message,) = proj.messages("special")
     assert (message.headers["task"], message.payload[0]) == ("proj.total", [[0, 1]])
     done = proj.celery("chords", "--repair")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 in flight, 0 stuck.")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 in flight, 0 stuck.")
     assert proj.messages("special") == []
 
 
@@ -183,7 +187,7 @@ def test_chosen_chords(proj):
     code, (record,) = proj.json(second)
     assert (code, record["state"]) == (1, "stuck")
     done = proj.celery("chords", "nobody")
-    assert (done.returncode, done.stderr) == (1, "There is no chord nobody.\n")
+    assert (done.exit_code, done.stderr) == (1, "There is no chord nobody.\n")
 
 
 def test_all(proj):
@@ -202,9 +206,9 @@ def test_without_a_broker(proj):
     """Where the broker does not answer, the chord stays as it is, the reason is told, and the exit code is 1."""
     group_id = proj.apply(1, 1)
     wait_for_the_lease()
-    conf = proj.app.test_conf | {"broker_url": "redis://:hush@127.0.0.1:1/0"}
-    done = proj.celery("chords", "--repair", env={"CELERY_S3_TEST_CONF": json.dumps(conf)})
-    assert done.returncode == 1
+    away = proj.another(broker_url="redis://:hush@127.0.0.1:1/0", broker_transport_options={})
+    done = proj.celery("chords", "--repair", app=away)
+    assert done.exit_code == 1
     assert f"Chord {group_id} could not be mended" in done.stderr
     assert "hush" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -214,9 +218,8 @@ def test_without_a_broker(proj):
 def test_errors_are_one_line(proj, seaweed):
     """A bucket that does not exist, wrong keys: one line with the remedy, no secret, exit code 1."""
     for change in ({"bucket": "no-such-bucket"}, {"aws_secret_access_key": "hush-hush"}):
-        conf = proj.app.test_conf | {"s3_backend_settings": proj.app.test_conf["s3_backend_settings"] | change}
-        done = proj.celery("chords", env={"CELERY_S3_TEST_CONF": json.dumps(conf)})
-        assert done.returncode == 1
+        done = proj.celery("chords", app=proj.another(s3_backend_settings=change))
+        assert done.exit_code == 1
         assert done.stderr.startswith("Error: list s3://")
         assert len(done.stderr.splitlines()) == 1
         assert "hush" not in done.stderr + done.stdout
@@ -230,12 +233,17 @@ def test_no_module():
     assert "not celery-s3's" in done.stderr
 
 
-def on_a_terminal(proj, *arguments, columns):
-    """What the command prints on a terminal of so many columns."""
+def on_a_terminal(proj, folder, *arguments, columns):
+    """What the command prints on a terminal of so many columns, in a process of its own."""
+    (folder / "proj.py").write_text(MODULE)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "celery", "-A", "proj", "s3", *arguments]
-    env = proj.env | {"COLUMNS": str(columns), "TERM": "xterm"}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=proj.folder, env=env)
+    env = os.environ | {
+        "CELERY_S3_TEST_CONF": json.dumps(proj.app.test_conf),
+        "COLUMNS": str(columns),
+        "TERM": "xterm",
+    }
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=env)
     os.close(theirs)
     told = b""
     try:
@@ -248,17 +256,17 @@ def on_a_terminal(proj, *arguments, columns):
     return told.decode()
 
 
-def test_on_a_terminal(proj):
+def test_on_a_terminal(proj, tmp_path):
     """On a terminal the table fits, ids stay whole, trouble is red, and a wide one has room for a bar."""
     pytest.importorskip("rich")
     group_id = proj.apply(4, 4)
     wait_for_the_lease()
-    narrow = on_a_terminal(proj, "chords", columns=80)
+    narrow = on_a_terminal(proj, tmp_path, "chords", columns=80)
     assert re.search(r"\x1b\[31mstuck", narrow)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow)
     assert group_id in plain
     assert max(map(len, plain.split("\r\n")[:2])) <= 80
-    assert "4/4 ██████████" in re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(proj, "chords", columns=140))
+    assert "4/4 ██████████" in re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(proj, tmp_path, "chords", columns=140))
 
 
 def test_ids_cannot_play_with_the_terminal(proj, capsys):
@@ -281,12 +289,12 @@ def test_ids_cannot_play_with_the_terminal(proj, capsys):
         (["--port", "0", "--dir", "a-file/data"], 1, "cannot be used: Not a directory."),
     ],
 )
-def test_dev_refuses(tmp_path, arguments, code, told):
+def test_dev_refuses(tmp_path, monkeypatch, arguments, code, told):
     """What cannot work is told at once, in a line, without a traceback."""
     (tmp_path / "a-file").touch()
-    command = [sys.executable, "-m", "celery", "s3", "dev", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (code, "")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(s3, ["dev", *arguments])
+    assert (done.exit_code, done.stdout) == (code, "")
     assert told in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -294,9 +302,8 @@ def test_dev_refuses(tmp_path, arguments, code, told):
 def test_dev_on_a_taken_port(seaweed):
     """A port that another server has is refused: its answers are not taken for those of our own."""
     port = seaweed.endpoint_url.rpartition(":")[2]
-    command = [sys.executable, "-m", "celery", "s3", "dev", "--port", port, "--secret", seaweed.secret_key]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    done = CliRunner().invoke(s3, ["dev", "--port", port, "--secret", seaweed.secret_key])
+    assert (done.exit_code, done.stdout) == (1, "")
     assert f"Error: The port {port} of 127.0.0.1 cannot be used: " in done.stderr
 
 

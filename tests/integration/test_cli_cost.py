@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections import Counter
 
 import pytest
 from celery import chord, group
+from celery.bin.base import CLIContext
 from celery.result import AsyncResult, GroupResult
 from click.testing import CliRunner
 from kombu.utils.uuid import uuid
@@ -193,10 +193,10 @@ def proj(tmp_path):
     return tmp_path / "costly.py"
 
 
-def celery(app, proj, *arguments):
-    command = [sys.executable, "-W", "error", "-m", "celery", "-A", "costly", "s3", "cost", *arguments]
-    env = {**os.environ, "CELERY_S3_TEST_CONF": json.dumps(app.test_conf), "COLUMNS": "80"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=proj.parent, env=env, timeout=60)
+def cost(app, *arguments):
+    """The command in this process."""
+    obj = CLIContext(app=app, no_color=True, workdir=None)
+    return CliRunner(env={"COLUMNS": "80"}).invoke(s3, ["cost", *arguments], obj=obj)
 
 
 def test_it_needs_no_app():
@@ -237,17 +237,17 @@ def test_measured(seaweed, make_app, worker, proj):
     group([job] * 10).apply_async().get(timeout=30)
     deadline = time.monotonic() + 20
     while True:
-        done = celery(app, proj, "--measured", "--timeout", "1", "--json")
+        done = cost(app, "--measured", "--timeout", "0.5", "--json")
         (answer,) = json.loads(done.stdout or "[{}]")
         if answer.get("counted", {}).get("PUT", {}).get("bytes_up") and answer["uncounted"] == 0:
             break
         assert time.monotonic() < deadline, done
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     # two more: the probe of a server that is not Amazon's
     assert answer["counted"]["PUT"]["requests"] >= 10
     assert {item["verb"] for item in answer["items"]} >= {"PUT"}
-    done = celery(app, proj, "--measured", "--timeout", "1")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = cost(app, "--measured", "--timeout", "1")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].split()[:3] == ["WORKER", "VERB", "REQUESTS"]
     assert "at the list price of S3 Standard" in done.stdout
     one.kill(15)
@@ -255,18 +255,18 @@ def test_measured(seaweed, make_app, worker, proj):
     assert f"S3 requests of this worker: {answer['counted']['PUT']['requests']} PUT" in one.log
 
 
-def test_no_worker(seaweed, make_app, proj):
+def test_no_worker(seaweed, make_app):
     """Nobody answers: an error that says what may be wrong."""
     app = make_app(seaweed, broker="filesystem")
-    done = celery(app, proj, "--measured", "--timeout", "0.2")
-    assert done.returncode == 1
+    done = cost(app, "--measured", "--timeout", "0.2")
+    assert done.exit_code == 1
     assert "No worker answered within 0.2 s" in done.stderr
 
 
-def test_sqs(seaweed, make_app, proj, sqs):
+def test_sqs(seaweed, make_app):
     """SQS has no remote control: said at once, with what works there; no queue is left behind."""
     app = make_app(seaweed, broker="sqs")
-    done = celery(app, proj, "--measured")
-    assert done.returncode == 1
+    done = cost(app, "--measured")
+    assert done.exit_code == 1
     assert "The broker (sqs) has no remote control" in done.stderr
     assert "S3 requests of this worker" in done.stderr

@@ -1,4 +1,4 @@
-"""`celery s3 ls`, `show`, `forget`, `wait` and `url` as a user runs them, on SeaweedFS."""
+"""`celery s3 ls`, `show`, `forget`, `wait` and `url`: in memory, and on a real server where that matters."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 3, in f\nVa
 
 
 class Proj:
-    """An app behind a counting proxy, and the command."""
+    """An app on a server that counts requests, and the command."""
 
-    def __init__(self, app, proxy, folder, stored):
+    def __init__(self, app, server, folder, stored):
         self.app = app
         self.backend = app.backend
-        self.proxy = proxy
+        self.server = server
         self.folder = folder
         self.store = lambda value, state="SUCCESS", **more: stored(app, value, state, **more)
         (folder / "proj.py").write_text(MODULE)
@@ -48,10 +48,10 @@ class Proj:
 
     def run(self, *arguments, input=None):
         """The command in this process; what it asked of S3 is in ``requests``."""
-        self.proxy.reset()
+        self.server.reset()
         obj = CLIContext(app=self.app, no_color=True, workdir=None)
         done = CliRunner().invoke(s3, [str(argument) for argument in arguments], obj=obj, input=input)
-        done.requests = dict(self.proxy.counts())
+        done.requests = dict(self.server.counts())
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return done
@@ -93,9 +93,9 @@ class Proj:
 
 
 @pytest.fixture
-def proj(counted, proxy, tmp_path, stored):
+def proj(counted, server, tmp_path, stored):
     app = counted(result_extended=True)
-    return Proj(app, proxy, tmp_path, stored)
+    return Proj(app, server, tmp_path, stored)
 
 
 def plain(text):
@@ -124,7 +124,7 @@ def test_ls(proj):
     assert "hush" not in done.output
 
 
-def test_ls_json(proj):
+def test_ls_json(proj, proxy):
     """The records have these names and types; standard output has nothing else."""
     proj.store(1, id="one")
     (record,) = proj.json("ls")
@@ -211,7 +211,7 @@ def test_ids_cannot_play_with_the_terminal(proj):
 # -- show
 
 
-def test_show(proj):
+def test_show(proj, proxy):
     """Everything that is known, then the value; a GET, and a LIST for the storage class."""
     request = {"args": [1, "a"], "kwargs": {"b": 2}, "hostname": "here", "parent_id": "mother", "group": "crowd"}
     proj.store({"n": [1, 2]}, id="one", **request)
@@ -315,16 +315,16 @@ def test_large_results(proj, monkeypatch):
     assert json.loads(proj.run("show", "one", "--raw").stdout)["status"] == "SUCCESS"
 
 
-def test_forgotten_while_it_is_read(proj):
+def test_forgotten_while_it_is_read(proj, proxy):
     """A large result that goes while its parts are read is an error, not an empty result."""
     proj.store("x" * 500_000, id="one")
-    proj.proxy.fail("GET celery-task-meta", "no_such_key", after=1, times=-1)
+    proxy.fail("GET celery-task-meta", "no_such_key", after=1, times=-1)
     done = proj.run("show", "one")
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", "Error: one was forgotten while it was read.\n")
 
 
 @pytest.mark.parametrize("fault", ["replaced", "failed"])
-def test_nothing_half_done(proj, monkeypatch, fault):
+def test_nothing_half_done(proj, proxy, monkeypatch, fault):
     """A result that is replaced, or a read that fails, in the middle: the file is as before, with nothing beside it."""
     monkeypatch.setattr("celery_s3.cli.body.PART_BYTES", 1024 * 1024)
     proj.store("x" * 3_000_000, id="one")
@@ -332,7 +332,7 @@ def test_nothing_half_done(proj, monkeypatch, fault):
     target.write_text("before")
     files = set(proj.folder.iterdir())
     how = "precondition_failed" if fault == "replaced" else "access_denied"
-    proj.proxy.fail("GET celery-task-meta", how, after=2, times=-1)
+    proxy.fail("GET celery-task-meta", how, after=2, times=-1)
     done = proj.run("show", "one", "--output", target)
     assert done.exit_code == 1
     assert ("replaced or forgotten" if fault == "replaced" else "access denied") in done.stderr
@@ -403,7 +403,7 @@ def test_forget_from_standard_input(proj):
     assert proj.run("forget", "-", "--yes", input="").requests == {}
 
 
-def test_forget_from_a_file_of_windows(proj):
+def test_forget_from_a_file_of_windows(proj, proxy):
     """Lines may end with CR and LF: neither belongs to the id."""
     proj.store(1, id="one")
     process = subprocess.run(
@@ -498,11 +498,11 @@ def test_forget_says_what_it_costs(proj, monkeypatch):
     assert proj.run("forget", "--state", "SUCCESS", "--yes").stdout.startswith("Forgot 3 results")
 
 
-def test_access_denied(proj):
+def test_access_denied(proj, proxy):
     """Without s3:ListBucket or s3:DeleteObject: one line with the remedy, exit code 1."""
     proj.store(1, id="one")
-    proj.proxy.fail("LIST", "access_denied", times=-1)
-    proj.proxy.fail("DeleteObjects", "access_denied", times=-1)
+    proxy.fail("LIST", "access_denied", times=-1)
+    proxy.fail("DeleteObjects", "access_denied", times=-1)
     for arguments in (["ls"], ["forget", "--state", "FAILURE", "--yes"], ["forget", "one", "--yes"]):
         done = proj.run(*arguments)
         assert done.exit_code == 1
@@ -589,13 +589,13 @@ def test_wait_for_what_cannot_be_decoded(proj):
     assert "is not a result that this process can read" in done.stderr
 
 
-def test_ctrl_c(proj):
+def test_ctrl_c(proj, proxy):
     """Ctrl-C ends the waiting without a word."""
     process = subprocess.Popen(
         proj.command("wait", "nope"), cwd=proj.folder, env=proj.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 30
-    while not proj.proxy.counts()["GET"] and time.monotonic() < deadline:
+    while not proxy.counts()["GET"] and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -606,7 +606,7 @@ def test_ctrl_c(proj):
 # -- url
 
 
-def test_url(proj):
+def test_url(proj, proxy):
     """Standard output has the URL alone: whoever has it reads the body, which the warning says."""
     proj.store("hush", id="one")
     done = proj.run("url", "one", "--expires", "10m")
@@ -620,7 +620,7 @@ def test_url(proj):
         urllib.request.urlopen(url.replace("X-Amz-Expires=600", "X-Amz-Expires=700"))
 
 
-def test_url_json(proj):
+def test_url_json(proj, proxy):
     """The same for programs."""
     proj.store("hush", id="one")
     record = proj.json("url", "one")
@@ -644,7 +644,7 @@ def test_url_to_nothing(proj):
 # -- on a terminal
 
 
-def test_on_a_terminal(proj):
+def test_on_a_terminal(proj, proxy):
     """Tables fit, states and values are in colour, and no control character of a value or body gets through."""
     pytest.importorskip("rich")
     proj.backend.store_result("5b0ac9f6-0e0a-4a0e-9a35-0d4c6f2f9a11", ValueError("no"), "FAILURE", traceback=TRACEBACK)
@@ -663,7 +663,7 @@ def test_on_a_terminal(proj):
     assert "\x1b" not in told
 
 
-def test_forget_on_a_terminal(proj):
+def test_forget_on_a_terminal(proj, proxy):
     """It asks; only yes deletes."""
     proj.store(1, id="one")
     proj.store(1, id="two")
@@ -678,9 +678,9 @@ def test_forget_on_a_terminal(proj):
     assert not proj.exists("two")
 
 
-def test_on_another_server(moto_s3, make_app, tmp_path, stored):
-    """The same on a second implementation of S3, with ids that need escapes in a URL."""
-    app = make_app(moto_s3)
+def test_odd_ids(seaweed, make_app, stored):
+    """Ids that need escapes in a URL are listed, linked to and forgotten as any other."""
+    app = make_app(seaweed)
     obj = CLIContext(app=app, no_color=True, workdir=None)
     for id in ("a b/ü", "a\\b%2F", "c"):
         stored(app, id, id=id)

@@ -305,7 +305,7 @@ def test_delete_unchanged(seaweed, moto_s3, make_app):
         assert backend.tally.snapshot()["DELETE_OBJECTS"]["requests"] == 1
 
 
-def test_two_sweeps(counted, stored, later, mine):
+def test_two_sweeps(counted, stored, later, proxy, mine):
     """Two sweeps of the same bucket at the same time both end well."""
     app = counted()
     for number in range(30):
@@ -348,7 +348,7 @@ def test_sealed(seaweed, make_app, stored, later, mine):
 # -- the daily cleanup
 
 
-def test_cleanup(counted, stored, later, mine, caplog):
+def test_cleanup(counted, stored, later, proxy, mine, caplog):
     """`celery.backend_cleanup` deletes what has expired and says so in a line."""
     app = counted()
     old, kept = stored(app, 1), stored(app, 1, headers={"result_expires": 0})

@@ -1,10 +1,9 @@
-"""The embedded servers, the proxy in front of them, and a real worker on them."""
+"""The embedded servers, and the proxy in front of them."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -24,19 +23,6 @@ from celery_s3.dev.process import ServerNotStarted, free_ports
 from celery_s3.dev.seaweed import SeaweedFS, find_weed
 from celery_s3.dev.sqs import SQSServer
 from devtools import ROOT
-
-TASKS = """
-import json, os, pathlib
-from celery import Celery
-
-app = Celery("tasks")
-app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
-
-
-@app.task(name="touch", ignore_result=True)
-def touch(path):
-    pathlib.Path(path).write_text(os.environ.get("GREETING", ""))
-"""
 
 
 @pytest.fixture(params=["seaweed", "moto_s3"])
@@ -185,20 +171,6 @@ class TestSQS:
         monkeypatch.setattr(sqs_module.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ServerNotStarted, match=r"celery-s3\[demo\]"):
             SQSServer().start()
-
-    @pytest.mark.parametrize("broker", ["sqs", "redis", "filesystem"])
-    def test_a_real_worker_consumes(self, make_app, worker, moto_s3, tmp_path, broker, eventually):
-        """A task sent by one process is run by a worker in another, on every broker the tests use."""
-        tasks = tmp_path / "touching_tasks.py"
-        tasks.write_text(TASKS)
-        app = make_app(moto_s3, broker=broker, result_backend="disabled://")
-        one = worker(app, tasks, env={"GREETING": "hello"})
-        assert len(one.children()) == 2
-        app.send_task("touch", [str(tmp_path / "touched")], ignore_result=True)
-        eventually(lambda: (tmp_path / "touched").exists() and (tmp_path / "touched").read_text() == "hello")
-        one.kill(signal.SIGTERM)
-        assert one.wait() == 0
-        assert "touch" in one.log
 
 
 class TestProxy:

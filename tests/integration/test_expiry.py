@@ -16,7 +16,7 @@ from celery_s3.store.clients.control import Control
 
 
 @pytest.fixture
-def at(proxy):
+def at(server):
     """``at(app, 60)``: the app's clock shows so many seconds after the whole second in which the object was stored."""
 
     def move(app, result, seconds):

@@ -137,10 +137,10 @@ def test_a_stream_of_unknown_size(counted, stored):
     assert read_back(file) == b"x" * 33 * MIB
 
 
-def test_two_kinds_of_server(make_app, moto_s3, stored, large):
-    """moto's S3 stores and gives files too, in parts, with type and name; keys of odd ids fit both clients."""
+def test_both_clients(make_app, seaweed, stored, large):
+    """Either client stores and gives files, in parts, with type and name, also under the key of an odd id."""
     for client in ("obstore", "boto3"):
-        app = make_app(moto_s3, s3_backend_settings={"client": client})
+        app = make_app(seaweed, s3_backend_settings={"client": client})
         result = stored(app, [S3File(large, content_type="image/png", name="ü.png")], id="a/../b %2F\\ü" + client)
         (file,) = app.AsyncResult(result.id).get()
         assert (read_back(file), file.name, file.content_type) == (LARGE, "ü.png", "image/png")
@@ -203,7 +203,7 @@ def test_a_damaged_pointer_in_a_message(counted, run):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_two_processes(counted, proxy, prefix, tmp_path):
-    """A file of 256 MiB passes from one process to another, and both need less memory than that, by far."""
+    """A file of 160 MiB passes from one process to another, and both need less memory than that, by far."""
     code = """
 import io, json, os, sys
 from celery import Celery
@@ -223,10 +223,10 @@ else:
     app.AsyncResult("id").get().download_to(path)
 print(peak() - before)
 """
-    app = counted()
+    app = counted(s3_backend_settings={"concurrency": 2})
     there, back = tmp_path / "there", tmp_path / "back"
     with open(there, "wb") as file:
-        file.truncate(256 * MIB)
+        file.truncate(160 * MIB)
     conf = {name: app.test_conf[name] for name in ("result_backend", "s3_backend_settings")}
     env = {**os.environ, "CONF": json.dumps(conf)}
     for what, path in (("store", there), ("fetch", back)):
@@ -234,15 +234,15 @@ print(peak() - before)
             [sys.executable, "-c", code, what, path], env=env, capture_output=True, text=True, timeout=100
         )
         assert done.returncode == 0, done.stderr
-        # eight parts go up at a time, four come down, and a client may hold each of them twice
-        assert int(done.stdout) < 160 * MIB
-    assert back.stat().st_size == 256 * MIB
+        # three parts of 8 MiB go up at a time, two come down, and a client may hold each of them twice
+        assert int(done.stdout) < 100 * MIB
+    assert back.stat().st_size == 160 * MIB
 
 
 # -- links
 
 
-def test_url(counted, stored, path, spends):
+def test_url(counted, stored, path, proxy, spends):
     """A link gives the very bytes, with type and name, to anybody; making one is no request."""
     file = stored(counted(), S3File(path, name='q"üx.pdf')).get()
     with spends():
@@ -388,15 +388,15 @@ def test_forget_of_what_was_changed(counted, stored, path):
 
 
 @pytest.fixture
-def command(proxy):
-    """``command(app, "forget", "--yes")``: the command in this process, and the requests that passed the proxy."""
+def command(server):
+    """``command(app, "forget", "--yes")``: the command in this process, and the requests that it made."""
 
     def run(app, *arguments):
-        proxy.reset()
+        server.reset()
         obj = CLIContext(app=app, no_color=True, workdir=None)
         done = CliRunner().invoke(s3, arguments, obj=obj, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        return done.stdout, dict(proxy.counts())
+        return done.stdout, dict(server.counts())
 
     return run
 
@@ -471,7 +471,7 @@ def test_command_does_not_list_files(counted, stored, command, path):
 # -- expiring
 
 
-def test_sweep(counted, run, report, command, monkeypatch):
+def test_sweep(counted, run, report, command, proxy, monkeypatch):
     """A sweep deletes files a day after their own term or the results'; what else stands there stays."""
     app = counted()
     task = report(app)
@@ -602,7 +602,7 @@ def test_without_the_keys(counted, stored, path):
             read_back(S3File.of(pointer))
 
 
-def test_no_secret(counted, stored, path, seaweed):
+def test_no_secret(counted, stored, path, server):
     """Neither repr nor pointer nor error tells a secret."""
     app = counted(s3_backend_settings=SEAL)
     file = stored(app, S3File(path)).get()
@@ -613,7 +613,7 @@ def test_no_secret(counted, stored, path, seaweed):
     with pytest.raises(FileNotRead) as caught:
         read_back(file)
     told += str(caught.value) + repr(caught.value)
-    for secret in (seaweed.secret_key, *SEAL["seal_keys"]):
+    for secret in (server.secret_key, *SEAL["seal_keys"]):
         assert secret not in told
 
 

@@ -79,7 +79,7 @@ def test_the_hub_is_not_blocked(seaweed, proxy, settings_for, library, first):
     steps = [PATCH[library], IMPORT]
     if first == "imported first":
         steps.reverse()
-    proxy.configure(delay=0.2)
+    proxy.configure(delay=0.1)
     proxy.fail("PUT", "slow_down", times=2, after=4)
     settings = settings_for(seaweed, endpoint_url=proxy.endpoint_url)
     assert run(PROGRAM.format(setup="\n".join(steps)), settings) == "Boto3Client None 2"

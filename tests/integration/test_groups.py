@@ -286,12 +286,12 @@ def test_save_and_restore(counted, group, spends):
     assert result.get() == [1, 2]
 
 
-def test_restored_by_another_process(counted, make_app, seaweed, group):
+def test_restored_by_another_process(counted, make_app, server, group):
     """A saved group is restored by any process, nested groups included."""
     app = counted()
     outer = app.GroupResult(uuid(), [*group(app, 1), group(app, 2, 3)])
     outer.save()
-    other = make_app(seaweed)
+    other = make_app(server)
     assert other.GroupResult.restore(outer.id, backend=other.backend, app=other).get(timeout=5) == [1, [2, 3]]
 
 

@@ -204,6 +204,7 @@ def test_members_of_a_group_come_abreast(counted, stored, proxy, spends):
         return get(key, **options)
 
     app.backend.results.store.get = noting
+    proxy.configure(delay=0.02)  # so that one thread alone is not there for all
     with spends(GET=(1 + 5) + 1 + 2):
         assert app.GroupResult("g", members).get(timeout=30) == [VERY_LARGE, "small", "x" * LARGE]
     app.backend.results.store.get = get
@@ -318,9 +319,9 @@ def test_pickled(counted, stored, fetched):
     assert (type(copy), copy["status"], len(copy["result"])) == (dict, "SUCCESS", LARGE)
 
 
-def test_replaced_while_it_is_read(counted, stored, make_app, seaweed):
+def test_replaced_while_it_is_read(counted, stored, make_app, server):
     """A result that is replaced by another SUCCESS between its head and its rest comes whole, in the new version."""
-    app, other = counted(), make_app(seaweed)
+    app, other = counted(), make_app(server)
     result = stored(app, "a" * LARGE)
     assert result.ready()
     other.AsyncResult(result.id).forget()
@@ -329,9 +330,9 @@ def test_replaced_while_it_is_read(counted, stored, make_app, seaweed):
 
 
 @pytest.mark.parametrize("state", [None, "STARTED", "FAILURE"])
-def test_gone_while_it_is_read(counted, stored, make_app, seaweed, state):
+def test_gone_while_it_is_read(counted, stored, make_app, server, state):
     """A result that is forgotten between its head and its rest, or failed in a new run, is an error, not a value."""
-    app, other = counted(), make_app(seaweed)
+    app, other = counted(), make_app(server)
     result = stored(app, "a" * LARGE)
     assert result.ready()
     other.AsyncResult(result.id).forget()
@@ -343,9 +344,9 @@ def test_gone_while_it_is_read(counted, stored, make_app, seaweed, state):
     assert app.AsyncResult(result.id).state == state or "PENDING"
 
 
-def test_gone_while_a_group_is_read(counted, stored, make_app, proxy, seaweed):
+def test_gone_while_a_group_is_read(counted, stored, make_app, server):
     """A member that is forgotten between its head and its rest is pending again."""
-    app, other = counted(), make_app(seaweed)
+    app, other = counted(), make_app(server)
     result = stored(app, "a" * LARGE)
     whole, later = app.backend.results.whole, {"forget": True}
 

@@ -398,12 +398,12 @@ def test_unfinished_states_and_failures_are_not_remembered(counted, stored, spen
         assert [app.AsyncResult(id).state for id in ids * 2] == ["STARTED", "FAILURE"] * 2
 
 
-def test_reload(counted, stored, make_app, seaweed):
+def test_reload(counted, stored, make_app, server):
     """``reload_task_result`` fetches again what this process remembers."""
-    app, result = counted(), None
+    app = counted()
     result = stored(app, 1)
     assert result.get() == 1
-    other = make_app(seaweed)
+    other = make_app(server)
     other.backend.forget(result.id)
     stored(other, 2, id=result.id)
     app.backend.reload_task_result(result.id)

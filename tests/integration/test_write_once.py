@@ -27,7 +27,7 @@ def value_of(app, id):
 
 
 @pytest.fixture
-def two(counted, make_app, proxy):
+def two(counted, make_app, server):
     """Two processes' backends, as far as they know."""
     return counted(), counted()
 
