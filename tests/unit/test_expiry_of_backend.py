@@ -14,14 +14,15 @@ from celery_s3.errors import AccessDenied
 from celery_s3.expiry import service
 from celery_s3.expiry.service import CLEANUP_SECONDS, Expiry
 from celery_s3.expiry.sweep import Sweep
-from celery_s3.expiry.terms import DAY, Prefixes, Terms
+from celery_s3.expiry.terms import DAY, Terms
+from celery_s3.keys import Layout
 from celery_s3.metadata import TERM_HEADER, result_metadata
 from celery_s3.settings import Settings
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
-PLACES = Prefixes("", "celery-task-meta-", "celery-taskset-meta-", "chords/", "messages/", "celery-files/")
+LAYOUT = Layout()
 TERMS = Terms(results=7 * DAY, failures=7 * DAY, chords=15 * DAY, decided=15 * DAY, messages=None)
 NOW = 1_700_000_000.0
 
@@ -84,7 +85,7 @@ def expiry(control, repairs, store):
 
     def make(terms=TERMS, native=True, **settings):
         bucket = Opened(store, store, None, Tally(), None, Pool(1))
-        return Expiry(bucket, Settings(bucket="memory", **settings), PLACES, terms, repairs.at, lambda: native)
+        return Expiry(bucket, Settings(bucket="memory", **settings), LAYOUT, terms, repairs.at, lambda: native)
 
     return make
 

@@ -71,13 +71,13 @@ def made(store):
 
 def test_files_in_a_result_go_with_its_task(files):
     """While a result's meta is encoded, a file in it goes to this backend and with the result's task."""
-    assert files.encoded({"task_id": "t"}, lambda _: (whose.files_here(), whose.owner())) == (files.files, "t")
+    assert files.encoded({"task_id": "t"}, lambda _: (whose.files_here(), whose.owner_id())) == (files.files, "t")
     assert whose.storing.get() == (None, None)
 
 
 def test_files_in_anything_else(files):
     """What is no result has no task that its files go with."""
-    found = files.encoded(["a part of a chord"], lambda _: (whose.files_here(), whose.owner()))
+    found = files.encoded(["a part of a chord"], lambda _: (whose.files_here(), whose.owner_id()))
     assert found == (files.files, None)
 
 
@@ -91,7 +91,7 @@ def test_files_that_were_read(files, store):
     """A file in a result that was read is looked for where the result was."""
     keep(store, "t", 1)
     files.noticed("t", store.get("base/meta-t"))
-    assert whose.current().files is files.files
+    assert whose.backend_in_use().files is files.files
 
 
 @pytest.mark.parametrize("data", [{"result": [S3File(io.BytesIO(b"x"))]}, S3File(io.BytesIO(b"x"))])
