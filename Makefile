@@ -1,5 +1,6 @@
 # One virtualenv, .venv, is made on the first call and extended with what a target needs; it is
 # renewed when pyproject.toml changes. Any Python from 3.11 on: make test PYTHON=python3.13
+# test-celery and test-python have virtualenvs of their own, .venv-5.5.3 and .venv-3.13.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 CELERY ?= 5.4.0
 JOBS ?= 4
 DEMO := tests/acceptance/test_demo.py
-# what pytest runs, as: make test T='tests/unit -k keys'
+# what `make test` runs, as: make test T='tests/unit -k keys'
 T ?= tests --ignore=$(DEMO)
 SHARED := -n $(JOBS) --dist worksteal
 # an older Celery, for the tests in which workers of two versions share a chord
