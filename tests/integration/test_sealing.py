@@ -29,6 +29,7 @@ from celery_s3.errors import (
     Untrusted,
 )
 from celery_s3.metadata import SEAL
+from celery_s3.processes import Remembered
 from celery_s3.results.write_once import HEAD_BYTES, PART_BYTES
 from celery_s3.sealing.format import SEGMENT
 from celery_s3.settings import Secret
@@ -329,7 +330,7 @@ def test_a_chord_that_was_tampered_with_fails(members, plain, count, name, how):
     else:
         change(plain, key, **BROKEN[how][0](plain.backend.store.get(key)))
     app.backend.chords._memory.__init__()
-    app.backend.chords._manifests.clear()
+    app.backend.chords._manifests = Remembered(32)
     deliver(count - 1)
     assert app.sent == []
     with pytest.raises(ChordError, match=f"s3://{app.backend.settings.bucket}/{key}: the object is not"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import logging
 import pickle
 import threading
@@ -15,6 +16,7 @@ from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutErr
 from celery.signals import worker_ready
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_s3 import S3File
 from celery_s3.backends import s3
 from celery_s3.bucket import Opened
 from celery_s3.celery_private import ResultBackend
@@ -27,6 +29,7 @@ from celery_s3.errors import (
     Throttled,
     UnreadableResult,
 )
+from celery_s3.metadata import files_in
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
@@ -228,6 +231,12 @@ def test_nothing_of_a_secret(make, store, caplog):
             backend.get_task_meta("job")
     texts = (str(caught.value), repr(caught.value), caplog.text, repr(vars(backend)), str(pickle.dumps(backend)))
     assert not [text for text in texts if secret in text or "AKIDOFTHETEST" in text]
+
+
+def test_files_are_counted_once_they_are_uploaded(make, store):
+    """A result tells in its metadata how many files there are in it, which are uploaded while it is encoded."""
+    make().store_result("job", [S3File(io.BytesIO(b"one")), S3File(io.BytesIO(b"two"))], states.SUCCESS)
+    assert files_in(store.get("celery-task-meta-job").metadata) == 2
 
 
 def test_closed(make, store):

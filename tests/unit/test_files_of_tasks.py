@@ -120,12 +120,12 @@ def _encode(files, data):
 
 def test_how_many_files_a_task_has_uploaded(files):
     """This process counts its own uploads; a rerun may have uploaded elsewhere before, so nobody knows."""
-    assert files.count("t", rerun=False) == 0
+    assert files.count("t", False) == 0
     upload(files, "t")
     upload(files, "t")
     upload(files, "another")
-    assert files.count("t", rerun=False) == 2
-    assert files.count("t", rerun=True) is None
+    assert files.count("t", False) == 2
+    assert files.count("t", True) is None
 
 
 def test_what_is_remembered_is_bounded(files, store):

@@ -95,7 +95,7 @@ class S3Backend(ResultBackend):
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.task_key)
+        self.recorder = Recorder(self.results, self._encoder, self.task_key, self.files_of_tasks.count)
         self.reader = Reader(
             self.results,
             self._decoder,
@@ -181,8 +181,7 @@ class S3Backend(ResultBackend):
 
     def store_meta(self, meta: Meta, request: Any) -> None:
         rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
-        files = self.files_of_tasks.count(meta["task_id"], rerun=rerun)
-        self.recorder.record(meta, getattr(request, "task", None), expires=expires, files=files, rerun=rerun)
+        self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun)
 
     def serialize(self, data: Any) -> bytes | str:
         return self.files_of_tasks.encoded(data, super().serialize)

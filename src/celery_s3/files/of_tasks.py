@@ -70,7 +70,7 @@ class FilesOfTasks:
         bucket = self._bucket
         return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self._uploaded)
 
-    def count(self, task_id: str, *, rerun: bool) -> int | None:
+    def count(self, task_id: str, rerun: bool) -> int | None:
         """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""
         return None if rerun else self._uploaded.get(task_id) or 0
 

@@ -19,22 +19,27 @@ class Recorder:
 
     Arguments:
         task_key: the key of a task's result.
+        files: how many files a task has uploaded, ``None`` where nobody knows, by its id and whether it is a rerun.
     """
 
-    def __init__(self, results: Results, encoder: Encoder, task_key: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        results: Results,
+        encoder: Encoder,
+        task_key: Callable[[str], str],
+        files: Callable[[str, bool], int | None],
+    ) -> None:
         self.results = results
         self.encoder = encoder
         self.task_key = task_key
+        self.files = files
 
-    def record(
-        self, meta: dict[str, Any], task: str | None, *, expires: float | None, files: int | None, rerun: bool
-    ) -> Outcome:
+    def record(self, meta: dict[str, Any], task: str | None, *, expires: float | None, rerun: bool) -> Outcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
         Arguments:
             task: the task's name, where it is known.
             expires: the seconds that this result lives, 0 for ever; ``None``: like any.
-            files: how many its task has uploaded, ``None`` where nobody knows.
             rerun: another run of the task has probably left a state here.
 
         Raises:
@@ -43,6 +48,8 @@ class Recorder:
         """
         id, state = meta["task_id"], meta["status"]
         body, content_type = self.encoder.body(meta)
+        # Asked now: files in the value were uploaded while it was encoded.
+        files = self.files(id, rerun)
         beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
             return self.results.write(self.task_key(id), body, state, beside, content_type, rerun=rerun)
