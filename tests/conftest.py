@@ -11,12 +11,14 @@
 ``prefix``          key prefix that no other test uses; ``settings_for`` and ``make_app`` use it
 ``fresh_bucket``    ``fresh_bucket(server)``: the name of a new bucket, gone after the test
 ``settings_for``    ``settings_for(server, **overrides)``: :class:`Settings`
-``make_app``        ``make_app(server, broker="memory", **conf)``: a Celery app with our backend
+``make_app``        ``make_app(server, broker="memory", **conf)``: a Celery app with our backend, closed at the end
 ``worker``          ``worker(app, tasks, pool="prefork", concurrency=2, args=(), env={})``: a real worker, ready
 ``eventually``      ``eventually(condition, timeout=10)``: wait for a true value and return it
 ==================  =====================================================================================
 
 A server whose binary is missing skips its tests; under CI (``CI`` is set) it fails them.
+``--store=seaweed`` has SeaweedFS answer what counts requests, else a bucket in memory does: see
+``integration/conftest.py``. No test is tried twice: one that fails now and then is a finding.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def tick():
 def others_run(call, *args, **options):
     before = ticks
     answer = call(*args, **options)
-    assert ticks - before >= 5, f"{{ticks - before}} ticks during {{call.__name__}}"
+    # twenty where nobody else has the processor, none where the hub is blocked
+    assert ticks - before >= 3, f"{{ticks - before}} ticks during {{call.__name__}}"
     return answer
 
 spawn(tick)
@@ -79,7 +80,7 @@ def test_the_hub_is_not_blocked(seaweed, proxy, settings_for, library, first):
     steps = [PATCH[library], IMPORT]
     if first == "imported first":
         steps.reverse()
-    proxy.configure(delay=0.1)
+    proxy.configure(delay=0.2)
     proxy.fail("PUT", "slow_down", times=2, after=4)
     settings = settings_for(seaweed, endpoint_url=proxy.endpoint_url)
     assert run(PROGRAM.format(setup="\n".join(steps)), settings) == "Boto3Client None 2"
