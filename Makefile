@@ -21,7 +21,7 @@ OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-demo test-celery test-python check soak bench docs clean
+.PHONY: help demo test test-store test-demo test-celery test-python check soak bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -34,6 +34,10 @@ demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, an
 test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=8 for more at once)
 	@echo "== pytest, $(JOBS) at a time: $(T)"
 	@OTHER_CELERY=$(OLD) $(BIN)/python -m pytest $(SHARED) $(T)
+
+test-store: $(VENV)/.with-test  ## Run the tests that count requests over a real server instead of a bucket in memory
+	@echo "== pytest, over SeaweedFS"
+	@$(BIN)/python -m pytest $(SHARED) --store=seaweed tests/integration
 
 test-demo: $(VENV)/.with-test  ## Run the tests of the demo, which take whole runs of it
 	@echo "== pytest: $(DEMO)"

@@ -97,7 +97,10 @@ def test_large(ours, proxy):
 
 @pytest.mark.parametrize(("name", "model"), APPS)
 def test_wait(request, proxy, name, model):
-    """A wait of a second: within two looks, since naps are jittered and a result is stored between two of them."""
+    """A wait of a second: two looks more at most, since naps are jittered and a result is stored between two of them.
+
+    A machine that is busy with something else looks less often than it would.
+    """
     app, id, wait = request.getfixturevalue(name), uuid(), 1.0
     proxy.configure(delay=0.02)
     proxy.reset()
@@ -107,7 +110,7 @@ def test_wait(request, proxy, name, model):
     timer.join()
     model = {verb: count.expected for verb, count in expected(model(Deployment(tasks=1, wait=wait))).items()}
     assert model.keys() == made(proxy).keys()
-    assert all(abs(count - model[verb]) <= 2 for verb, count in made(proxy).items())
+    assert all(1 <= count <= model[verb] + 2 for verb, count in made(proxy).items())
 
 
 @pytest.mark.parametrize("members", [3, 64])

@@ -291,7 +291,7 @@ def test_show_what_cannot_be_decoded(proj):
 
 def test_show_compressed(proj):
     """A compressed result is shown like any other; --raw gives what is stored."""
-    proj.backend.compression = "gzip"
+    proj.backend._encoder._compression = "gzip"
     proj.store("x" * 5000, id="one")
     assert '"' + "x" * 5000 + '"' in proj.run("show", "one").stdout
     raw = proj.run("show", "one", "--raw").stdout_bytes

@@ -255,7 +255,7 @@ def test_nested_chord(lab):
 def test_dead_owner(lab, monkeypatch):
     """An owner that died between claiming and sending: the body is sent once the lease is over, not before."""
     lab = lab()
-    lab.backend.chords.lease = 2
+    lab.backend.chords.lease = 4
     chord([lab.add.s(1, 1)], lab.total.s()).apply_async()
 
     def die(*args, **kwargs):
@@ -265,7 +265,7 @@ def test_dead_owner(lab, monkeypatch):
         patch.setattr(lab.backend.chord_sender, "decide", die)
         lab.perform(lab.messages()[0])
     assert lab.states() == ["claimed"]
-    time.sleep(3.1)
+    time.sleep(5.1)
     assert lab.states() == ["stuck"]
     lab.backend.cleanup()
     assert len(lab.messages()) == 1
