@@ -16,6 +16,7 @@ from celery.signals import worker_process_init, worker_ready
 from celery_s3.chords import mending
 from celery_s3.chords.repair import KEPT
 from celery_s3.errors import NotRepaired
+from celery_s3.expiry import clock
 from devtools.proxy import Proxy
 
 #: Seconds; Last-Modified has whole ones.
@@ -100,7 +101,9 @@ class Lab:
 
 
 @pytest.fixture
-def lab(seaweed, make_app):
+def lab(seaweed, make_app, monkeypatch):
+    # The server tells its time in whole seconds, and a lease is shorter here.
+    monkeypatch.setattr(clock, "server_clock", lambda control: time.time)
     return lambda **conf: Lab(make_app(seaweed, **conf))
 
 
