@@ -24,6 +24,7 @@ from celery_s3.keys import encode_id
 
 __all__ = [
     "ResultBackend",
+    "asks_before_writing",
     "checked_parents_of",
     "current_task",
     "decoder_of",
@@ -140,13 +141,30 @@ def lost_request() -> tuple[Any, int | None] | None:
     It gives the backend no more than the id: the request is read off the call stack, where
     ``celery.worker.request.Request._success_was_stored`` stands.
     """
-    frame: FrameType | None = sys._getframe(1)
-    for _ in range(8):
+    frame = _caller("celery.worker.request", "_success_was_stored")
+    if frame is None:
+        return None
+    asking = frame.f_locals["self"]
+    return asking._context, asking.worker_pid
+
+
+def asks_before_writing() -> bool:
+    """Whether a worker asks for a task's state only to decide if it stores REVOKED or FAILURE for it.
+
+    Celery 5.7 asks so for every id that is revoked by remote control, and for the rest of a chain that has failed.
+    """
+    callers = _caller("celery.worker.control", "_revoke"), _caller("celery.backends.base", "_fail_chain")
+    return any(callers)
+
+
+def _caller(module: str, function: str) -> FrameType | None:
+    """The frame of a function of Celery's that has called a hook, a few calls below."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(10):
         if frame is None:
             return None
-        if frame.f_code.co_name == "_success_was_stored" and frame.f_globals["__name__"] == "celery.worker.request":
-            asking = frame.f_locals["self"]
-            return asking._context, asking.worker_pid
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
+            return frame
         frame = frame.f_back
     return None
 

@@ -163,37 +163,21 @@ def test_a_manifest_that_cannot_be_trusted():
     assert [type(exc) for exc in crew.sender.given_up] == [Garbled]
 
 
-# -- the main process of a prefork worker
+# -- a child that was lost
 
 
-def test_the_event_loop_does_not_wait_for_the_join(crew, main_process):
-    """Where Celery returns a part in its main process, the tree is climbed by a timer of no delay."""
-    crew.finish(0, "first")
-    crew.finish(1, "last")
-    assert crew.sender.sent == []
-    for seconds, go_up in crew.timers:
-        assert seconds == 0
-        go_up()
-    assert crew.sender.sent == [["first", "last"]]
-
-
-def test_a_lost_child(crew, monkeypatch):
-    """A member whose SUCCESS and part are stored, and whose process is gone: its chord is gone on with in a thread."""
+def test_a_lost_child(crew):
+    """A member whose SUCCESS and part are stored, and whose process is gone: its chord is gone on with."""
     crew.finish(0, "first")
     crew.record(1, "last")
-    monkeypatch.setattr(members, "lost_request", lambda: (crew.request(1), 4711))
-    crew.members.child_was_lost()
-    ((seconds, go_on),) = crew.timers
-    assert (seconds, crew.sender.sent) == (0, [])
-    go_on()
+    crew.members.go_on(crew.request(1), 4711)
     assert crew.sender.sent == [["first", "last"]]
 
 
-def test_nobody_was_lost(crew, monkeypatch):
-    """Whoever else asks for a result of SUCCESS in that process asks for nothing more."""
-    monkeypatch.setattr(members, "lost_request", lambda: None)
-    crew.members.child_was_lost()
-    assert crew.timers == []
+def test_a_lost_child_of_no_chord(crew):
+    """A task that is no member's asks for nothing more."""
+    crew.members.go_on(SimpleNamespace(id="alone", chord=None), 4711)
+    assert crew.sender.sent == []
 
 
 # -- add_to_chord

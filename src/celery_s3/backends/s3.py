@@ -28,6 +28,7 @@ from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
+from celery_s3.outbox import Outbox
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
 from celery_s3.results.reader import Meta, Reader
@@ -35,6 +36,8 @@ from celery_s3.results.recorder import Recorder, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
+
+from .consumer import Consumer
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -74,12 +77,14 @@ class S3Backend(ResultBackend):
         self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
-        self._reporter = Reporter(self.tally, self.settings)
         self.files_of_tasks = FilesOfTasks(
             opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.task_key
         )
         self._open_results()
         self._open_chords()
+        self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
+        # After the consumer: what that writes at shutdown is counted.
+        self._reporter = Reporter(self.tally, self.settings)
 
     def _open_results(self) -> None:
         self._encoder = Encoder(
@@ -128,6 +133,7 @@ class S3Backend(ResultBackend):
 
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
+        self.consumer.close()
         self.mending.close()
         self._timer.close()
         self._opened.close()
@@ -177,11 +183,15 @@ class S3Backend(ResultBackend):
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
-        return self.chord_members.store(store, task_id, result, state, request)
+        write = partial(self.chord_members.store, store, task_id, result, state, request)
+        return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
         rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
-        self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun)
+        # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
+        by_id = request is None and meta["status"] == states.REVOKED
+        task = getattr(request, "task", None)
+        self.recorder.record(meta, task, expires=expires, rerun=rerun, unless_begun=by_id)
 
     def serialize(self, data: Any) -> bytes | str:
         return self.files_of_tasks.encoded(data, super().serialize)
@@ -202,10 +212,7 @@ class S3Backend(ResultBackend):
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
-        meta = self.reader.meta(task_id)
-        if meta["status"] == states.SUCCESS and prefork_parent():
-            self.chord_members.child_was_lost()
-        return meta
+        return self.consumer.meta(task_id) if self.consumer.is_here() else self.reader.meta(task_id)
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
         # A large one's body comes through here when it is fetched.
@@ -299,7 +306,8 @@ class S3Backend(ResultBackend):
         self.chord_members.add(result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        self.chord_members.returned(request, result, state)
+        go_up = partial(self.chord_members.returned, request, result, state)
+        self.consumer.spared(go_up, request.id, f"the chord part of task {request.id}", None)
 
     @property
     def repairs(self) -> Repair:

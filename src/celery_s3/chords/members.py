@@ -11,7 +11,7 @@ from typing import Any
 from celery import states
 from celery.result import ResultBase
 
-from celery_s3.celery_private import current_task, lost_request
+from celery_s3.celery_private import current_task
 from celery_s3.codec.chunks import LARGE
 from celery_s3.errors import CeleryS3Error, ResultNotStored, StoreError, Untrusted
 from celery_s3.processes import prefork_parent
@@ -96,30 +96,20 @@ class Members:
         self._latest.delivery = ("", None)
         if delivery is None:
             return
-        if prefork_parent():
-            # its event loop must not wait for the join
-            self._chords.later(0, lambda: self._go_up(delivery, request.chord))
-        else:
-            self._go_up(delivery, request.chord)
+        self._go_up(delivery, request.chord)
 
-    def child_was_lost(self) -> None:
+    def go_on(self, request: Any, lost: int | None) -> None:
         """Go on with a chord whose member was lost after it had stored its SUCCESS.
 
-        Celery 5.7 acknowledges such a task without calling `on_chord_part_return`. It asks the backend for the result
-        before, in the worker's main process: to be called there.
-        """
-        request, pid = lost_request() or (None, None)
-        if (ticket := Ticket.of(request)) is not None:
-            self._chords.later(0, partial(self._go_on, ticket, request, pid))
+        Celery 5.7 acknowledges such a task without calling `on_chord_part_return`.
 
-    def _go_on(self, ticket: Ticket, request: Any, lost: int | None) -> None:
-        """Runs in a thread of the worker's main process, where nobody sees what is raised."""
-        try:
-            delivery = self._chords.delivered(ticket, request.id, _index(request), lost)
-            if delivery is not None:
-                self._go_up(delivery, request.chord)
-        except CeleryS3Error:
-            logger.exception("Chord %s could not be gone on with", ticket.group, extra={"s3_group": ticket.group})
+        Arguments:
+            lost: the pid of the child that ran it.
+        """
+        ticket = Ticket.of(request)
+        delivery = self._chords.delivered(ticket, request.id, _index(request), lost) if ticket else None
+        if delivery is not None:
+            self._go_up(delivery, request.chord)
 
     # -- steps
 

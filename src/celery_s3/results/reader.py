@@ -78,6 +78,11 @@ class Reader:
         """Whether there is anything, whatever its size."""
         return self._read(task_id, self.results.read, self.task_key(task_id)) is not None
 
+    def state(self, task_id: str) -> str | None:
+        """The state as an object's metadata tells it, in one request; ``None`` where nothing tells one."""
+        found = self._read(task_id, self.results.read, self.task_key(task_id))
+        return None if found is None else state_of(found.metadata)
+
     def meta(self, task_id: str) -> Meta:
         """The meta in one request; of a large one all but the state is left out until somebody asks for it."""
         found = self._read(task_id, self.results.read, self.task_key(task_id))

@@ -34,13 +34,22 @@ class Recorder:
         self.task_key = task_key
         self.files = files
 
-    def record(self, meta: dict[str, Any], task: str | None, *, expires: float | None, rerun: bool) -> Outcome:
+    def record(
+        self,
+        meta: dict[str, Any],
+        task: str | None,
+        *,
+        expires: float | None,
+        rerun: bool = False,
+        unless_begun: bool = False,
+    ) -> Outcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
         Arguments:
             task: the task's name, where it is known.
             expires: the seconds that this result lives, 0 for ever; ``None``: like any.
             rerun: another run of the task has probably left a state here.
+            unless_begun: leave a task alone that has begun.
 
         Raises:
             kombu.exceptions.EncodeError: the serializer cannot hold the value; nothing was stored.
@@ -52,7 +61,8 @@ class Recorder:
         files = self.files(id, rerun)
         beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
-            return self.results.write(self.task_key(id), body, state, beside, content_type, rerun=rerun)
+            key, how = self.task_key(id), {"rerun": rerun, "unless_begun": unless_begun}
+            return self.results.write(key, body, state, beside, content_type, **how)
         except (StoreError, ValueError) as exc:
             raise ResultNotStored(f"{state} of task {id} was not stored: {exc}", str(id), state) from exc
 

@@ -50,6 +50,10 @@ LOST_RACES = 5
 VERSIONS = 4096
 
 
+#: States of a task that has not begun, or has to begin again.
+NOT_BEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
+
+
 class Outcome(enum.Enum):
     """What became of a write."""
 
@@ -66,6 +70,7 @@ class _Draft(NamedTuple):
     state: str
     metadata: Mapping[str, str]
     content_type: str
+    unless_begun: bool = False
 
 
 class Supported(Protocol):
@@ -120,16 +125,18 @@ class Results:
         content_type: str,
         *,
         rerun: bool = False,
+        unless_begun: bool = False,
     ) -> Outcome:
         """Store a state; a SUCCESS that stands there is kept.
 
         Arguments:
             rerun: another run of the task has probably left a state here: looking first is cheaper.
+            unless_begun: the state of a task that has begun, or ended, is kept too.
 
         Raises:
             StoreError: nothing was stored.
         """
-        draft = _Draft(key, body, state, metadata, content_type)
+        draft = _Draft(key, body, state, metadata, content_type, unless_begun)
         if not self.conditional.supported():
             return self._write_after_reading(draft)
         etag = self._versions.get(key)
@@ -209,11 +216,13 @@ class Results:
                 "The object %s is no result that this process can read.", stored.key, extra={"s3_key": stored.key}
             )
             return bool(draft.state != states.SUCCESS)
-        if draft.state == states.RETRY and found in states.READY_STATES:
-            # Celery sends the next run before it stores RETRY: that run may have ended meanwhile.
+        if draft.unless_begun and found not in NOT_BEGUN:
             return True
-        # Celery 5.6 and 5.7: each worker stores REVOKED for each revoked id.
-        return bool(found == states.SUCCESS or found == draft.state == states.REVOKED)
+        if draft.state in (states.RETRY, states.REVOKED) and found in states.READY_STATES:
+            # Celery sends the next run before it stores RETRY: that run may have ended meanwhile. And each worker
+            # stores REVOKED for each revoked id.
+            return True
+        return bool(found == states.SUCCESS)
 
     def _state_of(self, stored: Object) -> str | None:
         """The state as the metadata tells it, else the body; ``None`` where that cannot be read."""
