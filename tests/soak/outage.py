@@ -93,6 +93,8 @@ class Report:
 
     row: str
     sent: int = 0
+    finals_lost: int = 0
+    #: the first ten of them
     lost: list[str] = field(default_factory=list)
     chords_hung: int = 0
     bodies_twice: int = 0
@@ -109,7 +111,7 @@ class Report:
     @property
     def problems(self) -> list[str]:
         checks = {
-            f"{len(self.lost)} final states lost: {self.lost[:5]}": bool(self.lost),
+            f"{self.finals_lost} final states lost: {self.lost}": bool(self.finals_lost),
             f"{self.chords_hung} chords hung": bool(self.chords_hung),
             f"{self.bodies_twice} bodies ran twice": bool(self.bodies_twice),
             f"{self.bodies_wrong} bodies had wrong values": bool(self.bodies_wrong),
@@ -334,7 +336,8 @@ class Trial:
             time.sleep(0.2)
         self.report.worker_ended = self.worker.poll() is not None
         self.report.chords_hung = sum(id in self.bodies for id in left)
-        self.report.lost = [f"{kind} {id}" for id, kind in left.items() if id not in self.bodies]
+        lost = [f"{kind} {id}" for id, kind in left.items() if id not in self.bodies]
+        self.report.finals_lost, self.report.lost = len(lost), lost[:10]
         ran = [(kind, name) for _, kind, name in map(json.loads, self.events.read_text().splitlines())]
         self.report.bodies_wrong = sum(kind == "wrong" for kind, _ in ran)
         names = [name for kind, name in ran if kind == "ran"]
