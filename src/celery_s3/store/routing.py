@@ -64,7 +64,7 @@ class Routing(Bucket):
 
     def _client(self, request: Request[Any]) -> Store:
         chosen = self._settings.client
-        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (request.up > BIG and chosen == "auto"):
+        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
             return self._boto3_client()
         # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
         if processes.prefork_parent():

@@ -68,7 +68,7 @@ class ObstoreClient(Store):
             answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
 
-        return self._call(put, write, "patient" if put.up > _BIG else "quick")
+        return self._call(put, write, "patient" if len(put.body) > _BIG else "quick")
 
     def _get(self, get: Get) -> Object:
         self._check(get)
