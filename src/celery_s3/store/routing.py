@@ -48,7 +48,7 @@ class Routing(Bucket):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reason = settings.boto3_reason
-        self._obstore = PerProcess(lambda: _obstore(settings))
+        self._obstore = PerProcess(lambda: _first_obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
         self._brief = PerProcess(lambda: _brief(settings))
         self._warned = PerProcess(_warn)
@@ -73,7 +73,6 @@ class Routing(Bucket):
             if chosen == "obstore":
                 raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
             return self._boto3_client()
-        processes.obstore_used()
         return self._obstore.get()
 
     def _boto3_client(self) -> Store:
@@ -95,6 +94,11 @@ class Routing(Bucket):
 
 
 # The clients are imported where they are made: a process needs one of them, rarely two.
+
+
+def _first_obstore(settings: Settings) -> Store:
+    processes.obstore_used()
+    return _obstore(settings)
 
 
 def _obstore(settings: Settings) -> Store:
