@@ -7,7 +7,7 @@ other module. What is optional on one of these versions has its fallback here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Literal
@@ -23,11 +23,11 @@ from kombu.utils.encoding import bytes_to_str
 from celery_s3.keys import encode_id
 
 __all__ = [
+    "DECODERS",
     "ResultBackend",
     "asks_before_writing",
     "checked_parents_of",
     "current_task",
-    "decoder_of",
     "is_chain",
     "keep_meta",
     "known_meta",
@@ -45,8 +45,8 @@ __all__ = [
 class ResultBackend(KeyValueStoreBackend):
     """Celery's base class of result backends, with public names for the hooks and attributes that it keeps private.
 
-    A backend implements ``store_meta``, ``fetch_meta`` and ``fetch_group``, may extend ``serialize`` and
-    ``forget_result``, and calls the others.
+    A backend implements ``store_meta``, ``fetch_meta`` and ``fetch_group``, may extend ``forget_result``, and calls
+    the others.
     """
 
     def _store_result(
@@ -81,7 +81,7 @@ class ResultBackend(KeyValueStoreBackend):
         raise NotImplementedError
 
     def _get_key_for(self, prefix: str, id: Any, key: str = "") -> str:
-        return f"{prefix}{encode_id(bytes_to_str(id) if isinstance(id, bytes) else str(id))}{key}"
+        return f"{prefix}{encode_id(id)}{key}"
 
     def _forget(self, task_id: str) -> None:
         self.forget_result(task_id)
@@ -225,10 +225,8 @@ def who_asks_for_children() -> Literal["keeping", "telling", ""]:
 # -- serializers
 
 
-def decoder_of(content_type: str) -> Callable[..., Any] | None:
-    """Kombu's decoder of a content type, ``None`` where it knows none; kombu has no public way to ask."""
-    found: Callable[..., Any] | None = registry._decoders.get(content_type)
-    return found
+#: Kombu's decoders by content type, those that are registered later too; kombu has no public way to ask.
+DECODERS: Mapping[str, Callable[..., Any]] = registry._decoders
 
 
 #: Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import unquote
 
+from kombu.utils.encoding import bytes_to_str
+
 __all__ = [
     "BENCH",
     "CHORDS",
@@ -71,12 +73,16 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match.group().encode())
 
 
-def encode_id(id: str) -> str:
+def encode_id(id: object) -> str:
     """The id as it stands in a key; :func:`decode_id` is the inverse.
+
+    Arguments:
+        id: text, which Celery may give as bytes, or whose ``str()`` is the id, as of a UUID.
 
     Raises:
         ValueError: the id is empty, or is no text that UTF-8 can hold.
     """
+    id = bytes_to_str(id) if isinstance(id, bytes) else str(id)
     if not id:
         raise ValueError("task_id must not be empty: an S3 result needs an id to be stored under")
     try:
@@ -303,22 +309,19 @@ class Layout:
 
     def result_key(self, id: str) -> str:
         """The key of a task's result."""
-        return self._key(RESULTS, encode_id(id))
+        return full_key(self.base, f"{self.keyprefix}{RESULTS.start}{encode_id(id)}")
 
     def group_key(self, id: str) -> str:
         """The key of a saved group."""
-        return self._key(GROUPS, encode_id(id))
+        return full_key(self.base, f"{self.keyprefix}{GROUPS.start}{encode_id(id)}")
 
     def doctor_key(self, run: str, name: str) -> str:
         """The key of a scratch object of one run of `doctor`."""
-        return self._key(DOCTOR, f"{run}-{name}")
+        return full_key(self.base, f"{DOCTOR.start}{run}-{name}")
 
     def bench_key(self, run: str, name: str = "") -> str:
         """The key of a scratch object of one run of `bench`; without a name, the prefix of all of them."""
-        return self._key(BENCH, f"{run}/{name}")
-
-    def _key(self, kind: Kind, rest: str) -> str:
-        return full_key(self.base, f"{self.keyprefix if kind.prefixed else ''}{kind.start}{rest}")
+        return full_key(self.base, f"{BENCH.start}{run}/{name}")
 
     # -- parsing
 

@@ -133,7 +133,7 @@ def files_in(stored: Mapping[str, str]) -> int | None:
     told = stored.get(_FILES, "")
     if told.isdecimal():
         return int(told)
-    return None if told or state_of(stored) not in (None, states.SUCCESS) else 0
+    return None if told or stored.get(_STATE) not in (None, "", states.SUCCESS) else 0
 
 
 def children_in(stored: Mapping[str, str]) -> dict[str, Any]:

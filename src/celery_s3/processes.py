@@ -143,34 +143,23 @@ class PerProcess(Generic[_T]):
         self._values = {}
 
 
-class Remembered(Generic[_K, _T]):
-    """A map of at most ``limit`` entries (about: threads may overshoot), the one written longest ago making room.
+class Remembered(dict[_K, _T]):
+    """A map of at most ``limit`` entries (about: threads may overshoot) by :meth:`put`, the oldest making room.
 
     No lock: a child forked while another thread held one would wait for it for ever.
     """
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self._limit = limit
-        self._entries: dict[_K, _T] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: _K) -> _T | None:
-        """What is known, ``None`` where nothing is."""
-        return self._entries.get(key)
 
     def put(self, key: _K, value: _T) -> None:
         """Remember a value, as the latest."""
-        self._entries.pop(key, None)
-        self._entries[key] = value
-        if len(self._entries) > self._limit:
+        self.pop(key, None)
+        self[key] = value
+        if len(self) > self._limit:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread changed the map: it makes room
-                self._entries.pop(next(iter(self._entries)), None)
-
-    def pop(self, key: _K) -> _T | None:
-        """Forget a value and return it, ``None`` where there was none."""
-        return self._entries.pop(key, None)
+                self.pop(next(iter(self)), None)
 
 
 _everyone: WeakSet[PerProcess[Any]] = WeakSet()

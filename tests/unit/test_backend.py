@@ -8,6 +8,7 @@ import io
 import logging
 import pickle
 import threading
+import uuid
 
 import pytest
 from celery import Celery, states
@@ -80,13 +81,22 @@ def test_what_celery_is_told(make):
     assert (backend.implements_incr, backend.thread_safe, backend.is_async) == (False, True, False)
 
 
+@pytest.mark.parametrize("id", ["plain", "a//b", b"bytes", uuid.UUID(int=7)])
+def test_celery_and_we_make_the_same_key(make, store, id):
+    """Celery's hooks name the key where a result or a group stands, whatever kind of id it has."""
+    backend = make(s3_base_path="base-", result_backend_transport_options={"global_keyprefix": "blue"})
+    backend.store_result(id, 1, "SUCCESS")
+    assert store.requests == [("PUT", f"base-{backend.get_key_for_task(id)}")]
+    assert backend.get_task_meta(id)["result"] == 1
+    assert f"base-{backend.get_key_for_group(id)}" == backend.layout.group_key(id)
+
+
 def test_overridden_hooks_are_celerys():
     """What is overridden is there to override in this Celery: a hook that is renamed would never be called."""
     later = {"task_result_exists", "prepare_compression"}  # Celery 5.7
     own = {
         "_full",
         "_changed",
-        "task_key",
         "_open_chords",
         "_open_results",
         "_prefixes",

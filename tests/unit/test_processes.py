@@ -14,7 +14,7 @@ import billiard
 import pytest
 
 from celery_s3 import processes
-from celery_s3.processes import PerProcess
+from celery_s3.processes import PerProcess, Remembered
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -295,6 +295,15 @@ def test_locks_are_free_in_a_child(monkeypatch):
     in_child(lambda: bool(PerProcess(object).get()))
     release.set()
     thread.join()
+
+
+def test_what_was_put_longest_ago_makes_room():
+    """A map stays small, and what is put again is as good as new; what is not known is ``None``."""
+    known = Remembered[str, int](2)
+    for name, value in (("a", 1), ("b", 2), ("a", 3), ("c", 4)):
+        known.put(name, value)
+    assert dict(known) == {"a": 3, "c": 4}
+    assert known.get("b") is None
 
 
 def test_billiard_is_what_celery_forks_with():

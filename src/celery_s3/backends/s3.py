@@ -78,7 +78,7 @@ class S3Backend(ResultBackend):
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
         self._plain_store, self.uploads = opened.plain, opened.uploads
         self.files_of_tasks = FilesOfTasks(
-            opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.task_key
+            opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.layout.result_key
         )
         self._open_results()
         self._open_chords()
@@ -87,9 +87,8 @@ class S3Backend(ResultBackend):
         self._reporter = Reporter(self.tally, self.settings)
 
     def _open_results(self) -> None:
-        self._encoder = Encoder(
-            self.serialize, self.content_type, self.compression, self.settings.compression_threshold
-        )
+        serialize = partial(self.files_of_tasks.encoded, encode=self.serialize)
+        self._encoder = Encoder(serialize, self.content_type, self.compression, self.settings.compression_threshold)
         self._decoder = Decoder(self.content_type, self.accept)
         self.results = Results(
             self.store,
@@ -100,12 +99,12 @@ class S3Backend(ResultBackend):
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.task_key, self.files_of_tasks.count)
+        self.recorder = Recorder(self.results, self._encoder, self.layout.result_key, self.files_of_tasks.count)
         self.reader = Reader(
             self.results,
             self._decoder,
             self.settings.bucket,
-            self.task_key,
+            self.layout.result_key,
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
@@ -123,7 +122,7 @@ class S3Backend(ResultBackend):
         self.mending = Mending(
             self.chords,
             self.chord_sender,
-            MemberResults(self.results, self._decoder.decode, self.encode, self.task_key),
+            MemberResults(self.results, self._decoder.decode, self.encode, self.layout.result_key),
             self.chord_producer.native,
             mended=self.layout.mended,
             kept=self.terms.decided,
@@ -157,10 +156,6 @@ class S3Backend(ResultBackend):
     def _full(self, key: str | bytes) -> str:
         return keys.full_key(self.settings.base, bytes_to_str(key))
 
-    def task_key(self, task_id: str) -> str:
-        """The key of a task's result, that of the base path included."""
-        return self._full(self.get_key_for_task(task_id))
-
     # -- the key/value verbs of Celery's base class
 
     def get(self, key: str | bytes) -> bytes | None:
@@ -193,9 +188,6 @@ class S3Backend(ResultBackend):
         task = getattr(request, "task", None)
         self.recorder.record(meta, task, expires=expires, rerun=rerun, unless_begun=by_id)
 
-    def serialize(self, data: Any) -> bytes | str:
-        return self.files_of_tasks.encoded(data, super().serialize)
-
     def encode(self, data: Any) -> bytes | str:
         return self._encoder.payload(data)
 
@@ -225,7 +217,7 @@ class S3Backend(ResultBackend):
     def fetch_group(self, group_id: str) -> Meta | None:
         return self.reader.group(
             group_id,
-            self._full(self.get_key_for_group(group_id)),
+            self.layout.group_key(group_id),
             lambda meta: {**meta, "result": result_from_tuple(meta["result"], self.app)},
         )
 

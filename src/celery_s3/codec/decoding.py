@@ -12,7 +12,7 @@ from kombu.exceptions import DecodeError
 from kombu.serialization import loads, unpickle
 from kombu.utils.json import loads as json_loads
 
-from celery_s3.celery_private import decoder_of
+from celery_s3.celery_private import DECODERS
 from celery_s3.interruptions import INTERRUPTIONS, INTERRUPTIONS_OF_LARGE, brief, reraise_interruption
 from celery_s3.serializers import TYPED
 from celery_s3.store.api import Object
@@ -105,9 +105,9 @@ class Decoder:
             if payload.startswith(raw.MAGIC):
                 frame = raw.frame_of(payload)
                 return self._joined(frame, payload[len(frame) :])
-        decoder = decoder_of(content_type)
-        if decoder is None:
-            content_type, decoder = self.content_type, decoder_of(self.content_type)
+        if content_type not in DECODERS:
+            content_type = self.content_type
+        decoder = DECODERS.get(content_type)
         body: bytes | str = payload
         if len(payload) > LARGE:
             if decoder is unpickle:
@@ -119,7 +119,7 @@ class Decoder:
     def _joined(self, frame: bytes, value: bytes) -> dict[str, Any]:
         """The meta of a result that is bytes, from what stands before them."""
         content_type, meta = raw.unframe(frame)
-        declared = content_type if decoder_of(content_type) else self.content_type
+        declared = content_type if content_type in DECODERS else self.content_type
         return raw.joined(loads(meta, content_type=declared, content_encoding="utf-8", accept=self.accept), value)
 
     def _unpickled(self, payload: bytes, content_type: str) -> Any:

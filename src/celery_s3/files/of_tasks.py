@@ -72,7 +72,7 @@ class FilesOfTasks:
 
     def count(self, task_id: str, rerun: bool) -> int | None:
         """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""
-        return None if rerun else self._uploaded.get(task_id) or 0
+        return None if rerun else self._uploaded.get(task_id, 0)
 
     # -- which backend a file goes to, and comes from
 
@@ -118,7 +118,7 @@ class FilesOfTasks:
             self._bucket.store.delete_many(keys)
 
     def _keys_of(self, task_id: str) -> list[str]:
-        known = self._read.pop(task_id)
+        known = self._read.pop(task_id, None)
         files = self._look(task_id) if known is None else known
         if files == 0:
             return []

@@ -101,7 +101,7 @@ class Files:
             self.prefix + key, measured, size=size, metadata=metadata, content_type=content_type, tags=tags
         )
         if owner:
-            self._uploaded.put(owner, (self._uploaded.get(owner) or 0) + 1)
+            self._uploaded.put(owner, self._uploaded.get(owner, 0) + 1)
         return Pointer(
             key=key,
             at=self.at,

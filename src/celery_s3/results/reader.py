@@ -88,8 +88,10 @@ class Reader:
         found = self._read(task_id, self.results.read, self.task_key(task_id))
         if found is None:
             return pending()
+        if found.complete:
+            return self._decoded(task_id, Whole(found, found.body), self._result)
         state = state_of(found.metadata)
-        if found.complete or state is None:
+        if state is None:
             return self.meta_in(task_id, found)
         known = {"status": state, "task_id": task_id}
         if state in states.READY_STATES:

@@ -147,7 +147,7 @@ class Results:
             if look:
                 stored = self._replaceable(draft)
                 if stored is Outcome.KEPT:
-                    self._versions.pop(key)
+                    self._versions.pop(key, None)
                     return Outcome.KEPT
                 precondition = stored
             try:
@@ -159,7 +159,7 @@ class Results:
                     raise  # the store has tried again
             else:
                 if state in states.READY_STATES or not etag:
-                    self._versions.pop(key)
+                    self._versions.pop(key, None)
                 else:
                     self._versions.put(key, etag)
                 return Outcome.WRITTEN
@@ -287,7 +287,7 @@ class Results:
 
     def delete(self, key: str) -> None:
         """Delete an object, in one request."""
-        self._versions.pop(key)
+        self._versions.pop(key, None)
         self.store.delete(key)
 
 

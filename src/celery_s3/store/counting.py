@@ -19,7 +19,7 @@ from celery_s3.errors import StoreError, Unreachable
 from celery_s3.processes import PerProcess
 
 from .api import PAGE, Bucket, Store
-from .requests import Request
+from .requests import Object, Request
 
 __all__ = ["NUMBERS", "VERBS", "Counting", "Snapshot", "Tally", "difference", "pages", "requests_in"]
 
@@ -194,9 +194,10 @@ class Counting(Bucket):
         except StoreError as exc:
             # what reached no server was no request
             sent = not isinstance(exc, Unreachable)
-            self._tally.count(request.verb, requests=int(sent), up=request.up if sent else 0, error=exc)
+            self._tally.count(request.verb, requests=int(sent), up=len(request.body) if sent else 0, error=exc)
             raise
-        self._tally.count(request.verb, up=request.up, down=request.down(answer))
+        down = len(answer.body) if isinstance(answer, Object) else 0
+        self._tally.count(request.verb, up=len(request.body), down=down)
         return answer
 
     def close(self) -> None:

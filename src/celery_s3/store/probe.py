@@ -45,6 +45,7 @@ class ConditionalWrites:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
+        self._on_aws = settings.on_aws
         self._store = store
         self._shared = _shared_page(settings.endpoint_url or "", settings.bucket)
         self._asking = PerProcess(_lock)
@@ -58,7 +59,7 @@ class ConditionalWrites:
         """
         if self._settings.conditional_writes == "off":
             return False
-        if self._settings.on_aws:
+        if self._on_aws:
             return True
         if self._shared[_ANSWER] == _UNKNOWN:
             self._ask()

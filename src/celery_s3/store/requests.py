@@ -119,6 +119,7 @@ class Request(Generic[A]):
         action: what S3 calls it.
         final: errors after which the same request cannot succeed, though others may be tried again after them.
         key: the object's; of a listing the prefix; empty where it concerns many.
+        body: what is sent.
     """
 
     __slots__ = ()
@@ -127,15 +128,7 @@ class Request(Generic[A]):
     action: ClassVar[str]
     final: ClassVar[tuple[type[StoreError], ...]] = ()
     key: str
-
-    @property
-    def up(self) -> int:
-        """Bytes of the body that is sent."""
-        return 0
-
-    def down(self, _answer: A, /) -> int:
-        """Bytes of the body that was answered."""
-        return 0
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +146,6 @@ class Put(Request[str]):
     content_type: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def up(self) -> int:
-        return len(self.body)
-
 
 @dataclass(frozen=True, slots=True)
 class Get(Request[Object]):
@@ -167,9 +156,6 @@ class Get(Request[Object]):
     start: int = 0
     length: int | None = None
     if_match: str | None = None
-
-    def down(self, answer: Object, /) -> int:
-        return len(answer.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +217,6 @@ class PutPart(Request[str]):
     upload_id: str
     number: int
     body: bytes = field(repr=False)
-
-    @property
-    def up(self) -> int:
-        return len(self.body)
 
 
 @dataclass(frozen=True, slots=True)

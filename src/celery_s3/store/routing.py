@@ -48,7 +48,7 @@ class Routing(Bucket):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reason = settings.boto3_reason
-        self._obstore = PerProcess(lambda: _obstore(settings))
+        self._obstore = PerProcess(lambda: _first_obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
         self._brief = PerProcess(lambda: _brief(settings))
         self._warned = PerProcess(_warn)
@@ -63,38 +63,41 @@ class Routing(Bucket):
                 client.close()
 
     def _client(self, request: Request[Any]) -> Store:
-        chosen = self._settings.client
-        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (request.up > BIG and chosen == "auto"):
-            return self._boto3_client()
-        # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
-        if processes.prefork_parent():
-            return self._boto3_client()
-        if reason := self._not_obstore(request):
-            if chosen == "obstore":
-                raise ConfigurationError(f"`client` is 'obstore', but {reason}: set it to 'auto'")
-            return self._boto3_client()
-        processes.obstore_used()
-        return self._obstore.get()
-
-    def _boto3_client(self) -> Store:
+        if self._is_for_obstore(request):
+            return self._obstore.get()
         return (self._brief if processes.prefork_parent() else self._boto3).get()
 
-    def _not_obstore(self, request: Request[Any]) -> str:
-        """Why obstore cannot serve a request here, empty if it can."""
-        if processes.obstore_forbidden():
-            if self._settings.client == "auto":
-                self._warned.get()
-            return "it was used before this process was forked, and would hang"
-        if processes.greenlets():
-            return "it would block the hub of gevent or eventlet"
-        if self._reason:
-            return self._reason
+    def _is_for_obstore(self, request: Request[Any]) -> bool:
+        chosen = self._settings.client
+        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
+            return False
+        # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
+        if processes.prefork_parent():
+            return False
         keys = request.keys if isinstance(request, DeleteMany) else (request.key,)
-        odd = any(map(UNADDRESSABLE.search, keys))
-        return "it cannot address keys with empty or dot segments" if odd else ""
+        if processes.obstore_forbidden():
+            if chosen == "auto":
+                self._warned.get()
+            why_not = "it was used before this process was forked, and would hang"
+        elif processes.greenlets():
+            why_not = "it would block the hub of gevent or eventlet"
+        elif self._reason:
+            why_not = self._reason
+        elif any(map(UNADDRESSABLE.search, keys)):
+            why_not = "it cannot address keys with empty or dot segments"
+        else:
+            return True
+        if chosen == "obstore":
+            raise ConfigurationError(f"`client` is 'obstore', but {why_not}: set it to 'auto'")
+        return False
 
 
 # The clients are imported where they are made: a process needs one of them, rarely two.
+
+
+def _first_obstore(settings: Settings) -> Store:
+    processes.obstore_used()
+    return _obstore(settings)
 
 
 def _obstore(settings: Settings) -> Store:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from operator import methodcaller
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from obstore.exceptions import GenericError, UnauthenticatedError
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential, S3Store
 
 __all__ = ["ObstoreClient"]
-
-A = TypeVar("A")
-T = TypeVar("T")
 
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
 _BIG = 1024 * 1024
@@ -52,55 +48,62 @@ class ObstoreClient(Store):
         self._worked = False
         self._lock = threading.Lock()
 
-    def send(self, request: Request[A]) -> A:
-        answer: A = self._HOW[type(request)](self, request)
+    def send(self, request: Request[Any]) -> Any:
+        self._check(request)
+        try:
+            answer = answered(partial(self._act, request), is_failure, lambda exc: self._translated(exc, request))
+        except ObjectMissing:
+            if isinstance(request, Delete):
+                return None
+            raise
+        self._worked = True
         return answer
 
-    def _put(self, put: Put) -> str:
-        self._check(put, check_headers(put.metadata, put.content_type))
+    def _check(self, request: Request[Any]) -> None:
+        for key in request.keys if isinstance(request, DeleteMany) else (request.key,):
+            if UNADDRESSABLE.search(key):
+                asked = Operation(request.operation, key)
+                raise error_of(BadRequest, asked, self._settings, "obstore cannot address this key")
+        if isinstance(request, Put) and (refused := check_headers(request.metadata, request.content_type)):
+            raise error_of(BadRequest, request, self._settings, refused)
+
+    def _act(self, request: Request[Any]) -> Any:
+        use: Use = "bulk" if isinstance(request, DeleteMany) else "patient" if len(request.body) > _BIG else "quick"
+        # a thread may be started at any call, as to look up a host's name
+        with without_sigterm():
+            return self._HOW[type(request)](self, self._stores.get(use) or self._open(use), request)
+
+    def _put(self, store: S3Store, put: Put) -> str:
         attributes = {**self._attributes, **put.metadata}
         if put.content_type:
             attributes["Content-Type"] = put.content_type
         tags = {**self._settings.tags, **put.tags} or None
         mode = _mode(put.precondition)
+        answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
+        return answer["e_tag"] or ""
 
-        def write(store: S3Store) -> str:
-            answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
-            return answer["e_tag"] or ""
-
-        return self._call(put, write, "patient" if put.up > _BIG else "quick")
-
-    def _get(self, get: Get) -> Object:
-        self._check(get)
+    def _get(self, store: S3Store, get: Get) -> Object:
         key, start, length = get.key, get.start, get.length
         whole: GetOptions = {"if_match": get.if_match} if get.if_match else {}
         if not start and length is None:
-            return self._call(get, lambda store: _object(key, store.get(key, options=whole)))
+            return _object(key, store.get(key, options=whole))
         asked: GetOptions = {**whole, "range": {"offset": start} if length is None else (start, start + length)}
+        try:
+            return _object(key, store.get(key, options=asked))
+        except GenericError as exc:
+            failure = Failure.of(exc)
+            # an empty object has no first byte to begin a range with
+            if not failure.range_ignored and (start or failure.status != 416):
+                raise
+        return cut(_object(key, store.get(key, options=whole)), start, length)
 
-        def read(store: S3Store) -> Object:
-            try:
-                return _object(key, store.get(key, options=asked))
-            except GenericError as exc:
-                failure = Failure.of(exc)
-                # an empty object has no first byte to begin a range with
-                if not failure.range_ignored and (start or failure.status != 416):
-                    raise
-            return cut(_object(key, store.get(key, options=whole)), start, length)
+    def _delete(self, store: S3Store, delete: Delete) -> None:
+        store.delete(delete.key)
 
-        return self._call(get, read)
+    def _delete_many(self, store: S3Store, delete: DeleteMany) -> None:
+        store.delete(list(delete.keys))
 
-    def _delete(self, delete: Delete) -> None:
-        self._check(delete)
-        with suppress(ObjectMissing):
-            self._call(delete, lambda store: store.delete(delete.key))
-
-    def _delete_many(self, delete: DeleteMany) -> None:
-        for key in delete.keys:
-            self._check(Operation(delete.operation, key))
-        self._call(delete, methodcaller("delete", list(delete.keys)), "bulk")
-
-    _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[ObstoreClient, Any], Any]]] = {
+    _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[ObstoreClient, S3Store, Any], Any]]] = {
         Put: _put,
         Get: _get,
         Delete: _delete,
@@ -110,22 +113,6 @@ class ObstoreClient(Store):
     def close(self) -> None:
         with self._lock:
             self._stores = {}
-
-    def _check(self, asked: Asked, refused: str = "") -> None:
-        if UNADDRESSABLE.search(asked.key):
-            refused = "obstore cannot address this key"
-        if refused:
-            raise error_of(BadRequest, asked, self._settings, refused)
-
-    def _call(self, asked: Asked, action: Callable[[S3Store], T], use: Use = "quick") -> T:
-        def act() -> T:
-            # a thread may be started at any call, as to look up a host's name
-            with without_sigterm():
-                return action(self._stores.get(use) or self._open(use))
-
-        answer = answered(act, is_failure, lambda exc: self._translated(exc, asked))
-        self._worked = True
-        return answer
 
     def _translated(self, exc: BaseException, asked: Asked) -> StoreError:
         failure = getattr(self._credentials, "failure", None)

@@ -109,6 +109,7 @@ ROUTINE = (ObjectMissing, PreconditionFailed)
 UNADDRESSABLE = re.compile(r"^/|//|/\Z|^\Z|(?:^|/)\.{1,2}(?:/|\Z)|[\x00-\x1f\x7f\ud800-\udfff]")
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PRINTABLE_ASCII = re.compile(r"[ -~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +215,9 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
     """
     for name, value in metadata.items():
-        if not _NAME.fullmatch(name) or not _is_printable_ascii(value):
+        if not _NAME.fullmatch(name) or not _PRINTABLE_ASCII.fullmatch(value):
             return f"the metadata {name!r} is not printable ASCII"
-    return "" if _is_printable_ascii(content_type) else "the content type is not printable ASCII"
+    return "" if _PRINTABLE_ASCII.fullmatch(content_type) else "the content type is not printable ASCII"
 
 
 def path_style(settings: Settings) -> bool:
@@ -235,7 +236,3 @@ def cut(found: Object, start: int, length: int | None) -> Object:
     if start and not found.complete:
         return found
     return replace(found, body=found.body[start : None if length is None else start + length])
-
-
-def _is_printable_ascii(value: str) -> bool:
-    return value.isascii() and value.isprintable()
