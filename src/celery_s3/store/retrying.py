@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .counting import Tally
-from .deadline import patience, remaining
+from .deadline import longer, patience, remaining
 from .outage import Outage
 from .requests import Create, Get, ListPage, Put, Request
 
@@ -113,7 +114,8 @@ class Retrying(Bucket):
         try:
             while True:
                 try:
-                    answer = self._try(request, again=budget.failures > 0)
+                    with longer(budget.failures) if budget.failures else nullcontext():
+                        answer = self._try(request, again=budget.failures > 0)
                 except request.final:
                     raise
                 except Transient as exc:

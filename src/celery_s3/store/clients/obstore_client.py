@@ -22,6 +22,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
+from .timeouts import SMALL, brief, by_size, long
 from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
 _BIG = 1024 * 1024
+#: Bytes a second that a large body has time for at first. Only its end shows that nobody takes it.
+_RATE = 1024 * 1024
 
 
 class ObstoreClient(Store):
@@ -56,6 +59,18 @@ class ObstoreClient(Store):
         answer: A = self._HOW[type(request)](self, request)
         return answer
 
+    def seconds(self, request: Request[Any]) -> tuple[float, bool]:
+        """What a request may take in all, and whether it ends by itself."""
+        match _use(request):
+            case "sending":
+                return min(by_size(self._settings, request.up, _RATE), long(self._settings)), False
+            case "reading":
+                return long(self._settings), True
+        return brief(self._settings), True
+
+    def cut(self, thread: int) -> None:
+        """Nothing to do: every request ends by itself, if late."""
+
     def _put(self, put: Put) -> str:
         self._check(put, check_headers(put.metadata, put.content_type))
         attributes = {**self._attributes, **put.metadata}
@@ -68,7 +83,7 @@ class ObstoreClient(Store):
             answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
             return answer["e_tag"] or ""
 
-        return self._call(put, write, "patient" if put.up > _BIG else "quick")
+        return self._call(put, write)
 
     def _get(self, get: Get) -> Object:
         self._check(get)
@@ -98,7 +113,7 @@ class ObstoreClient(Store):
     def _delete_many(self, delete: DeleteMany) -> None:
         for key in delete.keys:
             self._check(Operation(delete.operation, key))
-        self._call(delete, methodcaller("delete", list(delete.keys)), "bulk")
+        self._call(delete, methodcaller("delete", list(delete.keys)))
 
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[ObstoreClient, Any], Any]]] = {
         Put: _put,
@@ -117,7 +132,9 @@ class ObstoreClient(Store):
         if refused:
             raise error_of(BadRequest, asked, self._settings, refused)
 
-    def _call(self, asked: Asked, action: Callable[[S3Store], T], use: Use = "quick") -> T:
+    def _call(self, asked: Request[Any], action: Callable[[S3Store], T]) -> T:
+        use = _use(asked)
+
         def act() -> T:
             # a thread may be started at any call, as to look up a host's name
             with without_sigterm():
@@ -142,6 +159,15 @@ class ObstoreClient(Store):
             if use not in self._stores:
                 self._stores[use] = new_store(self._settings, self._credentials, use)
             return self._stores[use]
+
+
+def _use(request: Request[Any]) -> Use:
+    """What kind of store a request needs."""
+    if isinstance(request, Get):
+        return "quick" if request.length is not None and request.length <= SMALL else "reading"
+    if isinstance(request, DeleteMany):
+        return "bulk"
+    return "sending" if request.up > _BIG else "quick"
 
 
 def _mode(precondition: Precondition) -> PutMode:
