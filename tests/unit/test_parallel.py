@@ -12,9 +12,11 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_s3.store.deadline import retried_until
 from celery_s3.store.parallel import Pool
 
 #: Python 3.12 warns of what is tried here.
@@ -57,15 +59,41 @@ def test_no_more_than_the_concurrency():
     assert 1 < load.most <= 4
 
 
-def test_two_calls_share_the_threads():
-    """The bound is the pool's, whoever calls."""
-    load, pool = Load(), Pool(4)
-    callers = [threading.Thread(target=pool.map, args=(load, range(20))) for _ in range(3)]
-    for caller in callers:
+def test_a_caller_does_not_wait_for_anothers_items():
+    """Callers whose items hang do not keep a caller waiting whose items do not."""
+    pool, release = Pool(4), threading.Event()
+    hanging = [threading.Thread(target=pool.map, args=(lambda _: release.wait(30), range(20))) for _ in range(5)]
+    for caller in hanging:
         caller.start()
-    for caller in callers:
+    load = Load()
+    assert pool.map(load, range(40)) == [item * 10 for item in range(40)]
+    assert 1 < load.most <= 4
+    release.set()
+    for caller in hanging:
         caller.join()
-    assert load.most <= 4
+
+
+@pytest.mark.parametrize("how", ["map", "until", "run_both"])
+def test_nobody_waits_longer_than_his_deadline(how):
+    """Items that hang are waited for until the caller's deadline; those not begun are not begun any more."""
+    pool, release, begun = Pool(2), threading.Event(), []
+
+    def hang(item: int) -> None:
+        begun.append(item)
+        release.wait(30)
+
+    soon, started = time.monotonic() + 0.6, time.monotonic()
+    with pytest.raises(CeleryTimeoutError):
+        if how == "until":
+            list(pool.stream(hang, range(9), until=soon))
+        with retried_until(soon):
+            if how == "map":
+                pool.map(hang, range(9))
+            pool.run_both(lambda: hang(0), lambda: hang(1) if how != "run_both" else None)
+    assert 0.5 < time.monotonic() - started < 5
+    release.set()
+    pool.close()
+    assert len(begun) <= 2
 
 
 def test_a_single_item_needs_no_thread():

@@ -251,7 +251,7 @@ from celery_s3.settings import Settings
 from celery_s3.store.routing import Routing
 from celery_s3.store.requests import Get
 for values in ({}, {"connect_timeout": 0.5, "read_timeout": 0.7}):
-    client = Routing(Settings(bucket="b", **values))._client(Get("k"))
+    client = Routing(Settings(bucket="b", **values))._client(Get("k"))._client
     print(type(client).__name__, client._settings.connect_timeout, client._settings.read_timeout)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -32,7 +32,7 @@ from celery_s3.outbox import Outbox
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
 from celery_s3.results.reader import Meta, Reader
-from celery_s3.results.recorder import Recorder, is_rerun
+from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
@@ -99,7 +99,13 @@ class S3Backend(ResultBackend):
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.layout.result_key, self.files_of_tasks.count)
+        self.recorder = Recorder(
+            self.results,
+            self._encoder,
+            self.layout.result_key,
+            self.files_of_tasks.count,
+            self.settings.outage_patience,
+        )
         self.reader = Reader(
             self.results,
             self._decoder,
@@ -182,11 +188,16 @@ class S3Backend(ResultBackend):
         return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
-        rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
         by_id = request is None and meta["status"] == states.REVOKED
-        task = getattr(request, "task", None)
-        self.recorder.record(meta, task, expires=expires, rerun=rerun, unless_begun=by_id)
+        self.recorder.record(
+            meta,
+            getattr(request, "task", None),
+            expires=self.terms.own(meta["status"], request),
+            rerun=is_rerun(request),
+            unless_begun=by_id,
+            eager=is_eager(request),
+        )
 
     def encode(self, data: Any) -> bytes | str:
         return self._encoder.payload(data)

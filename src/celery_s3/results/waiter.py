@@ -134,7 +134,7 @@ class _Look:
 
     def answers(self, next_id: Callable[[], str | None]) -> Iterator[tuple[str, Meta | None]]:
         """Read the metas that are asked for, in parallel, those of unfinished tasks as ``None``."""
-        for id, meta in self._waiter.pool.stream_from(self._read, next_id):
+        for id, meta in self._waiter.pool.stream_from(self._read, next_id, until=self._deadline):
             if isinstance(meta, BaseException):
                 raise meta
             # A large value is fetched in this thread: in one of the pool's, its parts would come one after the other.

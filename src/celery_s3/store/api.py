@@ -8,6 +8,7 @@ The wrappers stand in this order, outermost first::
     Tracing       with `opentelemetry`: a span for each request
     Counting      one line for each verb
     Routing       the client that is right for this process, this key and this moment
+    Bounded       no longer than the request may take
     ObstoreClient | Boto3Client
 
 so that what is tried again has the same bytes, and each attempt is traced, counted and routed. All of them below

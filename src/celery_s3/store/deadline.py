@@ -1,4 +1,4 @@
-"""Until when a request may be tried again: a caller's ``timeout`` bounds the retries too.
+"""Until when a request may go on and be tried again: a caller's ``timeout`` bounds it, patience prolongs it.
 
 Context variables: :class:`~celery_s3.store.parallel.Pool` carries them into its threads.
 """
@@ -11,12 +11,28 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["remaining", "retried_until", "retried_while"]
+__all__ = [
+    "GRACE",
+    "allowed",
+    "longer",
+    "patience",
+    "patient",
+    "remaining",
+    "retried_until",
+    "retried_while",
+    "slack",
+]
 
 _T = TypeVar("_T")
 
+#: Seconds that a request has at least: one that begins just before a deadline can still be answered.
+GRACE = 0.5
+
 _moment: ContextVar[float | None] = ContextVar("celery-s3-moment", default=None)
+_patience: ContextVar[float | None] = ContextVar("celery-s3-patience", default=None)
 _wanted: ContextVar[Callable[[], bool] | None] = ContextVar("celery-s3-wanted", default=None)
+
+_slack: ContextVar[int] = ContextVar("celery-s3-slack", default=1)
 
 
 @contextmanager
@@ -29,7 +45,7 @@ def _inside(variable: ContextVar[_T], value: _T) -> Iterator[None]:
 
 
 def retried_until(moment: float | None) -> AbstractContextManager[None]:
-    """Inside, no request is tried again after ``moment`` (of ``time.monotonic``); ``None`` sets no bound."""
+    """Inside, no request goes on or is tried again after ``moment`` of ``time.monotonic``; ``None``: no bound."""
     return _inside(_moment, moment)
 
 
@@ -38,9 +54,40 @@ def retried_while(wanted: Callable[[], bool]) -> AbstractContextManager[None]:
     return _inside(_wanted, wanted)
 
 
+def patient(seconds: float) -> AbstractContextManager[None]:
+    """Inside, what fails transiently is tried again for so many ``seconds`` from now, however many tries that takes.
+
+    For what must not be lost: a final state, a part of a chord, a mark. The bounds of :func:`retried_until` and
+    :func:`retried_while` hold here too.
+    """
+    return _inside(_patience, time.monotonic() + seconds)
+
+
+def patience() -> float | None:
+    """Seconds left of :func:`patient`, ``None`` outside of it."""
+    moment = _patience.get()
+    return None if moment is None else moment - time.monotonic()
+
+
 def remaining() -> float | None:
     """Seconds left, ``None`` where there is no bound."""
     wanted, moment = _wanted.get(), _moment.get()
     if wanted is not None and not wanted():
         return 0.0
     return None if moment is None else moment - time.monotonic()
+
+
+def allowed() -> float | None:
+    """Seconds that a request may take which begins now, ``None`` where there is no bound."""
+    left = remaining()
+    return None if left is None else max(left, GRACE)
+
+
+def longer(failures: int) -> AbstractContextManager[None]:
+    """Inside, the body of a request has twice the time for each of its failures: perhaps the line is slow."""
+    return _inside(_slack, 2 ** min(failures, 4))
+
+
+def slack() -> int:
+    """How many times its usual time a large body has."""
+    return _slack.get()

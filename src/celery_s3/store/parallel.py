@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 from weakref import finalize
+
+from celery.exceptions import TimeoutError
 
 from celery_s3.processes import PerProcess, without_sigterm
 
-__all__ = ["Pool"]
+from .deadline import GRACE, allowed
+
+__all__ = ["Pool", "Threads"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+#: Threads of a pool: what one caller waits for must not keep another one waiting.
+THREADS = 512
+_LATE = "The store has not answered in time."
+
 
 class Pool:
-    """Runs a function on many items, at most ``concurrency`` of them at a time.
+    """Runs a function on many items, at most ``concurrency`` of a call's at a time.
 
     Each process gets threads of its own, at the first call with two items or more; what they do happens in a copy of
     the caller's :mod:`contextvars` context. A call from inside the pool runs its items one after another, so that a
     pool full of waiting callers cannot lock itself up.
+
+    Nobody waits longer than his deadline says (:mod:`~celery_s3.store.deadline`), whatever becomes of the items: then
+    celery's ``TimeoutError`` is raised, no other item is begun, and those under way end by themselves.
     """
 
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
-        self._threads = PerProcess(lambda: _Threads(concurrency))
+        self._threads = PerProcess(lambda: Threads(THREADS))
 
     def stream(
-        self, fn: Callable[[_T], _R], items: Iterable[_T], *, at_once: int | None = None
+        self,
+        fn: Callable[[_T], _R],
+        items: Iterable[_T],
+        *,
+        at_once: int | None = None,
+        until: float | None = None,
     ) -> Iterator[tuple[_T, _R | BaseException]]:
         """Each item with its result or with what ``fn`` raised, in order of completion.
 
@@ -43,12 +60,18 @@ class Pool:
 
         Arguments:
             at_once: how many items are under way at most, where that is to be fewer than ``concurrency``.
+            until: a deadline of ``time.monotonic`` where whoever takes the answers has none of his own.
         """
         iterator = iter(items)
-        return self.stream_from(fn, lambda: next(iterator, None), at_once=at_once)
+        return self.stream_from(fn, lambda: next(iterator, None), at_once=at_once, until=until)
 
     def stream_from(
-        self, fn: Callable[[_T], _R], next_item: Callable[[], _T | None], *, at_once: int | None = None
+        self,
+        fn: Callable[[_T], _R],
+        next_item: Callable[[], _T | None],
+        *,
+        at_once: int | None = None,
+        until: float | None = None,
     ) -> Iterator[tuple[_T, _R | BaseException]]:
         """As :meth:`stream`, of items that depend on the answers to earlier ones.
 
@@ -63,7 +86,8 @@ class Pool:
 
         if len(ahead) < 2 or self._concurrency < 2 or self._inside():
             return _one_by_one(fn, take)
-        return _abreast(self._threads.get(), fn, take, min(at_once or self._concurrency, self._concurrency))
+        limit = min(at_once or self._concurrency, self._concurrency)
+        return _Abreast(self._threads.get(), fn, take).answers(limit, until)
 
     def map_unordered(self, fn: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         """The results in order of completion; the first error is raised and ends it."""
@@ -79,7 +103,8 @@ class Pool:
     def run_both(self, beside: Callable[[], _T], here: Callable[[], _R]) -> tuple[_T, _R]:
         """Run two functions at the same time, the second one in this thread; the results of both.
 
-        Both have ended when this returns or raises, the first one's error before the second one's.
+        Both have ended when this returns or raises, the first one's error before the second one's; but for the
+        caller's deadline.
         """
         if self._concurrency < 2 or self._inside():
             outcomes = _outcome(lambda _: beside(), None), _outcome(lambda _: here(), None)
@@ -94,10 +119,12 @@ class Pool:
             self._threads.get().submit(run)
             own = _outcome(lambda _: here(), None)
             try:
-                ended.wait()
+                in_time = ended.wait(allowed())
             except BaseException:  # a soft time limit, say
-                ended.wait()
+                ended.wait(allowed())
                 raise
+            if not in_time:
+                raise TimeoutError(_LATE)
             outcomes = other[0], own
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
@@ -131,30 +158,46 @@ def _one_by_one(fn: Callable[[_T], _R], take: Callable[[], _T | None]) -> Iterat
         yield item, _outcome(fn, item)
 
 
-def _abreast(
-    threads: _Threads, fn: Callable[[_T], _R], take: Callable[[], _T | None], limit: int
-) -> Iterator[tuple[_T, _R | BaseException]]:
-    done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
+class _Abreast(Generic[_T, _R]):
+    """Items that are done at the same time for one caller."""
 
-    def start(most: int) -> int:
+    def __init__(self, threads: Threads, fn: Callable[[_T], _R], take: Callable[[], _T | None]) -> None:
+        self._threads = threads
+        self._fn = fn
+        self._take = take
+        self._done: queue.SimpleQueue[tuple[_T, _R | BaseException]] = queue.SimpleQueue()
+        self._over = False
+
+    def answers(self, limit: int, until: float | None) -> Iterator[tuple[_T, _R | BaseException]]:
+        """Each item with its outcome, as they are done, at most ``limit`` of them under way."""
+        under_way = self._start(limit)
+        try:
+            while under_way:
+                yield self._next(until)
+                under_way += self._start(limit - under_way + 1) - 1
+        finally:
+            self._over = True
+
+    def _start(self, most: int) -> int:
         """Start up to so many items, and hold none of them: they may be large."""
         started = 0
-        for item in islice(iter(take, None), most):
-            threads.submit(partial(_report, done, fn, item))
+        for item in islice(iter(self._take, None), most):
+            self._threads.submit(partial(self._report, item))
             started += 1
         return started
 
-    under_way = start(limit)
-    while under_way:
-        yield done.get()
-        under_way += start(limit - under_way + 1) - 1
+    def _report(self, item: _T) -> None:
+        if not self._over:
+            self._done.put((item, _outcome(self._fn, item)))
+
+    def _next(self, until: float | None) -> tuple[_T, _R | BaseException]:
+        try:
+            return self._done.get(timeout=allowed() if until is None else max(GRACE, until - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError(_LATE) from None
 
 
-def _report(done: queue.SimpleQueue[tuple[_T, _R | BaseException]], fn: Callable[[_T], _R], item: _T) -> None:
-    done.put((item, _outcome(fn, item)))
-
-
-class _Threads:
+class Threads:
     """Daemon threads, started one by one as the work needs them.
 
     Not :class:`concurrent.futures.ThreadPoolExecutor`: the interpreter's exit would wait for its threads, and

@@ -22,6 +22,7 @@ from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
 from .api import Bucket, Store
+from .bounded import Bounded
 from .clients.translate import UNADDRESSABLE
 from .requests import Delete, DeleteMany, Get, Put, Request
 
@@ -103,13 +104,13 @@ def _first_obstore(settings: Settings) -> Store:
 def _obstore(settings: Settings) -> Store:
     from celery_s3.store.clients.obstore_client import ObstoreClient
 
-    return ObstoreClient(settings)
+    return Bounded(ObstoreClient(settings), settings)
 
 
 def _boto3(settings: Settings) -> Store:
     from celery_s3.store.clients.boto3_client import Boto3Client
 
-    return Boto3Client(settings)
+    return Bounded(Boto3Client(settings), settings)
 
 
 def _brief(settings: Settings) -> Store:

@@ -42,6 +42,8 @@ from celery_s3.store.requests import (
 
 from .boto3_errors import call, from_error
 from .session import client_factory
+from .stuck import break_connection
+from .timeouts import by_size, long
 from .translate import Operation, check_headers, cut, error_of, path_style
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
@@ -51,6 +53,12 @@ T = TypeVar("T")
 #: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
 #: new connection. None of them is opened before it is needed.
 _CONNECTIONS = 1000
+#: Bytes a second that a body has time for at first: no more than what an uplink leaves to one of eight parts.
+_RATE = 128 * 1024
+#: Seconds in which S3 puts together an upload of many parts; it may send blanks meanwhile.
+_COMPLETING = 600.0
+#: Bytes of what concerns 1,000 objects.
+_OF_A_PAGE = 512 * 1024
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -67,6 +75,24 @@ class Boto3Client(Bucket):
     def send(self, request: Request[A]) -> A:
         answer: A = self._HOW[type(request)](self, request)
         return answer
+
+    def seconds(self, request: Request[Any]) -> tuple[float, bool]:
+        """What a request may take in all, and whether it ends by itself: botocore's time-outs are those of a socket."""
+        settings, size = self._settings, len(request.body)
+        match request:
+            case CompleteUpload():
+                return max(_COMPLETING, long(settings)), False
+            case Get(length=None):
+                return long(settings), False
+            case Get(length=int(length)):
+                size = length
+            case ListPage() | DeleteMany() | DeleteUnchanged():
+                size = _OF_A_PAGE
+        return by_size(settings, size, _RATE), False
+
+    def cut(self, thread: int) -> None:
+        """Break the connection that a thread waits for: who sends a byte a second would hold it for hours."""
+        break_connection(thread)
 
     def _put(self, put: Put) -> str:
         parameters = {**self._stored_as(put), **_condition(put.precondition)}

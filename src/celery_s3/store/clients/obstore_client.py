@@ -21,6 +21,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
+from .timeouts import SMALL, brief, by_size, long
 from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = ["ObstoreClient"]
 
 #: Bytes above which a body may take longer to send than ``read_timeout``, which obstore counts from the start.
 _BIG = 1024 * 1024
+#: Bytes a second that a large body has time for at first. Only its end shows that nobody takes it.
+_RATE = 1024 * 1024
 
 
 class ObstoreClient(Store):
@@ -68,10 +71,22 @@ class ObstoreClient(Store):
             raise error_of(BadRequest, request, self._settings, refused)
 
     def _act(self, request: Request[Any]) -> Any:
-        use: Use = "bulk" if isinstance(request, DeleteMany) else "patient" if len(request.body) > _BIG else "quick"
+        use = _use(request)
         # a thread may be started at any call, as to look up a host's name
         with without_sigterm():
             return self._HOW[type(request)](self, self._stores.get(use) or self._open(use), request)
+
+    def seconds(self, request: Request[Any]) -> tuple[float, bool]:
+        """What a request may take in all, and whether it ends by itself."""
+        match _use(request):
+            case "sending":
+                return min(by_size(self._settings, len(request.body), _RATE), long(self._settings)), False
+            case "reading":
+                return long(self._settings), True
+        return brief(self._settings), True
+
+    def cut(self, thread: int) -> None:
+        """Nothing to do: every request ends by itself, if late."""
 
     def _put(self, store: S3Store, put: Put) -> str:
         attributes = {**self._attributes, **put.metadata}
@@ -129,6 +144,15 @@ class ObstoreClient(Store):
             if use not in self._stores:
                 self._stores[use] = new_store(self._settings, self._credentials, use)
             return self._stores[use]
+
+
+def _use(request: Request[Any]) -> Use:
+    """What kind of store a request needs."""
+    if isinstance(request, Get):
+        return "quick" if request.length is not None and request.length <= SMALL else "reading"
+    if isinstance(request, DeleteMany):
+        return "bulk"
+    return "sending" if len(request.body) > _BIG else "quick"
 
 
 def _mode(precondition: Precondition) -> PutMode:

@@ -16,6 +16,7 @@ from obstore.store import MemoryStore, S3Store
 
 from celery_s3.settings import CredentialSource, Settings
 
+from .timeouts import brief, long
 from .translate import path_style
 
 if TYPE_CHECKING:
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Use", "credential_provider", "new_store"]
 
 #: obstore has time-outs and the way of deleting per store, not per request.
-Use = Literal["quick", "bulk", "patient"]
+Use = Literal["quick", "bulk", "reading", "sending"]
 
 #: One thread waits for all sockets; more of them cost memory and gain nothing (measured with 32 callers).
 _TOKIO_THREADS = "1"
-#: Seconds that one request may take in all.
-_PATIENCE = 60.0
 #: What obstore would take from the environment and no parameter can take back; botocore knows none of it.
 _STRAY = (
     "AWS_CHECKSUM_ALGORITHM",
@@ -63,8 +62,8 @@ def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None
 
     Arguments:
         credentials: who tells them, ``None`` for obstore's own chain.
-        use: a ``bulk`` store deletes many objects in one request instead of one, a ``patient`` one waits for the
-            answer as long as it takes to send a large body.
+        use: a ``bulk`` store deletes many objects in one request instead of one; a ``reading`` one has time for an
+            answer of any size, a ``sending`` one to send a large body before the answer begins.
     """
     _start_runtime()
     with _environment(dict.fromkeys(_STRAY)):
@@ -117,9 +116,10 @@ def _client_options(settings: Settings, use: Use) -> ClientConfig:
         "allow_http": (settings.endpoint_url or "").startswith("http://"),
         "allow_invalid_certificates": settings.verify is False,
         "connect_timeout": timedelta(seconds=settings.connect_timeout),
-        "timeout": timedelta(seconds=max(_PATIENCE, 12 * settings.read_timeout)),
+        # of a request as a whole
+        "timeout": timedelta(seconds=brief(settings) if use in ("quick", "bulk") else long(settings)),
     }
-    if use != "patient":
+    if use != "sending":
         options["read_timeout"] = timedelta(seconds=settings.read_timeout)
     if isinstance(settings.verify, str):
         options["root_certificate"] = Path(settings.verify).read_bytes()
