@@ -44,14 +44,103 @@ def test_no_thread_takes_sigterm(seaweed, prefix, host):
     assert {blocked for _, blocked in threads} == {"True"}
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks")
+MASKS = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks")
+
+
+@MASKS
 def test_the_mask_is_as_before():
     """Also after an error, and where the caller has blocked the signal itself."""
+
+    def start():
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        raise ValueError("inside")
+
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
-        with pytest.raises(ValueError, match="inside"), without_sigterm():
-            assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-            raise ValueError("inside")
+        with pytest.raises(ValueError, match="inside"):
+            without_sigterm(start)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {signal.SIGUSR2}
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Limit(Exception):
+    """What a soft time limit raises."""
+
+
+def interrupted_at(number: int, fn) -> bool:
+    """Call ``fn``, and raise at its so many-th instruction; whether it has so many."""
+    left = number
+
+    def trace(frame, event, arg):
+        nonlocal left
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise Limit
+        return trace
+
+    before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 asks when tracing begins
+    sys.settrace(trace)
+    try:
+        fn()
+    except Limit:
+        return True
+    except ValueError:
+        return False
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@MASKS
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_interruption_anywhere_leaves_the_mask_as_it_was(fails):
+    """Whatever instruction a signal's handler raises at: SIGTERM is not blocked afterwards."""
+
+    def start():
+        if fails:
+            raise ValueError("inside")
+
+    before, number = signal.pthread_sigmask(signal.SIG_BLOCK, ()), 0
+    try:
+        while interrupted_at(number, lambda: without_sigterm(start)):
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before, f"instruction {number}"
+            number += 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert number > 20
+
+
+@MASKS
+def test_a_real_signal_leaves_the_mask_as_it_was():
+    """Pending when threads are about to start, while they start, and when the mask is set back."""
+
+    def limit(number, frame):
+        raise Limit
+
+    def send():
+        signal.raise_signal(signal.SIGALRM)  # this thread, for others may take it
+
+    def let_come():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.signal(signal.SIGALRM, limit)
+    try:
+        for held, start in ((False, send), (True, let_come), (True, lambda: None)):
+            with pytest.raises(Limit):
+                if held:
+                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+                    send()
+                without_sigterm(start)
+                assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+                let_come()
+            let_come()
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        signal.signal(signal.SIGALRM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -186,8 +186,7 @@ class _Threads:
                     daemon=True,
                 )
                 try:
-                    with without_sigterm():
-                        thread.start()
+                    without_sigterm(thread.start)
                 except RuntimeError:  # no more threads: those there are do it, else this one
                     self._started -= 1
                     if not self._started:

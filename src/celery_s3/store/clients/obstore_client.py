@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -119,11 +120,10 @@ class ObstoreClient(Store):
 
     def _call(self, asked: Asked, action: Callable[[S3Store], T], use: Use = "quick") -> T:
         def act() -> T:
-            # a thread may be started at any call, as to look up a host's name
-            with without_sigterm():
-                return action(self._stores.get(use) or self._open(use))
+            return action(self._stores.get(use) or self._open(use))
 
-        answer = answered(act, is_failure, lambda exc: self._translated(exc, asked))
+        # a thread may be started at any call, as to look up a host's name
+        answer = answered(partial(without_sigterm, act), is_failure, lambda exc: self._translated(exc, asked))
         self._worked = True
         return answer
 
