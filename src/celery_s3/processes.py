@@ -87,7 +87,10 @@ def without_sigterm(start: Callable[[], _T]) -> _T:
 
 
 class _Ancestry:
-    """Who used obstore: this process, or one that it was forked from."""
+    """Who used obstore: this process, or one that it was forked from, be it by its own hands.
+
+    An ancestor that had imported it may have used it for itself, which nobody tells us.
+    """
 
     def __init__(self) -> None:
         self.used_by: int | None = None
@@ -100,7 +103,7 @@ class _Ancestry:
         return self.inherited
 
     def forked(self) -> None:
-        self.inherited = self.inherited or self.used_by is not None
+        self.inherited = self.inherited or self.used_by is not None or "obstore" in sys.modules
 
 
 _ancestry = _Ancestry()
@@ -113,7 +116,7 @@ def obstore_used() -> None:
 
 
 def obstore_forbidden() -> bool:
-    """Whether an ancestor used obstore before it forked, so that any request here would hang."""
+    """Whether an ancestor used obstore before it forked, or may have, so that any request here would hang."""
     return _ancestry.forbidden()
 
 

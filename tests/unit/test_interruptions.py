@@ -158,7 +158,9 @@ def failing(fn, kind=ValueError):
 
 def client_call(fn):
     asked = Operation("get", "key")
-    return answered(fn, lambda exc: isinstance(exc, OSError), lambda exc: error_of(Interrupted, asked, Settings(bucket="b")))
+    return answered(
+        fn, lambda exc: isinstance(exc, OSError), lambda exc: error_of(Interrupted, asked, Settings(bucket="b"))
+    )
 
 
 def test_what_a_handler_raises(alarm, monkeypatch):
