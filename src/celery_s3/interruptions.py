@@ -10,11 +10,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
+from traceback import clear_frames
 from types import CodeType, TracebackType
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-__all__ = ["INTERRUPTIONS", "INTERRUPTIONS_OF_LARGE", "brief", "chain", "reraise_interruption"]
+__all__ = ["INTERRUPTIONS", "INTERRUPTIONS_OF_LARGE", "brief", "chain", "forget_locals", "reraise_interruption"]
 
 #: What says nothing of the bytes that were being decoded; and so does whatever a signal's handler raises.
 INTERRUPTIONS = (SoftTimeLimitExceeded,)
@@ -57,6 +58,15 @@ def chain(exc: BaseException, handled: BaseException | None = None) -> Iterator[
         following = found.__cause__ or found.__context__
         yield found
         found = following
+
+
+def forget_locals(exc: BaseException, handled: BaseException | None = None) -> None:
+    """Clear the locals of all frames that an error, or what it was made of, has left.
+
+    Error trackers show them, and those of libraries hold what was signed and keys as they are.
+    """
+    for found in chain(exc, handled):
+        clear_frames(found.__traceback__)
 
 
 def _is_of_a_handler(traceback: TracebackType | None) -> bool:

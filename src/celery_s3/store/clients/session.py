@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import NoCredentialsError
 
-from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, reraise_interruption
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ def open_session(settings: Settings) -> Any:
     """A botocore session with the credentials that the settings describe."""
     session = _session(settings)
     if settings.access_key_id is not None and settings.secret_access_key is not None:
-        token = settings.session_token.reveal() if settings.session_token is not None else None
-        session.set_credentials(settings.access_key_id.reveal(), settings.secret_access_key.reveal(), token)
+        session.set_credentials(
+            settings.access_key_id.reveal(),
+            settings.secret_access_key.reveal(),
+            settings.session_token.reveal() if settings.session_token is not None else None,
+        )
     if not settings.role_arn:
         return session
     assumed = _session(settings)
@@ -115,6 +118,7 @@ class SessionCredentials:
         try:
             return self._fetch()
         except BaseException as exc:
+            forget_locals(exc)
             self.failure = exc
             raise
 

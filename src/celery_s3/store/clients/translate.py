@@ -23,7 +23,7 @@ from celery_s3.errors import (
     UploadMissing,
     WrongRegion,
 )
-from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, reraise_interruption
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
 from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
 
@@ -144,12 +144,14 @@ def answered(
 ) -> T:
     """What ``action`` returns; a failure is raised as it was translated, an interruption as itself.
 
-    Outside of the handler: the original, which may hold a secret, does not become the error's context.
+    Outside of the handler: the original, which may hold a secret, does not become the error's context. The frames of
+    the client, which hold the session token, are left without their locals.
     """
     handled = sys.exception()
     try:
         return action()
     except BaseException as exc:
+        forget_locals(exc, handled)
         if not is_failure(exc):
             raise
         reraise_interruption(exc, handled, INTERRUPTIONS_OF_LARGE)
