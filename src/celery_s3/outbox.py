@@ -109,8 +109,7 @@ class Outbox:
             state.change.notify_all()  # flush() waits on it too
         elif state.threads < self._threads:
             state.threads += 1
-            with without_sigterm():
-                threading.Thread(target=_work, args=(state,), name="celery-s3-outbox", daemon=True).start()
+            without_sigterm(threading.Thread(target=_work, args=(state,), name="celery-s3-outbox", daemon=True).start)
 
 
 def _work(state: _State) -> None:

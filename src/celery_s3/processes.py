@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -57,26 +58,39 @@ def greenlets() -> bool:
     return bool((gevent and gevent.is_module_patched("socket")) or (eventlet and eventlet.is_monkey_patched("socket")))
 
 
-@contextlib.contextmanager
-def without_sigterm() -> Iterator[None]:
-    """Threads that are started in here, by Python or by a library, leave SIGTERM to other threads.
+#: CPython's own: that of :mod:`signal` is Python code, in which a signal handler may raise before the mask is set back.
+_sigmask: Callable[[int, Iterable[int]], set[int]] | None = getattr(import_module("_signal"), "pthread_sigmask", None)
+
+
+def without_sigterm(start: Callable[[], _T]) -> _T:
+    """What ``start`` returns; threads that it starts, by Python or by a library, leave SIGTERM to other threads.
 
     A child of a prefork worker blocks it in its main thread while it holds the lock of the queue to its parent
     (billiard's ``Worker._do_exit``). Taken by any other thread, it would end the process there and then: the lock
     would stay held, and where the children share it, as on brokers without an event loop, all stand still for ever.
+
+    Whatever is raised in here, and wherever, the mask is afterwards what it was. Hence no context manager: a handler of
+    another signal, as a soft time limit, may raise at the first instruction of its ``__exit__``.
     """
-    if greenlets() or not hasattr(signal, "pthread_sigmask"):  # greenlets share the mask of their thread
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINATING)
+    if _sigmask is None or greenlets():  # greenlets share the mask of their thread
+        return start()
+    before = _sigmask(signal.SIG_BLOCK, ())
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            _sigmask(signal.SIG_BLOCK, _TERMINATING)  # handlers of other signals run in here, too
+            return start()
+        finally:
+            _sigmask(signal.SIG_SETMASK, before)
+    except BaseException:  # raised by a debugger, perhaps, in front of the line above
+        _sigmask(signal.SIG_SETMASK, before)
+        raise
 
 
 class _Ancestry:
-    """Who used obstore: this process, or one that it was forked from."""
+    """Who used obstore: this process, or one that it was forked from, be it by its own hands.
+
+    An ancestor that had imported it may have used it for itself, which nobody tells us.
+    """
 
     def __init__(self) -> None:
         self.used_by: int | None = None
@@ -89,7 +103,7 @@ class _Ancestry:
         return self.inherited
 
     def forked(self) -> None:
-        self.inherited = self.inherited or self.used_by is not None
+        self.inherited = self.inherited or self.used_by is not None or "obstore" in sys.modules
 
 
 _ancestry = _Ancestry()
@@ -102,7 +116,7 @@ def obstore_used() -> None:
 
 
 def obstore_forbidden() -> bool:
-    """Whether an ancestor used obstore before it forked, so that any request here would hang."""
+    """Whether an ancestor used obstore before it forked, or may have, so that any request here would hang."""
     return _ancestry.forbidden()
 
 

@@ -1,7 +1,7 @@
 """Forks against a real server: nothing hangs, no socket is shared, and every child's answers are its own.
 
-Each scenario runs in a process of its own: in one whose ancestor has used obstore, none could use it. It is forked
-from one that has imported the libraries, and used none of them.
+Each scenario runs in a process of its own: in one whose ancestor has imported obstore, none could use it. It is forked
+from one that has imported the other libraries, and used none of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ DEADLINE = 30
 
 Scenario = Callable[[Settings], None]
 
-multiprocessing.set_forkserver_preload(
-    ["billiard", "celery_s3.bucket", "celery_s3.store.clients.boto3_client", "celery_s3.store.clients.obstore_client"]
-)
+multiprocessing.set_forkserver_preload(["billiard", "celery_s3.bucket", "celery_s3.store.clients.boto3_client"])
 
 
 @pytest.fixture
@@ -117,6 +115,28 @@ def parent_used_obstore(settings: Settings) -> None:
 def test_the_parent_used_obstore(fresh):
     """A child whose parent made requests uses boto3 and does not hang; the parent goes on with obstore."""
     fresh(parent_used_obstore)
+
+
+def application_used_obstore(settings: Settings) -> None:
+    from obstore.store import MemoryStore
+
+    MemoryStore().put("the application's own", b"")
+    opened = open_store(settings)
+
+    def work() -> None:
+        round_trips(opened, f"{settings.base}child", 2)
+        assert used(opened) == "Boto3Client"
+        assert Child(lambda: round_trips(opened, f"{settings.base}grandchild", 2)).end() == 0
+
+    assert Child(work).end() == 0
+    round_trips(opened, f"{settings.base}parent", 2)
+    assert used(opened) == "ObstoreClient"
+
+
+def test_the_application_used_obstore(fresh, capfd):
+    """By itself, before it forked: its children use boto3 and do not hang, which each says once."""
+    fresh(application_used_obstore, method="spawn")
+    assert capfd.readouterr().err.count("obstore was imported, before this process was forked") == 2
 
 
 def parent_made_no_request(settings: Settings) -> None:

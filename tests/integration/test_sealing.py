@@ -474,7 +474,7 @@ def test_no_data_key_in_the_log(sealed, stored, kms, caplog, monkeypatch):
     for one in (app, reader):
         key = one.backend.store._ring.first
         monkeypatch.setattr(
-            key, "_keep", lambda slot, secret, keep=key._keep: answers.append(secret) or keep(slot, secret)
+            key, "_keep", lambda slot, secret, keep=key._keep: answers.append(secret.reveal()) or keep(slot, secret)
         )
     with caplog.at_level(logging.DEBUG):
         result = stored(app, 1)

@@ -55,7 +55,7 @@ from celery_s3.errors import Garbled, NotDecodable, StoreError, UnreadableResult
 from celery_s3.metadata import SEAL, children_in, state_of, task_of, term_of
 from celery_s3.results.reader import Reader
 from celery_s3.results.write_once import Results
-from celery_s3.sealing.ciphers import Broken
+from celery_s3.sealing.ciphers import Broken, SecretKey
 from celery_s3.sealing.format import Header
 from celery_s3.sealing.keyring import KeyRing, StaticKey
 from celery_s3.sealing.store import Sealing
@@ -284,7 +284,7 @@ def boto3_error(text: bytes) -> Any:
 def sealed(accept: bool) -> tuple[Callable[[bytes], Any], bytes]:
     """Reads an object whose header and body, apart by a newline, are the input; and a good one."""
     inner = MemoryStore()
-    store = Sealing(inner, KeyRing([StaticKey(bytes(32))]), "bucket", accept_unsealed=accept)
+    store = Sealing(inner, KeyRing([StaticKey(SecretKey(bytes(32)))]), "bucket", accept_unsealed=accept)
     store.put("key", b"secret", content_type=JSON)
     good = inner.get("key")
 

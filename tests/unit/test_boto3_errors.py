@@ -29,7 +29,10 @@ def requests(monkeypatch):
     def meet(inner):
         def send(self, request):
             sent.append(request)
-            raise HTTPClientError(error=inner)
+            try:
+                raise inner
+            except Exception as exc:
+                raise HTTPClientError(error=exc)  # noqa: B904 (as botocore does it)
 
         monkeypatch.setattr(URLLib3Session, "send", send)
         return sent

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
+import signal
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from kombu.exceptions import DecodeError
-from kombu.serialization import loads, registry
+from kombu.exceptions import DecodeError, EncodeError
+from kombu.serialization import dumps, loads, registry
 
+from celery_s3 import typed
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC, decompress_payload
 from celery_s3.codec.decoding import Decoder, Whole
-from celery_s3.errors import UnreadableResult
+from celery_s3.codec.encoding import Encoder
+from celery_s3.errors import Interrupted, UnreadableResult
 from celery_s3.interruptions import LONGEST, brief, reraise_interruption
 from celery_s3.results.reader import Reader
+from celery_s3.settings import Settings
 from celery_s3.store.api import Object
+from celery_s3.store.clients.translate import Operation, answered, error_of
 from celery_s3.store.memory import MemoryStore
 
 JSON, OWN = "application/json", "application/x-own"
@@ -107,6 +113,108 @@ def test_decompression(monkeypatch, intruder):
     monkeypatch.setattr("celery_s3.codec.compression.get_decoder", lambda name: decode)
     with pytest.raises(intruder):
         decompress_payload(COMPRESSED_PAYLOAD_MAGIC + b"own\0body")
+
+
+class Handler:
+    """What an application may set for a signal."""
+
+    def __call__(self, number, frame):
+        raise TimeoutError("the application's own")
+
+    def method(self, *_):
+        def deeper():
+            raise TimeoutError("the application's own")
+
+        deeper()
+
+
+HANDLERS = {
+    "function": lambda number, frame: Handler().method(number),
+    "method": Handler().method,
+    "callable": Handler(),
+    "partial": partial(Handler.method, Handler()),
+}
+
+
+@pytest.fixture(params=HANDLERS)
+def alarm(request):
+    """Sends this process a signal whose handler raises a TimeoutError, as the standard library's own do."""
+    before = signal.signal(signal.SIGALRM, HANDLERS[request.param])
+    yield lambda *_: signal.raise_signal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, before)
+
+
+def failing(fn, kind=ValueError):
+    """``fn`` as a library calls it, which makes an error of its own of whatever it meets."""
+
+    def call(*args):
+        try:
+            return fn(*args)
+        except Exception as exc:
+            raise kind("as the library has it") from exc
+
+    return call
+
+
+def client_call(fn):
+    asked = Operation("get", "key")
+    return answered(
+        fn, lambda exc: isinstance(exc, OSError), lambda exc: error_of(Interrupted, asked, Settings(bucket="b"))
+    )
+
+
+def test_what_a_handler_raises(alarm, monkeypatch):
+    """It comes out as itself of encoders, decoders, decompressors and clients, wrapped by a library or not."""
+    monkeypatch.setitem(registry._decoders, OWN, alarm)
+    monkeypatch.setattr("celery_s3.codec.compression.get_decoder", lambda name: failing(alarm))
+    reader = Reader(None, Decoder(OWN, {OWN}), "b", None, lambda meta: meta, None, None, lambda id, found: None)
+    encoder = Encoder(failing(alarm, EncodeError), JSON, None, 0)
+    meta = {"status": "SUCCESS", "result": 1}
+    for work in (
+        lambda: encoder.payload(meta),
+        lambda: encoder.body(meta),
+        lambda: encoder.body({**meta, "result": b"bytes"}),
+        lambda: reader.decoder.loads(b"body", OWN),
+        lambda: reader.decoder.state_in(whole()),
+        lambda: reader._decoded("id", whole(), lambda meta: meta),
+        lambda: decompress_payload(COMPRESSED_PAYLOAD_MAGIC + b"own\0body"),
+        lambda: client_call(alarm),
+        lambda: client_call(failing(alarm, ConnectionError)),
+    ):
+        with pytest.raises(TimeoutError, match="the application's own"):
+            work()
+
+
+def test_what_a_handler_raised_before(alarm):
+    """A time-out of the network, met while the application deals with its alarm, is one of the network."""
+
+    def time_out():
+        raise TimeoutError("timed out")
+
+    with pytest.raises(Interrupted):
+        client_call(time_out)
+    try:
+        alarm()
+    except TimeoutError:
+        with pytest.raises(Interrupted):
+            client_call(failing(time_out, ConnectionError))
+
+
+@dataclass
+class Own:
+    """A type whose owner tells how it is taken apart."""
+
+
+def test_encoding_a_type_of_the_users():
+    """A soft time limit in a type's own `encode` is no fault of the value."""
+
+    def encode(value):
+        raise SoftTimeLimitExceeded
+
+    typed.register(Own, name="test_interruptions.own", encode=encode, decode=Own)
+    encoder = Encoder(lambda data: dumps(data, serializer="typed+json")[2], "application/json", None, 0)
+    with pytest.raises(SoftTimeLimitExceeded):
+        encoder.payload({"result": [Own()]})
 
 
 def test_brief():

@@ -18,7 +18,7 @@ from celery import Celery
 from celery_s3.bucket import open_store
 from celery_s3.errors import ConfigurationError
 from celery_s3.sealing import kms
-from celery_s3.sealing.ciphers import Broken
+from celery_s3.sealing.ciphers import Broken, SecretKey
 from celery_s3.sealing.keyring import StaticKey, keyring
 from celery_s3.settings import Secret, Settings, resolve
 from celery_s3.settings.seal_keys import KEY_BYTES
@@ -139,11 +139,11 @@ def test_no_key_in_what_is_printed_of_a_store():
 
 def test_an_id_tells_which_key_and_nothing_else():
     """Equal keys have equal ids, in every process and release; others have others."""
-    assert StaticKey(b"k" * 32).id == StaticKey(b"k" * 32).id == "2eae19dd5f353fbf"
-    assert StaticKey(b"l" * 32).id != StaticKey(b"k" * 32).id
-    assert StaticKey(b"k" * 32).opening(b"") == b"k" * 32
+    assert StaticKey(SecretKey(b"k" * 32)).id == StaticKey(SecretKey(b"k" * 32)).id == "2eae19dd5f353fbf"
+    assert StaticKey(SecretKey(b"l" * 32)).id != StaticKey(SecretKey(b"k" * 32)).id
+    assert StaticKey(SecretKey(b"k" * 32)).opening(b"") == SecretKey(b"k" * 32)
     with pytest.raises(Broken):
-        StaticKey(b"k" * 32).opening(b"a token of KMS")
+        StaticKey(SecretKey(b"k" * 32)).opening(b"a token of KMS")
 
 
 # -- what a worker pays
@@ -248,9 +248,9 @@ def test_a_data_key_serves_for_a_while(key, service, clock):
 def test_others_data_keys_are_kept_for_a_while(key, service, clock):
     """To read, KMS is asked once in five minutes for each data key."""
     for _ in range(3):
-        assert key.opening(b"wrapped one") == b"one"
+        assert key.opening(b"wrapped one") == SecretKey(b"one")
     clock[0] += kms.LIFETIME
-    assert key.opening(b"wrapped one") == b"one"
+    assert key.opening(b"wrapped one") == SecretKey(b"one")
     assert service.asked == ["Decrypt", "Decrypt"]
 
 
@@ -273,7 +273,7 @@ def test_a_closed_key_lets_go_of_its_connections(key, service):
     key.close()
     assert service.asked == ["GenerateDataKey", "closed"]
     assert key.opening(token) == secret
-    assert key.opening(b"wrapped one") == b"one"
+    assert key.opening(b"wrapped one") == SecretKey(b"one")
     assert service.asked[2:] == ["Decrypt"]
 
 
@@ -301,7 +301,7 @@ def test_a_child_waits_for_no_thread_of_its_parent(key, service):
     if pid == 0:
         service.wait = None
         signal.alarm(20)
-        os._exit(0 if key.opening(b"wrapped one") == b"one" and key.sealing() else 1)
+        os._exit(0 if key.opening(b"wrapped one") == SecretKey(b"one") and key.sealing() else 1)
     service.wait.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -131,6 +131,16 @@ def forked(question):
             "t = threading.Thread(target=used); t.start(); t.join(); print(forked(forbidden))",
             "True",
         ),
+        # the application imported it, and may have used it
+        (
+            "import obstore; print(processes.obstore_forbidden(), forked(processes.obstore_forbidden))",
+            "False True",
+        ),
+        # … and its child did
+        (
+            "print(forked(lambda: __import__('obstore') and False), forked(processes.obstore_forbidden))",
+            "False False",
+        ),
         # the forbidden child says that it uses it: forbidden it remains
         (
             "processes.obstore_used();print(forked(lambda: processes.obstore_used() or processes.obstore_forbidden()))",

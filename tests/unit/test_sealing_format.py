@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import Interrupted, NotSealed, PreconditionFailed, StoreError, Tampered, UnknownKey, Untrusted
 from celery_s3.metadata import SEAL
-from celery_s3.sealing.ciphers import TAG_BYTES, Broken
+from celery_s3.sealing.ciphers import TAG_BYTES, Broken, SecretKey
 from celery_s3.sealing.format import SEGMENT, STORED_SEGMENT, Header, plain_size
 from celery_s3.sealing.keyring import KeyRing, StaticKey
 from celery_s3.sealing.store import UNTYPED, Sealing
@@ -24,7 +24,7 @@ from celery_s3.store.api import CREATE, Match
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.retrying import Retrying
 
-KEY, OTHER = StaticKey(b"k" * 32), StaticKey(b"o" * 32)
+KEY, OTHER = StaticKey(SecretKey(b"k" * 32)), StaticKey(SecretKey(b"o" * 32))
 ALGORITHMS = ("A256GCM", "HS256")
 META = {"celery-state": "SUCCESS", "celery-children": "[]"}
 JSON = "application/json"
@@ -325,7 +325,7 @@ def test_another_key(memory, algorithm):
 
 def test_a_key_that_claims_anothers_id(memory, algorithm):
     """An object that was sealed with a key of somebody else's, under the id of ours, is refused."""
-    forger = StaticKey(b"f" * 32)
+    forger = StaticKey(SecretKey(b"f" * 32))
     forger.id = KEY.id
     sealing(memory, forger, algorithm=algorithm).put("k", b"one")
     refused(sealing(memory), error=Tampered)

@@ -40,8 +40,7 @@ class Timer:
 
 
 def _in_a_thread(fn: Callable[[], None]) -> None:
-    with without_sigterm():
-        threading.Thread(target=fn, name="celery-s3-chord", daemon=True).start()
+    without_sigterm(threading.Thread(target=fn, name="celery-s3-chord", daemon=True).start)
 
 
 class _Entries:

@@ -11,12 +11,12 @@ cannot be helped: its key never leaves KMS, and the data keys that it gives out 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
+from binascii import a2b_base64
 from collections.abc import Iterator
 
-from celery_s3.sealing.ciphers import derive
+from celery_s3.sealing.ciphers import SecretKey
 from celery_s3.settings import Settings
 
 __all__ = ["Names"]
@@ -43,12 +43,12 @@ class Names:
         return any(hmac.compare_digest(name, _digest(key, content)) for key in self._known)
 
 
-def _digest(key: bytes | None, content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest() if key is None else hmac.digest(key, content, "sha256").hex()
+def _digest(key: SecretKey | None, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if key is None else key.digest(content).hex()
 
 
-def _keys(settings: Settings) -> Iterator[bytes | None]:
+def _keys(settings: Settings) -> Iterator[SecretKey | None]:
     """For each of `seal_keys` the key that makes names; ``None`` for those of AWS KMS."""
     for secret in settings.seal_keys:
-        text = secret.reveal()
-        yield None if text.startswith("kms://") else derive(base64.b64decode(text), b"mail")
+        of_kms = secret.reveal().startswith("kms://")
+        yield None if of_kms else SecretKey(a2b_base64(secret.reveal())).derived(b"mail")

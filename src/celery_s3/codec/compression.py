@@ -6,6 +6,7 @@ needs no setting, and Celery's own backends read it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from kombu.compression import compress, encoders, get_decoder, get_encoder
@@ -13,7 +14,7 @@ from kombu.exceptions import DecodeError
 from kombu.utils.encoding import str_to_bytes
 
 from celery_s3.errors import ConfigurationError, NotDecompressed
-from celery_s3.interruptions import INTERRUPTIONS, brief
+from celery_s3.interruptions import brief, reraise_interruption
 
 __all__ = ["COMPRESSED_PAYLOAD_MAGIC", "compress_payload", "compression_method", "decompress_payload"]
 
@@ -92,11 +93,11 @@ def decompress_payload(payload: bytes) -> bytes:
     body: memoryview | bytes = memoryview(payload)[start + len(name) + 1 :]
     if method not in _TAKE_VIEWS:
         body = bytes(body)
+    handled = sys.exception()
     try:
         restored: bytes = decoder(body)
-    except INTERRUPTIONS:
-        raise
     except Exception as exc:  # every compressor has errors of its own
+        reraise_interruption(exc, handled)
         raise DecodeError(f"compressed with {method!r}: {brief(exc)}") from exc
     return restored
 

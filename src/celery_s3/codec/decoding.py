@@ -91,11 +91,11 @@ class Decoder:
 
     def state_in(self, whole: Whole) -> str | None:
         """The state that an object's body tells, ``None`` where it cannot be read."""
+        handled = sys.exception()
         try:
             return str(self.decode(whole)["status"])
-        except INTERRUPTIONS:
-            raise
-        except Exception:  # noqa: BLE001 (whatever a decoder makes of garbage)
+        except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of garbage)
+            reraise_interruption(exc, handled)
             return None
 
     def _loads(self, payload: bytes, content_type: str) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.states import SUCCESS
+
+from celery_s3.interruptions import reraise_interruption
 
 from . import raw
 from .chunks import Chunks, one_body
@@ -31,7 +34,7 @@ class Encoder:
         compression: str | None,
         threshold: int,
     ) -> None:
-        self._serialize = serialize
+        self._serializer = serialize
         self._content_type = content_type
         self._compression = compression
         self._threshold = threshold
@@ -54,6 +57,14 @@ class Encoder:
         payload = self._serialize(meta)
         pieces = self._compressed(payload) if self._compression else (payload,)
         return one_body(*pieces), self._content_type
+
+    def _serialize(self, data: Any) -> bytes | str:
+        handled = sys.exception()
+        try:
+            return self._serializer(data)
+        except Exception as exc:
+            reraise_interruption(exc, handled)
+            raise
 
     def _framed(self, frame: bytes, value: bytes) -> tuple[bytes, ...]:
         if self._compression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from kombu.exceptions import DecodeError
 from celery_s3.codec.decoding import Decoder, Whole
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
-from celery_s3.interruptions import brief
+from celery_s3.interruptions import brief, reraise_interruption
 from celery_s3.metadata import SEAL, are_children, children_in, state_of
 from celery_s3.store.api import Object
 
@@ -151,11 +152,11 @@ class Reader:
         """The meta in an object. Whatever goes wrong with its body is an error that names object and remedy."""
         about = whole.about
         self.noticed(str(id), about)
+        handled = sys.exception()
         try:
             return to_python(self.decoder.decode(whole))
-        except whole.interruptions:
-            raise
         except Exception as exc:
+            reraise_interruption(exc, handled, whole.interruptions)
             raise UnreadableResult(self._why_not(id, about, exc), str(id)) from exc
 
     def _why_not(self, id: str, about: Object, exc: Exception) -> str:

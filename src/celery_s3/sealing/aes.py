@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from .ciphers import KEY_BYTES, Broken, derive
+from celery_s3.interruptions import forget_locals
+
+from .ciphers import KEY_BYTES, Broken, SecretKey
 
 __all__ = ["Encryption"]
 
+T = TypeVar("T")
+
 
 @lru_cache(maxsize=32)
-def _wrapping(ring_key: bytes) -> bytes:
-    return derive(ring_key, b"wrap")
+def _wrapping(ring_key: SecretKey) -> SecretKey:
+    return ring_key.derived(b"wrap")
 
 
 class Encryption:
     """A :class:`~celery_s3.sealing.ciphers.Cipher`; the key of an object is random and wrapped by one of the ring."""
 
-    def __init__(self, key: bytes) -> None:
-        self._gcm = AESGCM(key)
+    def __init__(self, key: SecretKey) -> None:
+        self._gcm = AESGCM(key.reveal())
 
     @classmethod
-    def new(cls, ring_key: bytes) -> tuple[bytes, Encryption]:
-        key = os.urandom(KEY_BYTES)
-        return aes_key_wrap(_wrapping(ring_key), key), cls(key)
+    def new(cls, ring_key: SecretKey) -> tuple[bytes, Encryption]:
+        key = SecretKey(os.urandom(KEY_BYTES))
+        return _forgetting(lambda: aes_key_wrap(_wrapping(ring_key).reveal(), key.reveal())), cls(key)
 
     @classmethod
-    def of(cls, ring_key: bytes, key_info: bytes) -> Encryption:
+    def of(cls, ring_key: SecretKey, key_info: bytes) -> Encryption:
         try:
-            return cls(aes_key_unwrap(_wrapping(ring_key), key_info))
+            key = _forgetting(lambda: SecretKey(aes_key_unwrap(_wrapping(ring_key).reveal(), key_info)))
+            return cls(key)
         except (InvalidUnwrap, ValueError) as exc:
             raise Broken("the object's key cannot be unwrapped") from exc
 
@@ -45,3 +53,13 @@ class Encryption:
             return self._gcm.decrypt(nonce, sealed, context)
         except InvalidTag as exc:
             raise Broken("a segment does not open") from exc
+
+
+def _forgetting(action: Callable[[], T]) -> T:
+    """What ``action`` returns; whatever it raises holds none of the keys that are locals of cryptography's frames."""
+    handled = sys.exception()
+    try:
+        return action()
+    except BaseException as exc:
+        forget_locals(exc, handled)
+        raise

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hmac
 import os
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "Signature", "derive"]
+from celery_s3.settings.model import MASK
+
+__all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "SecretKey", "Signature"]
 
 #: The names that an object's header has for them: JOSE's.
 ENCRYPTION = "A256GCM"
@@ -32,20 +34,58 @@ class Broken(ValueError):
     """What was to be opened is not what was sealed, or not with this key, or not in this place."""
 
 
+class SecretKey:
+    """Secret bytes that mask themselves wherever they are printed, as by an error tracker, and are not pickled."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def reveal(self) -> bytes:
+        """The bytes, to be kept out of locals of what may raise."""
+        return self._secret
+
+    def digest(self, data: bytes) -> bytes:
+        """The HMAC-SHA256 of the data."""
+        return hmac.digest(self._secret, data, "sha256")
+
+    def derived(self, purpose: bytes, salt: bytes = b"") -> SecretKey:
+        """A key of 32 bytes for one purpose, so that no key is used by two algorithms.
+
+        Arguments:
+            purpose: four letters: all have the same length, so that no purpose and salt look like another purpose.
+            salt: any bytes.
+        """
+        return SecretKey(self.digest(b"celery-s3 v1 " + purpose + salt))
+
+    def __repr__(self) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretKey) and hmac.compare_digest(other._secret, self._secret)
+
+    def __hash__(self) -> int:
+        return hash(self._secret)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key is not pickled")
+
+
 class Cipher(Protocol):
     """Seals and opens the segments of one object."""
 
     @classmethod
-    def new(cls, ring_key: bytes) -> tuple[bytes, Cipher]:
+    def new(cls, ring_key: SecretKey) -> tuple[bytes, Cipher]:
         """For a new object: the ``key_info`` that its header needs for :meth:`of`, and a cipher with a fresh key.
 
         Arguments:
-            ring_key: 32 bytes.
+            ring_key: of 32 bytes.
         """
         ...
 
     @classmethod
-    def of(cls, ring_key: bytes, key_info: bytes) -> Cipher:
+    def of(cls, ring_key: SecretKey, key_info: bytes) -> Cipher:
         """For a stored object: the cipher with its key.
 
         Raises:
@@ -74,17 +114,17 @@ class Cipher(Protocol):
 class Signature:
     """A :class:`Cipher` that hides nothing: HMAC-SHA256, by the standard library alone."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: SecretKey) -> None:
         self._key = key
 
     @classmethod
-    def new(cls, ring_key: bytes) -> tuple[bytes, Signature]:
+    def new(cls, ring_key: SecretKey) -> tuple[bytes, Signature]:
         key_info = os.urandom(KEY_BYTES)
         return key_info, cls.of(ring_key, key_info)
 
     @classmethod
-    def of(cls, ring_key: bytes, key_info: bytes) -> Signature:
-        return cls(derive(ring_key, b"sign", key_info))
+    def of(cls, ring_key: SecretKey, key_info: bytes) -> Signature:
+        return cls(ring_key.derived(b"sign", key_info))
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
         return b"".join((segment, self._tag(nonce, segment, context)))
@@ -97,15 +137,4 @@ class Signature:
 
     def _tag(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
         # without separators: context and nonce always have the same length, so no two triples make the same text
-        return hmac.digest(self._key, b"".join((context, nonce, segment)), "sha256")[:TAG_BYTES]
-
-
-def derive(ring_key: bytes, purpose: bytes, salt: bytes = b"") -> bytes:
-    """A key of 32 bytes for one purpose, so that no key is used by two algorithms.
-
-    Arguments:
-        ring_key: 32 bytes.
-        purpose: four letters: all have the same length, so that no purpose and salt look like another purpose.
-        salt: any bytes.
-    """
-    return hmac.digest(ring_key, b"celery-s3 v1 " + purpose + salt, "sha256")
+        return self._key.digest(b"".join((context, nonce, segment)))[:TAG_BYTES]

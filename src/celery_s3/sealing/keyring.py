@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
+from binascii import a2b_base64
 from collections.abc import Sequence
 from typing import Protocol
 
-from celery_s3.settings import Settings
+from celery_s3.settings import Secret, Settings
 
-from .ciphers import Broken, derive
+from .ciphers import Broken, SecretKey
 from .kms import KMSKey
 
 __all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
@@ -19,7 +19,7 @@ class Key(Protocol):
 
     id: str
 
-    def sealing(self) -> tuple[bytes, bytes]:
+    def sealing(self) -> tuple[bytes, SecretKey]:
         """A token and 32 secret bytes to seal with; by the token, :meth:`opening` finds them again.
 
         Raises:
@@ -27,7 +27,7 @@ class Key(Protocol):
         """
         ...
 
-    def opening(self, token: bytes) -> bytes:
+    def opening(self, token: bytes) -> SecretKey:
         """The 32 secret bytes that :meth:`sealing` gave with this token.
 
         Raises:
@@ -44,15 +44,15 @@ class Key(Protocol):
 class StaticKey:
     """A :class:`Key` that the settings hold: 32 bytes."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: SecretKey) -> None:
         self._secret = secret
         # Derived from the key and not chosen: all who have the key agree on its id, and two keys never share one.
-        self.id = derive(secret, b"name")[:8].hex()
+        self.id = secret.derived(b"name").reveal()[:8].hex()
 
-    def sealing(self) -> tuple[bytes, bytes]:
+    def sealing(self) -> tuple[bytes, SecretKey]:
         return b"", self._secret
 
-    def opening(self, token: bytes) -> bytes:
+    def opening(self, token: bytes) -> SecretKey:
         if token:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
@@ -87,10 +87,10 @@ class KeyRing:
 
 def keyring(settings: Settings) -> KeyRing:
     """The keys that the settings name; no request."""
-    return KeyRing([_key(secret.reveal(), settings) for secret in settings.seal_keys])
+    return KeyRing([_key(secret, settings) for secret in settings.seal_keys])
 
 
-def _key(text: str, settings: Settings) -> Key:
-    if text.startswith("kms://"):
-        return KMSKey(text.removeprefix("kms://"), settings)
-    return StaticKey(base64.b64decode(text))
+def _key(said: Secret, settings: Settings) -> Key:
+    if said.reveal().startswith("kms://"):
+        return KMSKey(said.reveal().removeprefix("kms://"), settings)
+    return StaticKey(SecretKey(a2b_base64(said.reveal())))

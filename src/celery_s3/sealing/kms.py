@@ -21,7 +21,7 @@ from celery_s3.errors import KeyRefused, KeyUnavailable, StoreError, Transient
 from celery_s3.processes import PerProcess, Remembered, prefork_parent
 from celery_s3.settings import Settings
 
-from .ciphers import Broken
+from .ciphers import Broken, SecretKey
 
 __all__ = ["KEPT", "LIFETIME", "KMSKey"]
 
@@ -52,7 +52,7 @@ class KMSKey:
         self._client = PerProcess(lambda: _client(name, settings))
         self._cache = PerProcess(_Cache)
 
-    def sealing(self) -> tuple[bytes, bytes]:
+    def sealing(self) -> tuple[bytes, SecretKey]:
         """The data key in use, made by KMS every five minutes: encrypted (the token), and itself.
 
         Raises:
@@ -63,13 +63,12 @@ class KMSKey:
         current = cache.current
         with current.lock:
             if self._clock() >= current.until:
-                answer = self._ask("GenerateDataKey", "generate_data_key", KeySpec="AES_256")
-                current.token = answer["CiphertextBlob"]
-                self._keep(current, answer["Plaintext"])
-                self._keep(cache.slot(current.token), answer["Plaintext"])
+                current.token, key = self._ask("GenerateDataKey", "generate_data_key", KeySpec="AES_256")
+                self._keep(current, key)
+                self._keep(cache.slot(current.token), key)
             return current.token, current.key
 
-    def opening(self, token: bytes) -> bytes:
+    def opening(self, token: bytes) -> SecretKey:
         """The data key that is encrypted in a token.
 
         Raises:
@@ -81,7 +80,7 @@ class KMSKey:
         # one request for all threads that meet the same token
         with slot.lock:
             if self._clock() >= slot.until:
-                self._keep(slot, self._ask("Decrypt", "decrypt", CiphertextBlob=token)["Plaintext"])
+                self._keep(slot, self._ask("Decrypt", "decrypt", CiphertextBlob=token)[1])
             return slot.key
 
     def close(self) -> None:
@@ -90,10 +89,11 @@ class KMSKey:
         if client is not None:
             client.close()
 
-    def _keep(self, slot: _Slot, key: bytes) -> None:
+    def _keep(self, slot: _Slot, key: SecretKey) -> None:
         slot.key, slot.until = key, self._clock() + LIFETIME
 
-    def _ask(self, operation: str, method: str, **parameters: Any) -> dict[str, Any]:
+    def _ask(self, operation: str, method: str, **parameters: Any) -> tuple[bytes, SecretKey]:
+        """The data key that KMS answers: encrypted, where it says so, and itself."""
         from celery_s3.store.clients.boto3_errors import is_failure
         from celery_s3.store.clients.translate import answered
 
@@ -101,10 +101,11 @@ class KMSKey:
         # token of another bucket is too.
         parameters |= {"KeyId": self._name, "EncryptionContext": {"celery-s3": self._settings.bucket}}
 
-        def ask() -> dict[str, Any]:
+        def ask() -> tuple[bytes, SecretKey]:
             with _unlogged():
                 answer: dict[str, Any] = getattr(self._client.get(), method)(**parameters)
-            return answer
+            key = SecretKey(answer.pop("Plaintext"))
+            return answer.get("CiphertextBlob", b""), key
 
         return answered(ask, is_failure, lambda exc: self._translated(exc, operation))
 
@@ -125,7 +126,7 @@ class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.token = b""
-        self.key = b""
+        self.key = SecretKey(b"")
         self.until = float("-inf")
 
 

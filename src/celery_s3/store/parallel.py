@@ -229,8 +229,7 @@ class Threads:
                     daemon=True,
                 )
                 try:
-                    with without_sigterm():
-                        thread.start()
+                    without_sigterm(thread.start)
                 except RuntimeError:  # no more threads: those there are do it, else this one
                     self._started -= 1
                     if not self._started:

@@ -3,8 +3,9 @@
 ::
 
     boto3, with short time-outs   the main process of a prefork worker
-    boto3                         a process whose ancestor used obstore; gevent and eventlet; what the settings or
-                                  the key need (session, empty segments); bodies over 8 MiB; uploads; listings
+    boto3                         a process whose ancestor had imported obstore; gevent and eventlet; what the
+                                  settings or the key need (session, empty segments); bodies over 8 MiB; uploads;
+                                  listings
     obstore                       everything else
 
 obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not be used.
@@ -79,7 +80,7 @@ class Routing(Bucket):
         if processes.obstore_forbidden():
             if chosen == "auto":
                 self._warned.get()
-            why_not = "it was used before this process was forked, and would hang"
+            why_not = "it was imported before this process was forked, and would hang if it was used there"
         elif processes.greenlets():
             why_not = "it would block the hub of gevent or eventlet"
         elif self._reason:
@@ -120,7 +121,8 @@ def _brief(settings: Settings) -> Store:
 
 def _warn() -> bool:
     logger.warning(
-        "S3 requests were made before this process was forked: it uses boto3, which takes more CPU and memory than"
-        " obstore. Fork before the first result is stored or fetched to avoid that."
+        "S3 requests were made, or obstore was imported, before this process was forked: it uses boto3, which takes"
+        " more CPU and memory. Fork before the first result is stored or fetched, and import obstore after it, to avoid"
+        " that."
     )
     return True

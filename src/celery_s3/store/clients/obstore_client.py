@@ -72,9 +72,9 @@ class ObstoreClient(Store):
 
     def _act(self, request: Request[Any]) -> Any:
         use = _use(request)
+        store = self._stores.get(use) or self._open(use)
         # a thread may be started at any call, as to look up a host's name
-        with without_sigterm():
-            return self._HOW[type(request)](self, self._stores.get(use) or self._open(use), request)
+        return without_sigterm(partial(self._HOW[type(request)], self, store, request))
 
     def seconds(self, request: Request[Any]) -> tuple[float, bool]:
         """What a request may take in all, and whether it ends by itself."""

@@ -5,6 +5,7 @@ Importing botocore takes 0.2 s and 20 MB: import this module only where it is ne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -14,9 +15,9 @@ import botocore.session
 from botocore import loaders
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, CredentialResolver, DeferredRefreshableCredentials
-from botocore.exceptions import HTTPClientError, NoCredentialsError
+from botocore.exceptions import NoCredentialsError
 
-from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ def open_session(settings: Settings) -> Any:
     """A botocore session with the credentials that the settings describe."""
     session = _session(settings)
     if settings.access_key_id is not None and settings.secret_access_key is not None:
-        token = settings.session_token.reveal() if settings.session_token is not None else None
-        session.set_credentials(settings.access_key_id.reveal(), settings.secret_access_key.reveal(), token)
+        session.set_credentials(
+            settings.access_key_id.reveal(),
+            settings.secret_access_key.reveal(),
+            settings.session_token.reveal() if settings.session_token is not None else None,
+        )
     if not settings.role_arn:
         return session
     assumed = _session(settings)
@@ -69,9 +73,8 @@ def client_factory(settings: Settings) -> Callable[..., Any]:
 
 def _let_pass(caught_exception: BaseException | None = None, **_: Any) -> None:
     """What happened to a request and has nothing to do with it: botocore takes a soft time limit for a bad network."""
-    inner = caught_exception.kwargs.get("error") if isinstance(caught_exception, HTTPClientError) else None
-    if isinstance(inner, INTERRUPTIONS_OF_LARGE):
-        raise inner
+    if caught_exception is not None:
+        reraise_interruption(caught_exception, sys.exception(), INTERRUPTIONS_OF_LARGE)
 
 
 class _AssumedRole:
@@ -115,6 +118,7 @@ class SessionCredentials:
         try:
             return self._fetch()
         except BaseException as exc:
+            forget_locals(exc)
             self.failure = exc
             raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from celery_s3.errors import (
     UploadMissing,
     WrongRegion,
 )
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
 from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
 
@@ -141,15 +143,19 @@ def answered(
     is_failure: Callable[[BaseException], bool],
     translated: Callable[[BaseException], Exception],
 ) -> T:
-    """What ``action`` returns; a failure is raised as it was translated.
+    """What ``action`` returns; a failure is raised as it was translated, an interruption as itself.
 
-    Outside of the handler: the original, which may hold a secret, does not become the error's context.
+    Outside of the handler: the original, which may hold a secret, does not become the error's context. The frames of
+    the client, which hold the session token, are left without their locals.
     """
+    handled = sys.exception()
     try:
         return action()
     except BaseException as exc:
+        forget_locals(exc, handled)
         if not is_failure(exc):
             raise
+        reraise_interruption(exc, handled, INTERRUPTIONS_OF_LARGE)
         error = translated(exc)
     try:
         raise error
