@@ -83,7 +83,7 @@ class Child:
 def used(opened: Opened) -> str:
     """The clients that this process has used."""
     routing = opened.store._inner._inner
-    made = (routing._obstore.peek(), routing._boto3.peek(), routing._brief.peek())
+    made = (routing._obstore.peek(), routing._boto3.peek())
     return " ".join(type(client).__name__ for client in made if client is not None)
 
 

@@ -48,7 +48,7 @@ class Named(MemoryStore):
 @pytest.fixture
 def routing(monkeypatch):
     """Routing over stores in memory, in a role that the test chooses; ``used`` is what each call went to."""
-    for name in ("obstore", "boto3", "brief"):
+    for name in ("obstore", "boto3"):
         monkeypatch.setattr(f"celery_s3.store.routing._{name}", lambda settings, name=name: Named(name))
 
     def make(**values) -> Routing:
@@ -58,7 +58,7 @@ def routing(monkeypatch):
 
 
 def used(routing: Routing) -> dict[str, list[tuple[str, str]]]:
-    clients = (routing._obstore.peek(), routing._boto3.peek(), routing._brief.peek())
+    clients = (routing._obstore.peek(), routing._boto3.peek())
     return {client.name: client.requests for client in clients if client is not None}
 
 
@@ -114,7 +114,7 @@ def test_uploads_are_boto3s(routing, monkeypatch, ancestry):
     monkeypatch.setattr(processes, "prefork_parent", lambda: True)
     store = routing()
     upload(store)
-    assert list(used(store)) == ["brief"]
+    assert list(used(store)) == ["boto3"]
     assert ancestry.used_by is None
 
 
@@ -140,7 +140,7 @@ def test_prefork_parent(routing, monkeypatch, ancestry, client):
     store.put("k", b"")
     store.get("k")
     list(store.list(""))
-    assert list(used(store)) == ["brief"]
+    assert list(used(store)) == ["boto3"]
     assert ancestry.used_by is None
 
 
@@ -150,7 +150,7 @@ def test_a_process_becomes_a_prefork_parent(routing, monkeypatch):
     store.put("k", b"")
     monkeypatch.setattr(processes, "prefork_parent", lambda: True)
     store.put("k", b"")
-    assert list(used(store)) == ["obstore", "brief"]
+    assert list(used(store)) == ["obstore", "boto3"]
 
 
 def test_forbidden_ancestry(routing, ancestry, caplog):
@@ -241,21 +241,6 @@ def test_close_is_for_this_process(routing):
         store.close()
         os._exit(obstore.closed + boto3.closed - 2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def test_time_outs_of_the_parent():
-    """The event loop waits one second for a connection and two for an answer, less where the settings say less."""
-    code = """
-import celery.concurrency.prefork
-from celery_s3.settings import Settings
-from celery_s3.store.routing import Routing
-from celery_s3.store.requests import Get
-for values in ({}, {"connect_timeout": 0.5, "read_timeout": 0.7}):
-    client = Routing(Settings(bucket="b", **values))._client(Get("k"))._client
-    print(type(client).__name__, client._settings.connect_timeout, client._settings.read_timeout)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines() == ["Boto3Client 1.0 2.0", "Boto3Client 0.5 0.7"]
 
 
 def test_opening_imports_and_connects_nothing():

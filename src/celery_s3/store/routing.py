@@ -2,10 +2,9 @@
 
 ::
 
-    boto3, with short time-outs   the main process of a prefork worker
-    boto3                         a process whose ancestor had imported obstore; gevent and eventlet; what the
-                                  settings or the key need (session, empty segments); bodies over 8 MiB; uploads;
-                                  listings
+    boto3                         the main process of a prefork worker; a process whose ancestor had imported
+                                  obstore; gevent and eventlet; what the settings or the key need (session, empty
+                                  segments); bodies over 8 MiB; uploads; listings
     obstore                       everything else
 
 obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not be used.
@@ -14,7 +13,6 @@ obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not b
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_s3 import processes
@@ -40,9 +38,6 @@ _OF_OBSTORE = frozenset({Put, Get, Delete, DeleteMany})
 #: Bytes up to which a body is obstore's: its read time-out covers the upload too, boto3's does not.
 BIG = 8 * 1024 * 1024
 
-#: Seconds that the event loop of a prefork worker's main process waits at most.
-_PARENT_CONNECT, _PARENT_READ = 1.0, 2.0
-
 
 class Routing(Bucket):
     """A store that makes its clients lazily, one of each kind for all threads of a process."""
@@ -52,22 +47,19 @@ class Routing(Bucket):
         self._reason = settings.boto3_reason
         self._obstore = PerProcess(lambda: _first_obstore(settings))
         self._boto3 = PerProcess(lambda: _boto3(settings))
-        self._brief = PerProcess(lambda: _brief(settings))
         self._warned = PerProcess(_warn)
 
     def send(self, request: Request[A]) -> A:
         return self._client(request).send(request)
 
     def close(self) -> None:
-        for clients in (self._obstore, self._boto3, self._brief):
+        for clients in (self._obstore, self._boto3):
             client = clients.peek()
             if client is not None:
                 client.close()
 
     def _client(self, request: Request[Any]) -> Store:
-        if self._is_for_obstore(request):
-            return self._obstore.get()
-        return (self._brief if processes.prefork_parent() else self._boto3).get()
+        return (self._obstore if self._is_for_obstore(request) else self._boto3).get()
 
     def _is_for_obstore(self, request: Request[Any]) -> bool:
         chosen = self._settings.client
@@ -112,11 +104,6 @@ def _boto3(settings: Settings) -> Store:
     from celery_s3.store.clients.boto3_client import Boto3Client
 
     return Bounded(Boto3Client(settings), settings)
-
-
-def _brief(settings: Settings) -> Store:
-    connect, read = min(settings.connect_timeout, _PARENT_CONNECT), min(settings.read_timeout, _PARENT_READ)
-    return _boto3(replace(settings, connect_timeout=connect, read_timeout=read))
 
 
 def _warn() -> bool:
