@@ -90,11 +90,6 @@ class ResultBackend(KeyValueStoreBackend):
         """Delete what is stored for a task."""
         super()._forget(task_id)
 
-    def serialize(self, data: Any) -> bytes | str:
-        """What ``result_serializer`` makes of something, before compression."""
-        payload: bytes | str = self._encode(data)[2]
-        return payload
-
     @property
     def known_metas(self) -> Any:
         """The metas that this process remembers, a mapping by id."""

@@ -46,6 +46,17 @@ def files(store):
     return files_of_tasks(store)
 
 
+@pytest.fixture
+def encoding(monkeypatch):
+    """``encoding(payload_of)``: what the serializer makes of the data, in this test."""
+
+    def set_to(payload_of):
+        dumps = lambda data, serializer: ("text/plain", "utf-8", payload_of(data))  # noqa: E731
+        monkeypatch.setattr("celery_s3.files.of_tasks.dumps", dumps)
+
+    return set_to
+
+
 def keep(store, id, files, state="SUCCESS"):
     """Store a result that says how many files it has."""
     store.put(f"base/meta-{id}", b"{}", metadata=result_metadata(state, files=files))
@@ -69,16 +80,17 @@ def made(store):
 # -- where files go
 
 
-def test_files_in_a_result_go_with_its_task(files):
+def test_files_in_a_result_go_with_its_task(files, encoding):
     """While a result's meta is encoded, a file in it goes to this backend and with the result's task."""
-    assert files.encoded({"task_id": "t"}, lambda _: (whose.files_here(), whose.owner_id())) == (files.files, "t")
+    encoding(lambda _: (whose.files_here(), whose.owner_id()))
+    assert files.encoded({"task_id": "t"}) == (files.files, "t")
     assert whose.storing.get() == (None, None)
 
 
-def test_files_in_anything_else(files):
+def test_files_in_anything_else(files, encoding):
     """What is no result has no task that its files go with."""
-    found = files.encoded(["a part of a chord"], lambda _: (whose.files_here(), whose.owner_id()))
-    assert found == (files.files, None)
+    encoding(lambda _: (whose.files_here(), whose.owner_id()))
+    assert files.encoded(["a part of a chord"]) == (files.files, None)
 
 
 def test_files_among_arguments(files):
@@ -95,24 +107,23 @@ def test_files_that_were_read(files, store):
 
 
 @pytest.mark.parametrize("data", [{"result": [S3File(io.BytesIO(b"x"))]}, S3File(io.BytesIO(b"x"))])
-def test_a_serializer_that_cannot_hold_files(store, data):
+def test_a_serializer_that_cannot_hold_files(store, encoding, data):
     """The error names the remedy."""
+    encoding(_refuse)
     with pytest.raises(EncodeError, match=r"yaml cannot hold an S3File: no\. Set `result_serializer` to json, pickle"):
-        _encode(files_of_tasks(store, "yaml"), data)
+        files_of_tasks(store, "yaml").encoded(data)
 
 
 @pytest.mark.parametrize(("serializer", "data"), [("yaml", {"result": object()}), ("json", S3File(io.BytesIO(b"x")))])
-def test_other_values_that_cannot_be_encoded(store, serializer, data):
+def test_other_values_that_cannot_be_encoded(store, encoding, serializer, data):
     """Where no file is the reason, the serializer's error is raised as it is."""
+    encoding(_refuse)
     with pytest.raises(EncodeError, match=r"^no$"):
-        _encode(files_of_tasks(store, serializer), data)
+        files_of_tasks(store, serializer).encoded(data)
 
 
-def _encode(files, data):
-    def refuse(data):
-        raise EncodeError("no")
-
-    files.encoded(data, refuse)
+def _refuse(data):
+    raise EncodeError("no")
 
 
 # -- what is known

@@ -87,8 +87,9 @@ class S3Backend(ResultBackend):
         self._reporter = Reporter(self.tally, self.settings)
 
     def _open_results(self) -> None:
-        serialize = partial(self.files_of_tasks.encoded, encode=self.serialize)
-        self._encoder = Encoder(serialize, self.content_type, self.compression, self.settings.compression_threshold)
+        self._encoder = Encoder(
+            self.files_of_tasks.encoded, self.content_type, self.compression, self.settings.compression_threshold
+        )
         self._decoder = Decoder(self.content_type, self.accept)
         self.results = Results(
             self.store,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from kombu.exceptions import EncodeError
+from kombu.serialization import dumps
 
 from celery_s3.bucket import Opened
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
@@ -81,21 +82,22 @@ class FilesOfTasks:
         last_used.set(self)
         sending.set((self, task_id))
 
-    def encoded(self, data: Any, encode: Callable[[Any], bytes | str]) -> bytes | str:
-        """``encode(data)``; files in ``data``, a result's meta for one, go here, and with the result's task.
+    def encoded(self, data: Any) -> bytes | str:
+        """What `result_serializer` makes of ``data``; files in it go here, and with the task whose meta it is.
 
         Raises:
             EncodeError: what the serializer raised, with the remedy where a file is the reason.
         """
         token = storing.set((self, data.get("task_id") if isinstance(data, dict) else None))
         try:
-            return encode(data)
+            payload: bytes | str = dumps(data, serializer=self._serializer)[2]
         except EncodeError as exc:
             if self._serializer not in ABLE and _has_file(data):
                 raise EncodeError(f"{self._serializer} cannot hold an S3File: {exc}. {REMEDY}") from exc
             raise
         finally:
             storing.reset(token)
+        return payload
 
     def noticed(self, task_id: str, found: Object) -> None:
         """A result was read and is about to be decoded: files in it come from here."""

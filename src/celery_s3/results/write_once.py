@@ -113,6 +113,7 @@ class Results:
         self.expires = expires
         self.tagged = tagged
         self.now = now
+        self._is_conditional = False
         #: the etags of the unfinished states that this process wrote last, by key
         self._versions: Remembered[str, str] = Remembered(VERSIONS)
 
@@ -139,7 +140,9 @@ class Results:
             StoreError: nothing was stored.
         """
         draft = _Draft(key, body, state, metadata, content_type, unless_begun)
-        if not self.conditional.supported():
+        # once it is, it stays so
+        self._is_conditional = self._is_conditional or self.conditional.supported()
+        if not self._is_conditional:
             return self._write_after_reading(draft)
         etag = self._versions.get(key)
         precondition: Precondition = Match(etag) if etag else CREATE
