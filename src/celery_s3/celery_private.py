@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import celery
 from celery import canvas
 from celery._state import _task_stack, get_current_task
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import AsyncResult
+from celery.result import AsyncResult, ResultSet
 from kombu.serialization import registry
 from kombu.utils.encoding import bytes_to_str
 
@@ -24,7 +24,9 @@ from celery_s3.keys import encode_id
 
 __all__ = [
     "DECODERS",
+    "AskingGroup",
     "ResultBackend",
+    "asking_group",
     "asks_before_writing",
     "checked_parents_of",
     "current_task",
@@ -199,6 +201,36 @@ def checked_parents_of() -> AsyncResult | None:
             return waited
         frame = frame.f_back
     return None
+
+
+class AskingGroup(NamedTuple):
+    """A group that is asking its members for their states.
+
+    Attributes:
+        group: the outermost one, where groups are in groups.
+        method: its method that asks.
+        everyone: it asks every member; else the first one that is not ready ends it.
+    """
+
+    group: ResultSet
+    method: str
+    everyone: bool
+
+
+_ASKS_EVERYONE = {ResultSet.completed_count.__code__, ResultSet.failed.__code__}
+_ASKS_IN_ORDER = {ResultSet.ready.__code__, ResultSet.successful.__code__, ResultSet.waiting.__code__}
+
+
+def asking_group() -> AskingGroup | None:
+    """The group whose method is asking its members, when called in a hook that answers one; read off the call stack."""
+    found: AskingGroup | None = None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
+        code = frame.f_code
+        if code in _ASKS_EVERYONE or code in _ASKS_IN_ORDER:
+            found = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
+        frame = frame.f_back
+    return found
 
 
 #: Where Celery keeps a meta that it was given: it makes results of the children, whoever may want them.

@@ -11,6 +11,8 @@ from celery.exceptions import ImproperlyConfigured, TimeoutError
 from celery.result import GroupResult, ResultSet
 from kombu.utils.uuid import uuid
 
+from celery_s3.errors import ResultNotRead
+
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
 
 
@@ -173,7 +175,7 @@ def test_on_message(counted, group):
 
 
 def test_on_interval(counted, spends):
-    """``on_interval`` is called after every look in vain."""
+    """``on_interval`` is called after every look in vain; the second one asks for fewer members."""
     app, calls = counted(), []
     result = app.GroupResult(uuid(), [app.AsyncResult(uuid()) for _ in range(3)])
 
@@ -183,7 +185,7 @@ def test_on_interval(counted, spends):
             for member in result:
                 app.backend.store_result(member.id, 1, states.SUCCESS)
 
-    with spends(GET=9, PUT=3):
+    with spends(GET=3 + 2 + 3, PUT=3):
         assert result.get(timeout=10, on_interval=call) == [1, 1, 1]
     assert len(calls) == 2
 
@@ -323,3 +325,97 @@ def test_group_without_id(counted, group, id):
     result.id = id
     with pytest.raises(ValueError, match="group_id must not be empty"):
         result.save()
+
+
+# -- asked for its state
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("ready", True), ("successful", True), ("waiting", False), ("failed", False), ("completed_count", 40)],
+)
+def test_state_of_a_finished_group(counted, group, spends, proxy, method, answer):
+    """Each member is read once, several at the same time, and then no more."""
+    result = group(counted(s3_backend_settings={"concurrency": 16}), *range(40))
+    proxy.configure(delay=0.02)
+    with spends(GET=40):
+        assert getattr(result, method)() == answer
+    assert proxy.peak() > 8
+    with spends():
+        assert getattr(result, method)() == answer
+        assert result.get() == list(range(40))
+
+
+@pytest.mark.parametrize(("method", "answer"), [("ready", False), ("successful", False), ("waiting", True)])
+def test_state_of_a_running_group(counted, group, stored, spends, method, answer):
+    """Where one unfinished member decides, few behind it are read; what has ended since then is seen at once."""
+    app = counted()
+    late = app.AsyncResult(uuid())
+    result = app.GroupResult(uuid(), [late, *group(app, *range(40))])
+    for _ in range(3):
+        with spends(GET=1):
+            assert getattr(result, method)() is answer
+    stored(app, 1, id=late.id)
+    with spends(GET=41):
+        assert getattr(result, method)() is not answer
+
+
+def test_state_of_a_half_finished_group(counted, group, stored, spends):
+    """At most as many members are read behind the first unfinished one as before it, and it is read once."""
+    app = counted()
+    late = app.AsyncResult(uuid())
+    result = app.GroupResult(uuid(), [*group(app, *range(6)), late, *(app.AsyncResult(uuid()) for _ in range(50))])
+    with spends(GET=7):
+        assert not result.ready()
+    with spends(GET=1):
+        assert result.waiting()
+    stored(app, 1, id=late.id)
+    with spends(GET=1 + 2):
+        assert not result.ready()
+
+
+def test_count_of_a_running_group(counted, group, stored, spends):
+    """``completed_count()`` and ``failed()`` read each unfinished member once a call."""
+    app = counted()
+    pending = [app.AsyncResult(uuid()) for _ in range(10)]
+    result = app.GroupResult(uuid(), [pending[0], *group(app, *range(10)), *pending[1:]])
+    with spends(GET=20):
+        assert result.completed_count() == 10
+    with spends(GET=10):
+        assert not result.failed()
+    stored(app, 1, id=pending[0].id)
+    stored(app, KeyError(1), states.FAILURE, id=pending[1].id)
+    with spends(GET=10):
+        assert result.completed_count() == 11
+    with spends():
+        assert result.failed()
+    stored(app, 1, id=pending[2].id)
+    with spends(GET=8):
+        assert result.completed_count() == 12
+
+
+def test_state_of_groups_in_groups(counted, group, stored, spends):
+    """The members of groups in the group are read with the others; one that is there twice is read once."""
+    app = counted()
+    inner = group(app, 1, 2, 3)
+    result = app.GroupResult(uuid(), [*group(app, 4), inner, app.AsyncResult(inner[0].id)])
+    with spends(GET=4):
+        assert (result.ready(), result.successful(), result.completed_count()) == (True, True, 3)
+
+
+def test_state_of_a_member(counted, stored, spends):
+    """A member that is asked itself is read alone."""
+    app = counted()
+    result = app.GroupResult(uuid(), [stored(app, 1), stored(app, 2)])
+    with spends(GET=1):
+        assert result[1].ready()
+
+
+def test_state_that_cannot_be_read(counted, group, proxy):
+    """An error is raised to who asks for the member that it is about."""
+    app = counted()
+    result = group(app, *range(4))
+    proxy.fail(f"GET {result[2].id}", "access_denied", times=2)
+    with pytest.raises(ResultNotRead, match=result[2].id):
+        result.ready()
+    assert result.ready()

@@ -12,6 +12,8 @@ from kombu.utils.encoding import bytes_to_str
 from celery_s3.celery_private import keep_meta, known_meta
 from celery_s3.codec.lazy import is_partial
 
+from .members import walk
+
 __all__ = ["gather"]
 
 Meta = dict[str, Any]
@@ -46,17 +48,9 @@ def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, M
 def _leaves(result: ResultBase) -> dict[str, list[Any]]:
     """The results of single tasks by id, in their order; an id may be there several times."""
     leaves: dict[str, list[Any]] = {}
-    for leaf in _walk(result):
+    for leaf in walk(result):
         leaves.setdefault(bytes_to_str(leaf.id), []).append(leaf)
     return leaves
-
-
-def _walk(result: ResultBase) -> Iterator[Any]:
-    if isinstance(result, ResultSet):
-        for member in result.results:
-            yield from _walk(member)
-    else:
-        yield result
 
 
 def _known(same: list[Any]) -> Meta | None:

@@ -16,6 +16,7 @@ from celery_s3.store.deadline import retried_until
 from celery_s3.store.parallel import Pool
 
 from . import waiting
+from .members import Members
 from .parents import Parents
 from .reader import Meta, Reader, Replaced, ready
 
@@ -36,6 +37,7 @@ class Waiter:
 
     Attributes:
         parents: answers what Celery asks about the tasks before one that is waited for.
+        members: answers what it asks about the members of a group.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Waiter:
         self.known = known
         self.get_meta = get_meta
         self.parents = Parents(self._read_parents, concurrency)
+        self.members = Members(get_meta, pool)
 
     def one(self, task_id: str, *, timeout: float | None, interval: float | None, on_interval: OnInterval) -> Meta:
         """The meta of a task once it is finished, with its value.

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
 from random import SystemRandom
 from typing import Protocol, TypeVar
 
 from celery.exceptions import TimeoutError
+
+from .window import Window
 
 __all__ = ["Clock", "adaptive", "each", "fixed", "schedule", "until"]
 
@@ -34,10 +35,6 @@ LONGEST = 2.0
 
 #: Celery's default for ``interval``: the caller said nothing.
 UNSAID = 0.5
-
-#: The fewest and the most members that a look at a group asks for in vain.
-FEWEST = 4
-MOST = 16
 
 
 class Clock(Protocol):
@@ -76,8 +73,8 @@ class _Pace:
         self.clock = clock
         self.began = clock.monotonic()
 
-    def nap(self) -> None:
-        """Sleep until the next look; never past the deadline.
+    def nap(self) -> float:
+        """Sleep until the next look, never past the deadline; the seconds since the first one.
 
         Raises:
             celery.exceptions.TimeoutError: the deadline has passed.
@@ -89,6 +86,7 @@ class _Pace:
                 raise TimeoutError(f"The result was not there after {self.timeout} seconds.")
             nap = min(nap, self.timeout - waited)
         self.clock.sleep(nap)
+        return self.clock.monotonic() - self.began
 
 
 def until(
@@ -120,43 +118,6 @@ NextQuestion = Callable[[], str | None]
 Ask = Callable[[NextQuestion], Iterator[tuple[str, T | None]]]
 
 
-class _Look:
-    """One look at a group: the ids to ask for, as long as asking is worth it.
-
-    ``size`` questions are free and each found member earns another: a look in vain asks ``size`` times, a
-    finished group is read to its end. As long as nothing was missing, a member beyond the first 16 earns two:
-    a group that is finished is read with ever more requests under way.
-
-    Tasks finish roughly in the order in which they were sent, so a look goes along the oldest members. Half of
-    the free questions go to the others in ``turn``, so that an early failure or a fast member is seen as well.
-    """
-
-    def __init__(self, pending: list[str], size: int, turn: int) -> None:
-        self.found = 0
-        self.missed = 0
-        self.turn = turn % len(pending)
-        self._size = size
-        self._asked: set[str] = set()
-        others = islice(chain(pending[self.turn :], pending[: self.turn]), max(1, size // 2))
-        self._oldest = iter(pending)
-        self._order = chain(self._alternate(others), self._oldest)
-
-    def _alternate(self, others: Iterator[str]) -> Iterator[str]:
-        for id in others:
-            self.turn += 1
-            yield id
-            yield from islice(self._oldest, 1)
-
-    def next_question(self) -> str | None:
-        growth = 0 if self.missed else max(0, self.found - MOST)
-        if len(self._asked) >= self._size + self.found + growth:
-            return None
-        id = next((id for id in self._order if id not in self._asked), None)
-        if id is not None:
-            self._asked.add(id)
-        return id
-
-
 def each(
     ids: Iterable[str],
     ask: Ask[T],
@@ -167,7 +128,7 @@ def each(
     passes: int | None = None,
     clock: Clock = time,
 ) -> Iterator[tuple[str, T]]:
-    """Yield ``(id, found)`` for every id as it appears, in about one request per id and a few per look.
+    """Yield ``(id, found)`` for every id as it appears: which of them a look asks for, a :class:`Window` says.
 
     Arguments:
         passes: give up quietly after so many looks, each of them at every member (Celery's ``max_iterations``).
@@ -175,22 +136,18 @@ def each(
     Raises:
         celery.exceptions.TimeoutError: some were not there after ``timeout`` seconds.
     """
-    pending = dict.fromkeys(ids)
+    window = Window(ids, everyone=passes is not None)
     pace = _Pace(delay, timeout, clock)
-    size, turn, looks = MOST, 0, 0
-    while pending:
-        look = _Look(list(pending), size if passes is None else len(pending), turn)
-        for id, value in ask(look.next_question):
-            if value is None:
-                look.missed += 1
-            else:
-                look.found += 1
-                del pending[id]
+    looks = 0
+    while window.pending:
+        for id, value in ask(window.next_question):
+            window.answer(id, found=value is not None)
+            if value is not None:
                 yield id, value
-        size, turn = min(MOST, max(FEWEST, (look.found or size) // 2)), look.turn
+                del value  # it may be large
         looks += 1
-        if not pending or looks == passes:
+        if not window.pending or looks == passes:
             return
         if on_interval is not None:
             on_interval()
-        pace.nap()
+        window.look_again(pace.nap())
