@@ -24,7 +24,7 @@ from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .counting import Tally
-from .deadline import remaining
+from .deadline import patience, remaining
 from .requests import Create, Get, ListPage, Put, Request
 
 __all__ = ["Policy", "Retrying", "policy_for"]
@@ -162,8 +162,9 @@ class _Budget:
         policy = self._policy()
         self.failures += 1
         wait = policy.wait(self.failures, error, self._means.random())
-        left = remaining()
-        if self.failures > policy.retries or (left is not None and wait > left):
+        left, patient = remaining(), patience()
+        spent = self.failures > policy.retries if patient is None else wait > patient
+        if spent or (left is not None and wait > left):
             raise self._last(error) from error
         self._means.tally.retried(verb)
         self._means.sleep(wait)
