@@ -25,8 +25,8 @@ class Sender:
         self.given_up = []
 
     def decide(self, body, parts, manifest, perhaps_sent):
-        self.sent.append([self.host.decode(payload)[2] for part in parts for payload in part])
-        return "sent"
+        values = [self.host.decode(payload)[2] for part in parts for payload in part]
+        return lambda: self.sent.append(values) or "sent"
 
     def give_up(self, body, exc):
         self.given_up.append(exc)
@@ -47,7 +47,8 @@ class Crew(World):
             self.stored.append((f"t{number}", self.parts()))
             return value
 
-        return self.members.store(store, f"t{number}", value, state, self.request(number))
+        with self.members.reporting():
+            return self.members.store(store, f"t{number}", value, state, self.request(number))
 
     def finish(self, number, value):
         self.record(number, value)
@@ -132,7 +133,7 @@ def test_a_part_whose_result_cannot_be_stored(crew):
     def fail():
         raise ResultNotStored("no")
 
-    with pytest.raises(ResultNotStored):
+    with pytest.raises(ResultNotStored), crew.members.reporting():
         crew.members.store(fail, "t1", "last", "SUCCESS", crew.request(1))
     ((seconds, go_up),) = crew.timers
     assert (seconds, crew.sender.sent) == (LEASE, [])

@@ -110,8 +110,8 @@ class S3Backend(ResultBackend):
 
     def _open_chords(self) -> None:
         self._timer = Timer()
-        lease = lease_for(self.app.conf)
-        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=lease, later=self._timer)
+        lease, expires = lease_for(self.app.conf), self.terms.chords
+        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=lease, later=self._timer, expires=expires)
         self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
         self.chord_members = Members(self, self.chords, self.chord_sender)
@@ -178,6 +178,18 @@ class S3Backend(ResultBackend):
     ) -> Any:
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
         return self.chord_members.store(store, task_id, result, state, request)
+
+    def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_done(*args, **kwargs)
+
+    def mark_as_failure(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_failure(*args, **kwargs)
+
+    def mark_as_revoked(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_revoked(*args, **kwargs)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
         rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
