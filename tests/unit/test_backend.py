@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from celery import Celery, states
+from celery.app.task import Context
 from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import BackendGetMetaError, BackendStoreError, TimeoutError
 from celery.signals import worker_ready
@@ -24,13 +25,16 @@ from celery_s3.errors import (
     AccessDenied,
     BucketMissing,
     Interrupted,
+    PreconditionFailed,
     ResultNotRead,
     ResultNotStored,
     Throttled,
+    Unreachable,
     UnreadableResult,
 )
 from celery_s3.metadata import files_in
 from celery_s3.store.counting import Tally
+from celery_s3.store.deadline import patience, remaining
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.uploads import Uploads
@@ -158,6 +162,76 @@ def test_always_retry_ends_in_the_prefork_parent(make, monkeypatch):
     """In the event loop of a prefork worker nothing is tried again without end."""
     monkeypatch.setattr(s3, "prefork_parent", lambda: True)
     assert not make().exception_safe_to_retry(Throttled("x"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unreachable("away"), Interrupted("lost"), AccessDenied("no"), BucketMissing("gone"), PreconditionFailed("a race")],
+)
+@pytest.mark.parametrize("state", [states.STARTED, states.RETRY, "PROGRESS"])
+def test_no_task_fails_because_of_a_passing_state(make, store, caplog, state, error):
+    """STARTED, PROGRESS and RETRY that cannot be stored are a warning: what comes after them replaces them anyway."""
+    backend = make()
+    store.faults.append(Fault(error, "PUT", times=20))
+    with caplog.at_level(logging.WARNING):
+        assert backend.store_result("id", {"done": 1}, state) == {"done": 1}
+    assert f"{state} of task id was not stored" in caplog.text
+    store.faults.clear()
+    backend.store_result("id", 1, states.SUCCESS)
+    assert backend.get_result("id") == 1
+
+
+def test_who_tells_its_progress_from_many_threads(make, store):
+    """Threads of one task whose states overtake each other do no harm to it."""
+    backend, failed = make(), []
+    start = threading.Barrier(8)
+
+    def tell(number):
+        start.wait()
+        try:
+            for step in range(5):
+                backend.store_result("id", {"thread": number, "step": step}, "PROGRESS")
+        except BaseException as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=tell, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert backend.get_state("id") == "PROGRESS"
+
+
+@pytest.mark.parametrize("state", [states.STARTED, states.SUCCESS])
+def test_what_is_wrong_with_a_state_itself_is_told(make, state):
+    """A value that cannot be encoded, and an id that no key can be made of, are errors in each state."""
+    with pytest.raises(EncodeError):
+        make().store_result("id", object(), state)
+    with pytest.raises(ResultNotStored):
+        make().store_result("x" * 2000, 1, state)
+
+
+@pytest.mark.parametrize(
+    ("state", "request_", "seconds"),
+    [
+        (states.SUCCESS, Context(), 3600),
+        (states.FAILURE, None, 3600),
+        (states.REVOKED, None, 3600),
+        (states.SUCCESS, Context(is_eager=True), None),
+        (states.STARTED, Context(), None),
+        (states.RETRY, Context(), None),
+    ],
+)
+def test_for_how_long_a_state_is_tried(make, state, request_, seconds):
+    """A final state has `outage_patience`, any other 3 s; that of an eager task is waited for by its caller."""
+    backend, seen = make(), []
+    write = backend.results.write
+    backend.results.write = lambda *args, **how: seen.append((patience(), remaining())) or write(*args, **how)
+    backend.store_result("id", ValueError() if state in states.EXCEPTION_STATES else 1, state, request=request_)
+    ((patient, left),) = seen
+    assert patient is None if seconds is None else seconds - 10 < patient <= seconds
+    assert (left is not None and 2 < left <= 3) == (state not in states.READY_STATES)
 
 
 def test_reads_by_keyword(make):

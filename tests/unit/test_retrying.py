@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -27,10 +29,12 @@ from celery_s3.errors import (
     Unreachable,
 )
 from celery_s3.settings import Settings
+from celery_s3.store import deadline
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.counting import Counting, Tally
-from celery_s3.store.deadline import retried_until
+from celery_s3.store.deadline import patient, retried_until, retried_while
 from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.outage import Outage
 from celery_s3.store.retrying import Policy, Retrying, policy_for
 
 TRANSIENT = [Throttled, Unreachable, ServerFault, Conflict, Interrupted]
@@ -143,6 +147,114 @@ def test_deadline_of_the_caller(memory, make, time, verb):
     assert time.slept == []
     calls(make())[verb]()
     assert len(time.slept) == 1
+
+
+# -- patience
+
+
+@pytest.fixture
+def patience(monkeypatch, time):
+    """The clock of deadlines is the test's."""
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=time.clock))
+
+
+@pytest.mark.parametrize("error", [Throttled, Unreachable, ServerFault, Interrupted])
+@pytest.mark.parametrize("parent", [False, True])
+def test_what_must_not_be_lost_outlives_an_outage(memory, make, time, patience, error, parent):
+    """Inside of `patient` an outage is waited for, with waits of at most 5 s, whatever `max_retries` says."""
+    memory.faults.append(Fault(error(), times=100))
+    store = make(policy=lambda: policy_for(Settings(bucket="b", max_retries=0), prefork_parent=parent))
+    with patient(3600):
+        store.put("k", b"body")
+    assert memory.get("k").body == b"body"
+    assert len(time.slept) == 100
+    assert max(time.slept) == 5.0
+
+
+def test_patience_ends(memory, make, time, patience):
+    """After so many seconds in all the error is raised, and says how long it was tried."""
+    memory.faults.append(Fault(Unreachable(), times=1000))
+    store = make()
+    with patient(300):
+        with pytest.raises(Unreachable, match=r"tries in 29\d\.\d s"):
+            store.put("k", b"")
+        with pytest.raises(Unreachable):
+            store.put("k", b"")
+    assert 290 < time.now <= 300
+
+
+def test_a_callers_deadline_bounds_patience(memory, make, time, patience):
+    """A hard stop, or an upload that was given up, ends a patient request too."""
+    memory.faults.append(Fault(Unreachable(), times=1000))
+    with patient(3600), retried_until(10.0), pytest.raises(Unreachable):
+        make().put("k", b"")
+    assert time.now <= 10
+    with patient(3600), retried_while(lambda: False), pytest.raises(Unreachable):
+        make().put("k", b"")
+    assert time.now <= 10
+
+
+@pytest.mark.parametrize("error", [AccessDenied(), BadCredentials(), Conflict()])
+def test_what_is_no_outage_is_not_waited_for(memory, make, time, patience, error):
+    """A refusal is raised at once, and conflicts do not hold a task for an hour."""
+    memory.faults.append(Fault(error, times=1000))
+    with patient(3600), pytest.raises(type(error)):
+        make().put("k", b"")
+    assert time.now < 60
+
+
+def test_a_patient_write_whose_answer_is_lost(memory, make, patience):
+    """A conditional write that has landed unseen, long before the outage is over, is settled by reading."""
+    memory.faults.append(Fault(Interrupted(), "PUT", landed=True))
+    memory.faults.append(Fault(Unreachable(), times=50))
+    with patient(3600):
+        etag = make().put("k", b"mine", precondition=CREATE)
+    assert (etag, memory.get("k").body) == (memory.get("k").etag, b"mine")
+
+
+def test_an_outage_is_told_once(memory, make, time, patience, caplog):
+    """One line when it begins, one every half minute, one when it is over; none for a moment's trouble."""
+    store = make()
+    memory.faults.append(Fault(Unreachable("refused"), times=2))
+    with caplog.at_level(logging.WARNING), patient(3600):
+        store.put("short", b"")
+        assert caplog.messages == []
+        began = time.now
+        memory.faults.append(Fault(Unreachable("refused"), times=40))
+        store.put("long", b"")
+        store.put("after", b"")
+    lasted = time.now - began
+    assert 160 < lasted < 180
+    first, *middle, last = caplog.messages
+    assert "it is kept, and tried again" in first
+    assert "refused" in first
+    assert [int(line.partition(" for ")[2].partition(" s")[0]) // 30 for line in middle] == [1, 2, 3, 4, 5]
+    assert last == f"S3 answers again: what had to wait is stored, after {lasted:.0f} s."
+
+
+def test_an_outage_that_is_given_up_is_not_over(memory, make, time, patience, caplog):
+    """Nothing says that S3 answers again where the patience has ended."""
+    memory.faults.append(Fault(Unreachable(), times=1000))
+    with caplog.at_level(logging.WARNING), patient(20), pytest.raises(Unreachable):
+        make().put("k", b"")
+    assert [line.partition(":")[0] for line in caplog.messages] == ["S3 does not take what must not be lost"]
+
+
+def test_many_that_wait_are_one_outage(caplog):
+    """However many requests wait: one beginning, one end, when the last of them is through."""
+    now = [0.0]
+    outage = Outage(lambda: now[0])
+    with caplog.at_level(logging.WARNING):
+        now[0] = 2.0
+        assert all(outage.joined(Unreachable(), since) for since in (0.0, 0.5, 1.0))
+        assert not outage.joined(Unreachable(), 1.5)
+        now[0] = 40.0
+        for _ in range(3):
+            outage.lasts(Unreachable())
+        for _ in range(3):
+            outage.left(answered=True)
+    assert len(caplog.messages) == 3
+    assert "for 40 s, writes that wait: 3" in caplog.messages[1]
 
 
 def test_no_retries(memory, make):

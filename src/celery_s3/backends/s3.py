@@ -31,7 +31,7 @@ from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
 from celery_s3.results.reader import Meta, Reader
-from celery_s3.results.recorder import Recorder, is_rerun
+from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
@@ -95,7 +95,9 @@ class S3Backend(ResultBackend):
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.task_key, self.files_of_tasks.count)
+        self.recorder = Recorder(
+            self.results, self._encoder, self.task_key, self.files_of_tasks.count, self.settings.outage_patience
+        )
         self.reader = Reader(
             self.results,
             self._decoder,
@@ -192,8 +194,8 @@ class S3Backend(ResultBackend):
             super().mark_as_revoked(*args, **kwargs)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
-        rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
-        self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun)
+        rerun, expires, eager = is_rerun(request), self.terms.own(meta["status"], request), is_eager(request)
+        self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun, eager=eager)
 
     def serialize(self, data: Any) -> bytes | str:
         return self.files_of_tasks.encoded(data, super().serialize)

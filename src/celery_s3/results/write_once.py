@@ -56,6 +56,8 @@ class Outcome(enum.Enum):
     WRITTEN = "written"
     #: what stands there is final, or says the same
     KEPT = "kept"
+    #: it was not stored, and need not be
+    DROPPED = "dropped"
 
 
 class _Draft(NamedTuple):

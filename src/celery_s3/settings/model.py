@@ -99,6 +99,8 @@ class Settings:
     read_timeout: float = 5.0
     #: how often a request that failed for a while is tried again; default: 8
     max_retries: int = 8
+    #: seconds for which a final state, or a chord member's part, is tried to be stored; default: 3600, an hour
+    outage_patience: float = 3600.0
     #: requests at the same time where many results are read; default: 64
     concurrency: int = 64
     #: the bucket is a Requester Pays bucket and the charge is accepted; default: no

@@ -124,6 +124,12 @@ _ALL = [
     Option("connect_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time to connect."),
     Option("read_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time between two pieces of an answer."),
     Option("max_retries", Number(0, 50), "How often a request that failed for a while is tried again."),
+    Option(
+        "outage_patience",
+        Number(0, 7 * 86400, whole=False, unit="seconds"),
+        "How long a worker keeps and tries again [what must not be lost](operations.md#s3-is-away): a final state, a"
+        " chord member's part.",
+    ),
     Option("concurrency", Number(1, 256), "Requests at the same time when many results are read."),
     Option("request_payer", Flag(), "The bucket is a Requester Pays bucket, and you accept the charge."),
     Option("expected_bucket_owner", _OWNER, "The account that must own the bucket, else requests are refused."),

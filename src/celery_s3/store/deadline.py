@@ -1,6 +1,5 @@
 """Until when a request may be tried again: a caller's ``timeout`` bounds the retries, a patient one goes on.
 
-
 Context variables: :class:`~celery_s3.store.parallel.Pool` carries them into its threads.
 """
 

@@ -7,6 +7,9 @@
                                         a conditional put: settled by reading
     everything else                     raised at once
 
+How often: as the policy says; inside of :func:`~celery_s3.store.deadline.patient` for as long as that says, but for
+conflicts, which are no outage. A caller's deadline bounds both.
+
 Each request of an upload is tried again by itself, but for a completion that meets a conflict: its parts are lost.
 """
 
@@ -18,13 +21,23 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any, TypeVar
 
-from celery_s3.errors import AccessDenied, Conflict, ObjectMissing, PreconditionFailed, Throttled, Transient
+from celery_s3.errors import (
+    AccessDenied,
+    Conflict,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+    Throttled,
+    Transient,
+)
 from celery_s3.keys import Layout
+from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .counting import Tally
 from .deadline import patience, remaining
+from .outage import Outage
 from .requests import Create, Get, ListPage, Put, Request
 
 __all__ = ["Policy", "Retrying", "policy_for"]
@@ -47,6 +60,10 @@ class Policy:
         """The seconds to wait after ``tries`` failures, for a random ``share`` between 0 and 1."""
         base = self.throttled_base if isinstance(error, Throttled) else self.base
         return share * min(self.cap, base * 2.0 ** min(tries - 1, 30))
+
+
+#: Of what must not be lost: it waits, in any process, for as long as :func:`~celery_s3.store.deadline.patient` says.
+PATIENT = Policy()
 
 
 def policy_for(settings: Settings, *, prefork_parent: bool) -> Policy:
@@ -86,22 +103,30 @@ class Retrying(Bucket):
     ) -> None:
         self._inner = inner
         self._policy = policy
-        self._means = _Means(tally or Tally(), sleep, clock, random)
+        outage = PerProcess(lambda: Outage(clock))
+        self._means = _Means(tally or Tally(), outage, sleep, clock, random)
         self._denied = _Denied(self, missing_as_403, base)
 
     def send(self, request: Request[A]) -> A:
         """Send a request until it is answered, or its budget is spent."""
         budget = _Budget(self._policy, self._means)
-        while True:
-            try:
-                answer = self._try(request, again=budget.failures > 0)
-            except request.final:
-                raise
-            except Transient as exc:
-                budget.spend(request.verb, exc)
-            else:
-                self._denied.succeeded = True
-                return answer
+        try:
+            while True:
+                try:
+                    answer = self._try(request, again=budget.failures > 0)
+                except request.final:
+                    raise
+                except Transient as exc:
+                    budget.spend(request.verb, exc)
+                else:
+                    budget.answered = self._denied.succeeded = True
+                    return answer
+        except StoreError as exc:
+            budget.answered = not isinstance(exc, Transient)
+            raise
+        finally:
+            if budget.waiting:
+                self._means.outage.get().left(answered=budget.answered)
 
     def _try(self, request: Request[A], *, again: bool = False) -> A:
         """Send a request once.
@@ -141,33 +166,60 @@ class Retrying(Bucket):
 @dataclass(frozen=True, slots=True)
 class _Means:
     tally: Tally
+    outage: PerProcess[Outage]
     sleep: Callable[[float], None]
     clock: Callable[[], float]
     random: Callable[[], float]
 
 
 class _Budget:
-    """The tries that one request has."""
+    """The tries that one request has.
 
-    __slots__ = ("_means", "_policy", "_started", "failures")
+    Attributes:
+        failures: tries that have failed.
+        conflicts: how many of them met another request for the same key.
+        waiting: the request is one of those that the outage's log counts.
+        answered: the last try was.
+    """
+
+    __slots__ = ("_means", "_policy", "_since", "_started", "answered", "conflicts", "failures", "waiting")
 
     def __init__(self, policy: Callable[[], Policy], means: _Means) -> None:
         self._policy = policy  # asked after a failure only: nearly every request is answered at once
         self._means = means
         self._started = means.clock()
-        self.failures = 0
+        self.failures = self.conflicts = 0
+        self.waiting = self.answered = False
 
     def spend(self, verb: str, error: Transient) -> None:
         """Wait for the next try, or raise the error if there is none."""
-        policy = self._policy()
         self.failures += 1
-        wait = policy.wait(self.failures, error, self._means.random())
-        left, patient = remaining(), patience()
-        spent = self.failures > policy.retries if patient is None else wait > patient
+        self.conflicts += isinstance(error, Conflict)
+        wait, spent = self._next(error)
+        left = remaining()
         if spent or (left is not None and wait > left):
             raise self._last(error) from error
         self._means.tally.retried(verb)
         self._means.sleep(wait)
+
+    def _next(self, error: Transient) -> tuple[float, bool]:
+        """The seconds to wait, and whether there is no more time for that."""
+        share, left = self._means.random(), patience()
+        if left is None:
+            policy = self._policy()
+            return policy.wait(self.failures, error, share), self.failures > policy.retries
+        self._tell(error)
+        wait = PATIENT.wait(self.failures, error, share)
+        return wait, wait > left or self.conflicts > PATIENT.retries
+
+    def _tell(self, error: Transient) -> None:
+        outage = self._means.outage.get()
+        if self.failures == 1:
+            self._since = self._means.clock()
+        if self.waiting:
+            outage.lasts(error)
+        else:
+            self.waiting = outage.joined(error, self._since)
 
     def _last(self, error: Transient) -> Transient:
         tries = "1 try" if self.failures == 1 else f"{self.failures} tries"
