@@ -112,8 +112,15 @@ class S3Backend(ResultBackend):
 
     def _open_chords(self) -> None:
         self._timer = Timer()
-        lease, expires = lease_for(self.app.conf), self.terms.chords
-        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=lease, later=self._timer, expires=expires)
+        self.chords = Chords(
+            self.store,
+            self.pool,
+            self.layout.chords,
+            lease=lease_for(self.app.conf),
+            later=self._timer,
+            patience=self.settings.outage_patience,
+            expires=self.terms.chords,
+        )
         self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
         self.chord_members = Members(self, self.chords, self.chord_sender)

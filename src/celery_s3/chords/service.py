@@ -66,7 +66,7 @@ class Chords:
         *,
         lease: float,
         later: Later,
-        patience: float = 300.0,
+        patience: float = 0.0,
         expires: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = _sleep,
