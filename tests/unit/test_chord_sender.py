@@ -6,15 +6,17 @@ import json
 
 import pytest
 from celery import Celery, chain, chord, group
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, SoftTimeLimitExceeded
 from chord_world import Host
+from kombu.exceptions import OperationalError
 
 from celery_s3.celery_private import current_task
 from celery_s3.chords import Manifest, sender
+from celery_s3.chords.claim import PUBLISHING
 from celery_s3.chords.parts import UNREADABLE
 from celery_s3.chords.sender import Sender
 from celery_s3.chords.ticket import TICKET
-from celery_s3.errors import Garbled, NotRepaired
+from celery_s3.errors import BodyNotSent, Garbled, NotRepaired, ResultNotRead, ServerFault
 
 
 @pytest.fixture
@@ -119,6 +121,56 @@ def test_a_broker_that_refuses(host, monkeypatch, count, hint):
     text = str(host.errors[0][1])
     assert text.startswith("Callback error: OSError('too long')")
     assert ("s3+json" in text) is hint
+
+
+@pytest.mark.parametrize("error", [OperationalError("no route"), ConnectionRefusedError("refused")])
+def test_a_broker_that_is_away(host, monkeypatch, error):
+    """The chord does not fail for that: nothing is stored, and the same may be called again."""
+    answers = [error, None]
+
+    def publish(*_):
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(sender, "publish", publish)
+    ready = Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), False)
+    with pytest.raises(BodyNotSent, match="the broker did not take the body"):
+        ready()
+    assert (host.errors, host.results) == ([], {})
+    assert ready() == "sent"
+
+
+def test_one_call_to_the_broker_does_not_outlast_the_lease(host, monkeypatch):
+    """Whatever a body's own `retry_policy` says: who owns the claim tries again and again, and renews it meanwhile."""
+    policies = []
+
+    def publish(app, send, values):
+        policies.append(send.__self__.options["retry_policy"])
+
+    monkeypatch.setattr(sender, "publish", publish)
+    body = sig(host.app, "body", "b", retry_policy={"max_retries": 200, "interval_max": 60, "retry_errors": (OSError,)})
+    Sender(host, resend=True).decide(body, PARTS, manifest(), False)()
+    assert policies == [{**PUBLISHING, "retry_errors": (OSError,)}]
+    assert body.options["retry_policy"]["max_retries"] == 200
+
+
+@pytest.mark.parametrize(
+    "trouble", [SoftTimeLimitExceeded(), MemoryError(), ServerFault("down"), ResultNotRead("no", "b")]
+)
+@pytest.mark.parametrize("step", ["join", "begun", "send"])
+def test_trouble_of_this_process_does_not_fail_the_chord(host, monkeypatch, trouble, step):
+    """It is raised, and another try, or another process, goes on."""
+
+    def fail(*_, **__):
+        raise trouble
+
+    if step == "send":
+        monkeypatch.setattr(sender, "publish", fail)
+    else:
+        monkeypatch.setattr(host, "decode" if step == "join" else "get_task_meta", fail)
+    with pytest.raises(type(trouble)):
+        Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), step == "begun")()
+    assert (host.errors, host.results) == ([], {})
 
 
 # -- an owner before this one that may have sent

@@ -117,7 +117,7 @@ class Decision:
             self._give_up(self._missing)
             return "failed"
         # Values that are too large to be carried along are read by the owner alone.
-        parts = self._tree.payloads(self._leaves)
+        parts = self._tree.payloads(self._leaves) if not self._perhaps_sent or self._tree.stands() else None
         if manifest is None or parts is None:
             # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
             self._warn("was cleaned up by somebody else: nothing is sent")
@@ -189,7 +189,7 @@ class Decision:
             with patient(0):
                 self._claim.mark(outcome)
         except StoreError:
-            # Without its parts nobody sends the body again, whoever may take the claim over meanwhile.
+            # Who finds them gone sends nothing, whoever may take the claim over meanwhile.
             with suppress(StoreError), patient(0):
                 self._clean()
             self._claim.mark(outcome)

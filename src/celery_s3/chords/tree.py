@@ -329,6 +329,16 @@ class Tree:
             return [unreadable(Garbled(str(exc), "get", key=self.key(level, slot)))] * len(members)
         return leaves
 
+    def stands(self) -> bool:
+        """Whether the parts of a complete tree are there still: asked of the store, whatever is remembered."""
+        try:
+            self.store.get(self.key(0, 0), length=1)
+        except ObjectMissing:
+            return False
+        except Untrusted:
+            pass  # it is there
+        return True
+
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
         """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
         missing = [index for index, leaf in enumerate(leaves) if leaf is None]
