@@ -5,6 +5,7 @@
     CeleryS3Error
     ├── ConfigurationError          settings are wrong → correct each that the message lists
     ├── NotRepaired                 a chord cannot be mended here → let another process do it, which has its tasks
+    ├── BodyNotSent                 the broker does not take a chord's body → bring it back: it is tried again
     ├── NoRemoteControl             workers cannot be asked → look where the message says
     ├── UnreadableResult            the object is no result → give this process what the message names, or forget it
     ├── ResultNotStored             a result was not stored → as its cause; nobody will see the state
@@ -62,6 +63,7 @@ __all__ = [
     "Ambiguous",
     "BadCredentials",
     "BadRequest",
+    "BodyNotSent",
     "BucketMissing",
     "CeleryS3Error",
     "ConfigurationError",
@@ -110,6 +112,10 @@ class ConfigurationError(CeleryS3Error, ImproperlyConfigured):
 
 class NotRepaired(CeleryS3Error):
     """A chord cannot be mended from this process; another one may do it."""
+
+
+class BodyNotSent(CeleryS3Error):
+    """The broker is away, or does not take the body of a chord; nothing was sent."""
 
 
 class NoRemoteControl(CeleryS3Error):

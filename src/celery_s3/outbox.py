@@ -13,7 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 
 from .errors import CeleryS3Error
 from .interruptions import brief
@@ -76,7 +78,7 @@ class Outbox:
         Arguments:
             id: writes of one id are carried out one after the other, in the order in which they come.
             what: is written, for the log, as ``REVOKED of task 1234``.
-            carry_out: writes it; whatever it raises is logged.
+            carry_out: writes it, in a copy of the caller's context; whatever it raises is logged.
 
         Returns:
             Whether it was taken; where too many are waiting it is not, which is logged as lost.
@@ -88,7 +90,7 @@ class Outbox:
                 return False
             state.count += 1
             queue = state.waiting.setdefault(id, deque())
-            queue.append(_Write(id, what, carry_out))
+            queue.append(_Write(id, what, partial(copy_context().run, carry_out)))
             if len(queue) == 1:
                 state.ready.append(id)
                 self._wake(state)

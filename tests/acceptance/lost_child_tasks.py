@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_s3.chords import Chords
+from celery_s3.chords.decision import Decision
 from celery_s3.chords.members import Members
 from celery_s3.chords.sender import Sender
 
@@ -42,7 +42,7 @@ def last(others: list[str], runs: str, where: str) -> dict[str, str]:
 
 # Celery calls the first as soon as the SUCCESS is stored, that the second when all parts are found, and that the third
 # with the claim and the values in hand.
-_return, _decide, _send = Members.returned, Chords.decide, Sender.decide
+_return, _decide, _send = Members.returned, Decision.go, Sender.decide
 _doomed = {"where": ""}
 
 
@@ -52,9 +52,9 @@ def _returned(self: Any, request: Any, result: Any, state: str) -> None:
     _return(self, request, result, state)
 
 
-def _decided(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _decided(self: Any) -> None:
     _die("complete")
-    return _decide(self, *args, **kwargs)
+    _decide(self)
 
 
 def _sent(self: Any, *args: Any) -> Any:
@@ -68,5 +68,5 @@ def _die(where: str) -> None:
 
 
 Members.returned = _returned  # type: ignore[method-assign]
-Chords.decide = _decided  # type: ignore[assignment, method-assign]
+Decision.go = _decided  # type: ignore[method-assign]
 Sender.decide = _sent  # type: ignore[method-assign]

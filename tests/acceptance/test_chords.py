@@ -597,6 +597,48 @@ def test_thousand_members(ours, seaweed):
     assert mine <= alone + 40
 
 
+# -- when the store or the broker stumbles
+
+
+@pytest.mark.timeout(150)
+def test_an_outage_of_twenty_seconds(side_on, seaweed, redis_url):
+    """S3 refuses everything in the midst of chords: their members hold their parts until it is back, each body once."""
+    with Proxy(seaweed) as proxy:
+        side = side_on(proxy, broker_url=redis_url)
+        path = side.folder / "done"
+        header = [side.tasks.nap.si(number, 0.05) for number in range(40)]
+        bodies = [chord(header, side.tasks.note_value.s(str(path))).apply_async() for _ in range(2)]
+        single = chord([side.tasks.nap.si(1, 2)], side.tasks.note_value.s(str(path))).apply_async()
+        wait(lambda: side.log.count(" succeeded in ") > 5)
+        for verb in ("PUT", "GET", "POST"):
+            proxy.fail(verb, "slow_down", times=-1)
+        time.sleep(20)
+        proxy.heal()
+        assert [body.get(timeout=60) for body in bodies] == [list(range(40))] * 2
+        assert single.get(timeout=60) == [1]
+    assert len(lines(path)) == 3
+    assert [side.received(body) for body in (*bodies, single)] == [1, 1, 1]
+    assert "Traceback" not in side.log
+
+
+@pytest.mark.timeout(120)
+def test_a_claim_that_cannot_be_marked(side_on, seaweed, redis_url):
+    """The body is sent, and S3 refuses the note of it for a while: it is noted then, and nothing is sent again."""
+    with Proxy(seaweed) as proxy:
+        side = side_on(proxy, broker_url=redis_url)
+        path = side.folder / "done"
+        proxy.fail("PUT claim", "slow_down", times=-1, after=1)
+        body = chord([side.tasks.add.si(1), side.tasks.add.si(2)], side.tasks.note_value.s(str(path))).apply_async()
+        wait(lambda: side.received(body))
+        time.sleep(12)
+        proxy.heal()
+        assert body.get(timeout=SOON) == [2, 3]
+        claim = side.app.backend.chords.claim(body.parent.id, 0)
+        wait(lambda: claim.read().state == "sent")
+    assert side.received(body) == 1
+    assert "Traceback" not in side.log
+
+
 # -- where it cannot work
 
 

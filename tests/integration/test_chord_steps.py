@@ -9,8 +9,9 @@ import os
 import pytest
 from celery import VERSION, chain, chord, group, states
 from celery.app.trace import build_tracer
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, SoftTimeLimitExceeded
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 
 from celery_s3.chords.claim import Claim
 from celery_s3.errors import AccessDenied, ResultNotStored
@@ -335,7 +336,7 @@ def test_tries_end(work, proxy, monkeypatch):
 
 
 def test_no_manifest_no_body(work, proxy, seaweed):
-    """A late message of a chord that was cleaned up altogether sends nothing, and does not fail."""
+    """The last member's worker finds no manifest where it looks: nothing is sent, and the body's error says so."""
     app, tasks, broker = work()
     result = chord(values(tasks, 1), tasks["note"].s()).apply_async()
     (message,) = broker.take()
@@ -343,6 +344,67 @@ def test_no_manifest_no_body(work, proxy, seaweed):
     broker.run(message)
     assert broker.take() == []
     assert app.AsyncResult(message[0]).state == states.SUCCESS
+    error = result.get(timeout=5, propagate=False)
+    assert isinstance(error, ChordError)
+    assert f"has no manifest under {app.backend.chords.prefix}, where it was applied" in str(error)
+    assert app.backend.chords.claim(result.parent.id, 0).read().state == "failed"
+
+
+# -- what a member has come to
+
+
+@pytest.mark.parametrize("state", [states.SUCCESS, states.FAILURE])
+def test_what_the_worker_reports_counts(work, state):
+    """A member that says by `update_state` that it is done delivers what it returns, as with Redis."""
+    app, tasks, broker = work()
+
+    @app.task(name="says", bind=True, shared=False)
+    def says(self):
+        self.update_state(state=state, meta={"progress": 100} if state == states.SUCCESS else KeyError("not yet"))
+        return 42
+
+    chord([says.si(), tasks["add"].si(0)], tasks["note"].s()).apply_async()
+    broker.drain()
+    assert app.called == [[42, 1]]
+
+
+def test_a_soft_time_limit_during_the_join(work, monkeypatch):
+    """That of the last member's task: its result stands, its chord goes on, and nobody else hears of it."""
+    app, tasks, broker = work()
+    result = chord(values(tasks, 3), tasks["note"].s()).apply_async()
+    whole, struck = app.backend.chord_sender._value, []
+
+    def value(payload):
+        if not struck:
+            struck.append(True)
+            raise SoftTimeLimitExceeded
+        return whole(payload)
+
+    monkeypatch.setattr(app.backend.chord_sender, "_value", value)
+    broker.drain()
+    assert struck
+    assert app.called == [[0, 1, 2]]
+    assert result.get(timeout=5) == [0, 1, 2]
+    assert [member.state for member in result.parent.results] == [states.SUCCESS] * 3
+
+
+def test_a_broker_that_is_away_for_a_while(work, monkeypatch):
+    """It comes back: the body is sent, once, and the chord has never failed; its claim was kept meanwhile."""
+    app, tasks, broker = work()
+    publish, away = app.amqp.send_task_message, [OperationalError("no route to host")] * 5
+
+    def refuse(producer, name, message, **options):
+        if name == "note" and away:
+            raise away.pop()
+        return publish(producer, name, message, **options)
+
+    app.amqp.send_task_message = refuse
+    monkeypatch.setattr(app.backend.chords, "sleep", lambda seconds: None)
+    result = chord(values(tasks, 3), tasks["note"].s()).apply_async()
+    broker.drain()
+    assert (app.called, away) == ([[0, 1, 2]], [])
+    assert broker.ran.count(result.id) == 1
+    assert result.get(timeout=5) == [0, 1, 2]
 
 
 # -- failures on the way to the body

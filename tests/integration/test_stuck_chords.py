@@ -281,7 +281,7 @@ def test_owner_that_died_after_sending(lab, monkeypatch):
     decide = lab.backend.chord_sender.decide
 
     def send_and_die(*args, **kwargs):
-        decide(*args, **kwargs)
+        decide(*args, **kwargs)()
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from chord_world import LEASE, Host, World
 
 from celery_s3.chords import members
 from celery_s3.chords.members import Members
 from celery_s3.chords.service import ATTEMPTS
 from celery_s3.chords.ticket import TICKET, Ticket
-from celery_s3.errors import Garbled, ResultNotStored, ServerFault
+from celery_s3.errors import Garbled, ObjectMissing, ResultNotStored, ServerFault
 from celery_s3.store.memory import Fault
 
 
@@ -25,8 +27,8 @@ class Sender:
         self.given_up = []
 
     def decide(self, body, parts, manifest, perhaps_sent):
-        self.sent.append([self.host.decode(payload)[2] for part in parts for payload in part])
-        return "sent"
+        values = [self.host.decode(payload)[2] for part in parts for payload in part]
+        return lambda: self.sent.append(values) or "sent"
 
     def give_up(self, body, exc):
         self.given_up.append(exc)
@@ -47,7 +49,8 @@ class Crew(World):
             self.stored.append((f"t{number}", self.parts()))
             return value
 
-        return self.members.store(store, f"t{number}", value, state, self.request(number))
+        with self.members.reporting():
+            return self.members.store(store, f"t{number}", value, state, self.request(number))
 
     def finish(self, number, value):
         self.record(number, value)
@@ -132,7 +135,7 @@ def test_a_part_whose_result_cannot_be_stored(crew):
     def fail():
         raise ResultNotStored("no")
 
-    with pytest.raises(ResultNotStored):
+    with pytest.raises(ResultNotStored), crew.members.reporting():
         crew.members.store(fail, "t1", "last", "SUCCESS", crew.request(1))
     ((seconds, go_up),) = crew.timers
     assert (seconds, crew.sender.sent) == (LEASE, [])
@@ -152,6 +155,102 @@ def test_a_chord_that_cannot_be_decided(crew):
     crew.store.faults.clear()
     crew.timers[-1][1]()
     assert crew.sender.sent == [["first", "last"]]
+
+
+def test_reading_ahead_does_not_lose_the_own_part():
+    """Another's part cannot be read while the own one is stored: the own one is delivered, and the body sent."""
+    crew = Crew(3)
+    for number in (0, 1):
+        crew.finish(number, f"v{number}")
+    crew.members._chords._memory.forget(next(iter(crew.members._chords._memory._nodes)))
+    crew.finish(0, "v0")  # known again: a quarter of the node
+    crew.store.faults.append(Fault(ServerFault("down"), "GET", "base/chords/g/0/0/1", times=1))
+    assert crew.record(2, "v2") == "v2"
+    crew.members.returned(crew.request(2), "v2", "SUCCESS")
+    assert crew.sender.sent == [["v0", "v1", "v2"]]
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_what_a_task_says_of_itself_is_no_part(crew, state):
+    """`update_state` in a final state is stored, as with Redis; the body gets what the worker reports."""
+    crew.members.store(lambda: crew.stored.append("by hand"), "t0", {"progress": 100}, state, crew.request(0))
+    assert (crew.stored, crew.parts()) == (["by hand"], [])
+    crew.finish(0, 42)
+    crew.finish(1, 1)
+    assert crew.sender.sent == [[42, 1]]
+
+
+def test_a_time_limit_during_the_join(crew, monkeypatch):
+    """The soft limit of the last member strikes while the body is prepared: that is no reason to fail the chord."""
+    decide, struck = crew.sender.decide, []
+
+    def strike(*args):
+        if not struck:
+            struck.append(True)
+            raise SoftTimeLimitExceeded
+        return decide(*args)
+
+    monkeypatch.setattr(crew.sender, "decide", strike)
+    crew.finish(0, "first")
+    crew.finish(1, "last")
+    assert (struck, crew.sender.sent, crew.sender.given_up) == ([True], [["first", "last"]], [])
+
+
+@pytest.mark.parametrize("where", ["climbing", "storing"])
+def test_a_time_limit_after_the_result_is_stored(crew, monkeypatch, where):
+    """It comes too late: the task has succeeded, and its worker hears nothing else."""
+    crew = Crew(2, pool=4)
+    crew.finish(0, "first")
+
+    def run_both(beside, here):
+        beside()
+        if where == "climbing":
+            here()
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crew.chords.pool, "run_both", run_both)
+        assert crew.record(1, "last") == "last"
+    crew.members.returned(crew.request(1), "last", "SUCCESS")
+    assert crew.sender.sent == [["first", "last"]]
+
+
+def test_nothing_of_the_chord_reaches_the_tracer(crew, monkeypatch):
+    """Whatever goes wrong with the chord after the result is stored is not the task's trouble, and is tried again."""
+    crew.finish(0, "first")
+    decide, trouble = crew.sender.decide, [ZeroDivisionError()]
+
+    def fail_once(*args):
+        if trouble:
+            raise trouble.pop()
+        return decide(*args)
+
+    monkeypatch.setattr(crew.sender, "decide", fail_once)
+    crew.finish(1, "last")
+    ((seconds, again),) = crew.timers
+    again()
+    assert (seconds, crew.sender.sent) == (LEASE, [["first", "last"]])
+
+
+def test_another_base_path():
+    """Who applies and who works have different ones: the body fails with an error that names both."""
+    crew = Crew()
+    crew.ticket = replace(crew.ticket, prefix="other/chords/")
+    crew.store.delete("base/chords/g/manifest")
+    crew.finish(0, "first")
+    crew.finish(1, "last")
+    (error,) = crew.sender.given_up
+    assert "no manifest under base/chords/: it was applied under other/chords/" in str(error)
+    assert crew.sender.sent == []
+
+
+def test_a_nested_header_without_its_manifest():
+    """Only the manifest could tell a member's slot: the body fails, the member's own result is stored all the same."""
+    crew = Crew()
+    crew.ticket = replace(crew.ticket, flat=False)
+    crew.store.delete("base/chords/g/manifest")
+    assert crew.record(0, "value") == "value"
+    assert [type(exc) for exc in crew.sender.given_up] == [ObjectMissing]
 
 
 def test_a_manifest_that_cannot_be_trusted():

@@ -31,8 +31,8 @@ class Party(World):
         )
 
     def act(self, parts, manifest, perhaps_sent):
-        self.sent.append([payload for part in parts for payload in part])
-        return "sent"
+        values = [payload for part in parts for payload in part]
+        return lambda: self.sent.append(values) or "sent"
 
     def stick(self):
         """Both members have a result, and no part; the chord was quiet for long."""

@@ -148,9 +148,13 @@ class World(Run):
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
         outcome = "failed" if any(value.startswith("other") for value in values) else "sent"
-        self.step(Step("publish"))
-        self.sent.append(Sent(self.current(), outcome, values, self.steps[self.current()]))
-        return outcome
+
+        def ready():
+            self.step(Step("publish"))
+            self.sent.append(Sent(self.current(), outcome, values, self.steps[self.current()]))
+            return outcome
+
+        return ready
 
     def stall(self) -> None:
         self.step(Step("time passes", CLAIM))

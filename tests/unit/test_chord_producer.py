@@ -41,7 +41,7 @@ def test_the_manifest_and_the_ticket(app, world):
     manifest = Manifest.loads(world.store.get(KEY).body)
     assert (manifest.ids, manifest.nesting, manifest.root) == (("a", "b"), None, None)
     assert json.loads(manifest.body)["options"] == {"task_id": "b"}
-    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce)
+    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce, prefix="base/chords/")
 
 
 def test_a_nested_header(app, world):

@@ -6,15 +6,17 @@ import json
 
 import pytest
 from celery import Celery, chain, chord, group
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, SoftTimeLimitExceeded
 from chord_world import Host
+from kombu.exceptions import OperationalError
 
 from celery_s3.celery_private import current_task
 from celery_s3.chords import Manifest, sender
+from celery_s3.chords.claim import PUBLISHING
 from celery_s3.chords.parts import UNREADABLE
 from celery_s3.chords.sender import Sender
 from celery_s3.chords.ticket import TICKET
-from celery_s3.errors import Garbled, NotRepaired
+from celery_s3.errors import BodyNotSent, Garbled, NotRepaired, ResultNotRead, ServerFault
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ PARTS = [[part("t0", 1)], [part("t1", 2), part("added", 3)]]
 def test_the_body_is_sent_with_its_values(host, sent):
     """In the header's order, what a member added behind its own; the ticket stays behind."""
     body = sig(host.app, "body", "b", **{TICKET: {"group": "g"}})
-    assert Sender(host, resend=True).decide(dict(body), PARTS, manifest(), False) == "sent"
+    assert Sender(host, resend=True).decide(dict(body), PARTS, manifest(), False)() == "sent"
     assert sent == [([1, 2, 3], None)]
     assert TICKET in body.options  # others hold the same signature
     assert host.results == {}
@@ -70,14 +72,14 @@ def test_nested_headers(host, sent):
     parts = [[part(f"t{number}", number)] for number in range(3)]
     Sender(host, resend=True).decide(
         sig(host.app, "body", "b"), parts, manifest(("t0", "t1", "t2"), [[0, 1], 2]), False
-    )
+    )()
     assert sent == [([[0, 1], 2], None)]
 
 
 def test_a_failed_member(host, sent):
     """No body is sent; its result is a ChordError that names the member and has the member's error as its cause."""
     parts = [[part("t0", 1)], [part("t1", "unlucky", "FAILURE")]]
-    assert Sender(host, resend=True).decide(sig(host.app, "body", "b"), parts, manifest(), False) == "failed"
+    assert Sender(host, resend=True).decide(sig(host.app, "body", "b"), parts, manifest(), False)() == "failed"
     assert sent == []
     ((id, error),) = host.errors
     assert (id, str(error)) == ("b", "Dependency t1 raised RuntimeError('unlucky')")
@@ -88,7 +90,7 @@ def test_a_retried_member_is_no_failure(host, sent):
     """A state that has an exception and is none of a failure counts with its value."""
     Sender(host, resend=True).decide(
         sig(host.app, "body", "b"), [[part("t0", "later", "RETRY")]], manifest(("t0",)), False
-    )
+    )()
     assert [type(values[0]) for values, _ in sent] == [RuntimeError]
 
 
@@ -99,7 +101,8 @@ def test_a_retried_member_is_no_failure(host, sent):
 def test_a_part_that_cannot_be_read(host, sent, payload, message):
     """The chord ends in an error that says why."""
     assert (
-        Sender(host, resend=True).decide(sig(host.app, "body", "b"), [[payload]], manifest(("t0",)), False) == "failed"
+        Sender(host, resend=True).decide(sig(host.app, "body", "b"), [[payload]], manifest(("t0",)), False)()
+        == "failed"
     )
     assert message in str(host.errors[0][1])
     assert sent == []
@@ -114,10 +117,60 @@ def test_a_broker_that_refuses(host, monkeypatch, count, hint):
 
     monkeypatch.setattr(sender, "publish", refuse)
     parts = [[part(f"t{number}", "x" * 5000)] for number in range(count)]
-    Sender(host, resend=True).decide(sig(host.app, "body", "b"), parts, manifest(("t0",)), False)
+    Sender(host, resend=True).decide(sig(host.app, "body", "b"), parts, manifest(("t0",)), False)()
     text = str(host.errors[0][1])
     assert text.startswith("Callback error: OSError('too long')")
     assert ("s3+json" in text) is hint
+
+
+@pytest.mark.parametrize("error", [OperationalError("no route"), ConnectionRefusedError("refused")])
+def test_a_broker_that_is_away(host, monkeypatch, error):
+    """The chord does not fail for that: nothing is stored, and the same may be called again."""
+    answers = [error, None]
+
+    def publish(*_):
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(sender, "publish", publish)
+    ready = Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), False)
+    with pytest.raises(BodyNotSent, match="the broker did not take the body"):
+        ready()
+    assert (host.errors, host.results) == ([], {})
+    assert ready() == "sent"
+
+
+def test_one_call_to_the_broker_does_not_outlast_the_lease(host, monkeypatch):
+    """Whatever a body's own `retry_policy` says: who owns the claim tries again and again, and renews it meanwhile."""
+    policies = []
+
+    def publish(app, send, values):
+        policies.append(send.__self__.options["retry_policy"])
+
+    monkeypatch.setattr(sender, "publish", publish)
+    body = sig(host.app, "body", "b", retry_policy={"max_retries": 200, "interval_max": 60, "retry_errors": (OSError,)})
+    Sender(host, resend=True).decide(body, PARTS, manifest(), False)()
+    assert policies == [{**PUBLISHING, "retry_errors": (OSError,)}]
+    assert body.options["retry_policy"]["max_retries"] == 200
+
+
+@pytest.mark.parametrize(
+    "trouble", [SoftTimeLimitExceeded(), MemoryError(), ServerFault("down"), ResultNotRead("no", "b")]
+)
+@pytest.mark.parametrize("step", ["join", "begun", "send"])
+def test_trouble_of_this_process_does_not_fail_the_chord(host, monkeypatch, trouble, step):
+    """It is raised, and another try, or another process, goes on."""
+
+    def fail(*_, **__):
+        raise trouble
+
+    if step == "send":
+        monkeypatch.setattr(sender, "publish", fail)
+    else:
+        monkeypatch.setattr(host, "decode" if step == "join" else "get_task_meta", fail)
+    with pytest.raises(type(trouble)):
+        Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), step == "begun")()
+    assert (host.errors, host.results) == ([], {})
 
 
 # -- an owner before this one that may have sent
@@ -127,7 +180,7 @@ def test_a_broker_that_refuses(host, monkeypatch, count, hint):
 def test_a_body_that_has_begun_is_not_sent_again(host, sent, state):
     """Whatever is stored for the body proves that it was sent."""
     host.results["b"] = (state, None)
-    assert Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), True) == "sent"
+    assert Sender(host, resend=True).decide(sig(host.app, "body", "b"), PARTS, manifest(), True)() == "sent"
     assert sent == []
 
 
@@ -135,16 +188,16 @@ def test_a_chain_that_has_begun_is_not_sent_again(host, sent):
     """Of a larger body the tasks that it begins with prove it."""
     body = chain(sig(host.app, "one", "first"), sig(host.app, "two", "second"), app=host.app)
     host.results["first"] = ("SUCCESS", 1)
-    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True) == "sent"
+    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True)() == "sent"
     assert sent == []
 
 
 def test_a_body_that_nothing_is_known_of_is_sent_again(host, sent):
     """Rather twice than never, unless `chord_resend` says otherwise: then the body fails."""
     body = sig(host.app, "body", "b")
-    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True) == "sent"
+    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True)() == "sent"
     assert len(sent) == 1
-    assert Sender(host, resend=False).decide(body, PARTS, manifest(), True) == "failed"
+    assert Sender(host, resend=False).decide(body, PARTS, manifest(), True)() == "failed"
     assert len(sent) == 1
     assert "chord_resend" in str(host.errors[0][1])
 
@@ -187,7 +240,7 @@ def test_a_failure_that_an_owner_before_could_not_tell(host, sent):
     """It stored the body's failure and died: an outer chord still hears of it."""
     host.results["b"] = ("FAILURE", error := ChordError("x"))
     body = sig(host.app, "body", "b", chord={"task": "outer", "options": {}})
-    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True) == "sent"
+    assert Sender(host, resend=True).decide(body, PARTS, manifest(), True)() == "sent"
     assert host.returned == [("b", "FAILURE", error)]
 
 
@@ -207,7 +260,7 @@ def test_sent_as_by_the_last_member(host, sent):
     """Who mends a chord sends its body from the manifest, with the last member for its parent."""
     body = json.dumps(sig(host.app, "body", "b")).encode()
     act = Sender(host, resend=True).without_a_task(manifest(body=body))
-    assert act(PARTS, manifest(body=body), False) == "sent"
+    assert act(PARTS, manifest(body=body), False)() == "sent"
     assert sent == [([1, 2, 3], "t1")]
     assert current_task() is None
 

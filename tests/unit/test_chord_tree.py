@@ -33,8 +33,8 @@ class World:
         return Chords(self.store, Pool(1), "base/chords/", lease=30, later=later, clock=lambda: self.now)
 
     def act(self, parts, manifest, perhaps_sent):
-        self.sent.append([payload.decode() for part in parts for payload in part])
-        return "sent"
+        values = [payload.decode() for part in parts for payload in part]
+        return lambda: self.sent.append(values) or "sent"
 
     def finish(self, index, act=None):
         delivery = self.chords.deliver(self.ticket, f"t{index}", index, f"v{index}".encode())

@@ -121,8 +121,15 @@ class S3Backend(ResultBackend):
 
     def _open_chords(self) -> None:
         self._timer = Timer()
-        lease = lease_for(self.app.conf)
-        self.chords = Chords(self.store, self.pool, self.layout.chords, lease=lease, later=self._timer)
+        self.chords = Chords(
+            self.store,
+            self.pool,
+            self.layout.chords,
+            lease=lease_for(self.app.conf),
+            later=self._timer,
+            patience=self.settings.outage_patience,
+            expires=self.terms.chords,
+        )
         self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
         self.chord_members = Members(self, self.chords, self.chord_sender)
@@ -187,6 +194,18 @@ class S3Backend(ResultBackend):
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
         write = partial(self.chord_members.store, store, task_id, result, state, request)
         return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
+
+    def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_done(*args, **kwargs)
+
+    def mark_as_failure(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_failure(*args, **kwargs)
+
+    def mark_as_revoked(self, *args: Any, **kwargs: Any) -> None:
+        with self.chord_members.reporting():
+            super().mark_as_revoked(*args, **kwargs)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.

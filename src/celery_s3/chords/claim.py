@@ -4,8 +4,8 @@
 
     claimed → sent | failed
 
-Only the owner acts, at once: it claims when the values are at hand, and what takes longer than half its lease
-renews the claim before it sends, or stops if it has lost it by then. A claim that is not decided and older than its
+Only the owner acts: it claims when the values are at hand, and where more than half its lease has passed it renews the
+claim before each try to send, or stops if it has lost it by then. A claim that is not decided and older than its
 lease may be taken over. A decided claim stays as a tombstone, so that a late duplicate cannot fire again.
 """
 
@@ -22,13 +22,18 @@ from uuid import uuid4
 
 from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed
 from celery_s3.store.api import CREATE, Match, Object, Precondition, Store
+from celery_s3.store.deadline import retried_until
 
 from .parts import parse
 
-__all__ = ["SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
+__all__ = ["PUBLISHING", "SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
 
 #: Seconds.
 SHORTEST_LEASE = 30.0
+#: The `retry_policy` of a body, whatever its own says: who owns the claim renews it between two calls, not in one.
+PUBLISHING = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.2, "interval_max": 0.2}
+#: The connections that kombu then tries to make in one call, each up to `broker_connection_timeout`.
+TRIES = 4
 State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
 #: Shared with the processes that are forked from this one, and with no others.
@@ -40,15 +45,10 @@ def _name_of_process(pid: int) -> str:
 
 
 def lease_for(conf: Any) -> float:
-    """Seconds in which an owner has joined and published for certain, by Celery's configuration.
-
-    That is its join time-out, and the time-outs and pauses of all tries to publish.
-    """
-    policy = conf.task_publish_retry_policy or {}
-    retries = (policy.get("max_retries") or 0) if conf.task_publish_retry else 0
-    attempt = float(conf.broker_connection_timeout or 4) + float(policy.get("interval_max") or 1)
+    """Seconds in which an owner has published for certain, by Celery's configuration: see :data:`TRIES`."""
+    attempt = float(conf.broker_connection_timeout or 4) + PUBLISHING["interval_max"]
     # Twice that, since half of the lease may have passed when sending begins: see Claim.holds.
-    return max(SHORTEST_LEASE, 2 * (float(conf.result_chord_join_timeout or 5) + (retries + 1) * attempt))
+    return max(SHORTEST_LEASE, 2 * TRIES * attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,12 @@ class Claim:
         return None
 
     def take_over(self, held: Held) -> bool:
-        """Take an expired claim; ``False`` when somebody else did or decided."""
-        return self._write("claimed", Match(held.etag))
+        """Take an expired claim; ``False`` when somebody else did or decided.
+
+        Not tried again where the store fails: its owner may be alive, and wait for the store to note what it did.
+        """
+        with retried_until(time.monotonic()):
+            return self._write("claimed", Match(held.etag))
 
     def holds(self) -> bool:
         """Right before sending; ``False`` when the claim may be lost: then nothing may be sent.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from celery_s3.errors import CeleryS3Error
-
+from .decision import Act, Decision, GiveUp, Service
 from .parts import Leaves
 from .ticket import Ticket
 from .tree import Parts, Tree
@@ -44,10 +43,11 @@ class Delivery:
         self._foreseen = foreseen
         self._leaves: Leaves | None = None
         self._done = False
+        self._decision: Decision | None = None
 
     def climb_quietly(self) -> None:
         """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`."""
-        with suppress(CeleryS3Error):
+        with suppress(Exception):
             self._climb()
 
     def climb(self) -> tuple[Tree, Leaves] | None:
@@ -55,6 +55,14 @@ class Delivery:
         if not self._done:
             self._climb()
         return None if self._leaves is None else (self._tree, self._leaves)
+
+    def go_on(self, chords: Service, act: Act, give_up: GiveUp) -> None:
+        """Go up, and decide if this completed the root; may be called again where it raises."""
+        if self._decision is None and (complete := self.climb()) is not None:
+            since, lost = self.since, self.lost
+            self._decision = Decision(chords, self.ticket, *complete, act, since=since, lost=lost, give_up=give_up)
+        if self._decision is not None:
+            self._decision.go()
 
     def _climb(self) -> None:
         self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)

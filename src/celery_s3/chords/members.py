@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -13,19 +14,22 @@ from celery.result import ResultBase
 
 from celery_s3.celery_private import current_task
 from celery_s3.codec.chunks import LARGE
-from celery_s3.errors import CeleryS3Error, ResultNotStored, StoreError, Untrusted
-from celery_s3.processes import prefork_parent
+from celery_s3.errors import ObjectMissing, ResultNotStored, StoreError, Untrusted
+from celery_s3.store.deadline import patient
 
+from .decision import GiveUp
 from .delivery import Delivery
 from .host import Host
 from .manifest import leaf_ids
 from .sender import Sender
-from .service import ATTEMPTS, Chords
+from .service import Chords
 from .ticket import TICKET, Ticket
 
 __all__ = ["Members"]
 
-logger = logging.getLogger(__name__)
+
+#: Set while Celery reports what a task has come to; whoever writes it in another thread takes this along.
+_reporting: ContextVar[bool] = ContextVar("celery-s3-reporting", default=False)
 
 
 class Members:
@@ -61,34 +65,49 @@ class Members:
 
     # -- Celery's hooks of a task that ends
 
-    def store(self, store: Callable[[], Any], task_id: str, result: Any, state: str, request: Any) -> Any:
-        """Store a result by ``store``; its part is durable before it, where it is a member's final one.
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """What is stored in here is what a task has come to, by the word of the worker that ran it."""
+        token = _reporting.set(True)
+        try:
+            yield
+        finally:
+            _reporting.reset(token)
 
-        Afterwards would be too late: Celery does not run a task again whose SUCCESS stands.
+    def store(self, store: Callable[[], Any], task_id: str, result: Any, state: str, request: Any) -> Any:
+        """Store a result by ``store``; its part is durable before it, where it is what a member has come to.
+
+        Afterwards would be too late: Celery does not run a task again whose SUCCESS stands. What a task says of itself
+        by `update_state`, in whatever state, is no part.
 
         Raises:
             ResultNotStored: the part was not delivered; nothing is stored then.
             Whatever ``store`` raises.
         """
-        delivery = self._deliver(request, result, state) if state in states.READY_STATES else None
+        reported = state in states.READY_STATES and _reporting.get()
+        delivery = self._deliver(request, result, state) if reported else None
         if delivery is None:
             return store()
         self._latest.delivery = (task_id, delivery)
+        stored: list[Any] = []
         try:
-            if prefork_parent() or delivery.size > LARGE:
+            if delivery.size > LARGE:
                 # A large result goes up in parts, which needs the pool's threads.
                 return store()
-            return self._chords.pool.run_both(store, delivery.climb_quietly)[0]
+            self._chords.pool.run_both(lambda: stored.append(store()), delivery.climb_quietly)
         except Exception:
-            # Celery will not call on_chord_part_return, and this may have been the last part.
-            self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))
-            raise
+            if not stored:
+                # Celery will not call on_chord_part_return, and this may have been the last part.
+                self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))
+                raise
+            # A time limit struck between the end of the task and this: too late to change what it has come to.
+        return stored[0]
 
     def returned(self, request: Any, result: Any, state: str) -> None:
-        """Go up from a member's part, and decide if it completed the chord.
+        """Go up from a member's part, and decide if it completed the chord; trouble with that is left to later tries.
 
         Raises:
-            ResultNotStored: the part was not delivered before, and could not be now.
+            ResultNotStored: the part was not delivered before, as that of a task without a result, and cannot be now.
         """
         task_id, delivery = getattr(self._latest, "delivery", ("", None))
         if task_id != request.id:
@@ -107,9 +126,15 @@ class Members:
             lost: the pid of the child that ran it.
         """
         ticket = Ticket.of(request)
-        delivery = self._chords.delivered(ticket, request.id, _index(request), lost) if ticket else None
-        if delivery is not None:
-            self._go_up(delivery, request.chord)
+        if ticket is None:
+            return
+
+        def step() -> None:
+            delivery = self._chords.delivered(ticket, request.id, _index(request), lost)
+            if delivery is not None:
+                self._go_up(delivery, request.chord)
+
+        self._chords.pursue(ticket.group, step, self._give_up(request.chord))
 
     # -- steps
 
@@ -120,37 +145,23 @@ class Members:
         payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
         payload = payload.encode() if isinstance(payload, str) else payload
         try:
-            # The event loop of a prefork worker's main process does not look at others' parts.
-            return self._chords.deliver(ticket, request.id, _index(request), payload, foresee=not prefork_parent())
-        except Untrusted as exc:
+            with patient(self._chords.patience):
+                return self._chords.deliver(ticket, request.id, _index(request), payload)
+        except (Untrusted, ObjectMissing) as exc:
             # of the manifest: nobody can tell this member's slot
-            self._sender.give_up(request.chord, exc)
+            self._chords.pursue(ticket.group, partial(self._give_up(request.chord), exc))
             return None
         except StoreError as exc:
             what = f"{state} of task {request.id} was not delivered to its chord {ticket.group}: {exc}"
             raise ResultNotStored(what, request.id, state) from exc
 
-    def _go_up(self, delivery: Delivery, body: Any, attempts: int = ATTEMPTS) -> None:
-        try:
-            complete = delivery.climb()
-            if complete is not None:
-                self._chords.decide(
-                    delivery.ticket,
-                    *complete,
-                    partial(self._sender.decide, body),
-                    since=delivery.since,
-                    lost=delivery.lost,
-                    give_up=partial(self._sender.give_up, body),
-                )
-        except Untrusted as exc:
-            # of the manifest or the claim: nobody can decide any more, and trying again would not help
-            self._sender.give_up(body, exc)
-        except CeleryS3Error:
-            # The part is durable: whoever looks later goes on.
-            group_id = delivery.ticket.group
-            logger.exception("Chord %s: its tree could not be followed", group_id, extra={"s3_group": group_id})
-            if attempts > 1:
-                self._chords.later(self._chords.lease, lambda: self._go_up(delivery, body, attempts - 1))
+    def _go_up(self, delivery: Delivery, body: Any) -> None:
+        give_up = self._give_up(body)
+        step = partial(delivery.go_on, self._chords, partial(self._sender.decide, body), give_up)
+        self._chords.pursue(delivery.ticket.group, step, give_up)
+
+    def _give_up(self, body: Any) -> GiveUp:
+        return partial(self._sender.give_up, body)
 
 
 def _index(request: Any) -> int | None:

@@ -14,9 +14,9 @@ from datetime import timedelta
 from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
 from celery_s3.store.api import Entry
 
+from .decision import Act
 from .manifest import Manifest
 from .parts import pack_part
-from .service import Act
 from .survey import Chord, Folder, Run, Survey
 from .tree import FAN_IN, Tree
 

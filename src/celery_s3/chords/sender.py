@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from celery import chord, states
 from celery.canvas import Signature
 from celery.exceptions import ChordError
+from kombu.exceptions import OperationalError
 
 from celery_s3.celery_private import publish, sending_as
-from celery_s3.errors import NotRepaired, Untrusted
+from celery_s3.errors import BodyNotSent, MessageNotStored, NotRepaired, ResultNotRead, ResultNotStored, StoreError
+from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
 
 from .body import body_in, ends, first_ids, size_hint, without_ticket
+from .claim import PUBLISHING
+from .decision import Act, Outcome, Ready
 from .host import Host
 from .manifest import Manifest, arrange
 from .parts import UNREADABLE
-from .service import Act, Outcome
 
 __all__ = ["Sender"]
 
 logger = logging.getLogger(__name__)
+
+#: What keeps this process from sending a body, and does not fail the chord: another try may, or another process.
+TROUBLE = (*INTERRUPTIONS_OF_LARGE, StoreError, ResultNotRead, ResultNotStored, MessageNotStored)
+#: What a broker that is away is known by; one that refuses a message for what it is raises something else.
+AWAY = (OperationalError, ConnectionError, TimeoutError)
 
 
 class Sender:
@@ -35,32 +44,42 @@ class Sender:
         self._host = host
         self._resend = resend
 
-    def decide(self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool) -> Outcome:
-        """Send the body with the values, or report the first failure.
+    def decide(self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool) -> Ready:
+        """Join the values; what then sends the body with them, or reports the first failure.
 
         Arguments:
             body: the body's signature.
             parts: per member its payload and those of the tasks that it added.
             perhaps_sent: an owner before this one may have sent the body already.
+
+        Raises:
+            What is trouble of this process, and no failure of the chord: see :data:`TROUBLE`.
         """
         callback = without_ticket(body, self._host.app)
         if perhaps_sent and self._has_begun(callback):
-            return "sent"
+            return lambda: "sent"
         try:
             if perhaps_sent and not self._resend:
                 raise ChordError("The body may have been sent before its sender died, and `chord_resend` is off")
             values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
         except ChordError as exc:
             logger.exception("Chord body %r is not sent", callback, extra={"s3_task": callback.id})
-            return self.fail(callback, exc)
+            return partial(self.fail, callback, exc)
+        except TROUBLE:
+            raise
         except Exception as exc:
             logger.exception("Chord body %r cannot be given its values", callback, extra={"s3_task": callback.id})
-            return self.fail(callback, _chord_error(f"Join error: {exc!r}", exc))
-        return self._send(callback, values)
+            return partial(self.fail, callback, _chord_error(f"Join error: {exc!r}", exc))
+        return partial(self._send, callback, values)
 
     def _send(self, callback: Signature, values: list[Any]) -> Outcome:
+        callback.options["retry_policy"] = {**(callback.options.get("retry_policy") or {}), **PUBLISHING}
         try:
             publish(self._host.app, callback.delay, values)
+        except AWAY as exc:
+            raise BodyNotSent(f"the broker did not take the body: {exc!r}") from exc
+        except TROUBLE:
+            raise
         except Exception as exc:
             logger.exception("Chord body %r could not be sent", callback, extra={"s3_task": callback.id})
             hint = size_hint(values, self._host.app.conf.task_serializer)
@@ -81,17 +100,22 @@ class Sender:
         except Exception as exc:
             raise NotRepaired(f"the body cannot be read or sent from here: {exc!r}") from exc
 
-        def act(parts: list[list[bytes]], current: Manifest, perhaps_sent: bool) -> Outcome:
-            # The body's parent is the chord's last member, as if that one sent it. Any task serves to say so.
-            member = manifest.ids[-1]
-            request = {"id": member, "root_id": manifest.root or member, "called_directly": False, "delivery_info": {}}
-            with sending_as(app.tasks["celery.backend_cleanup"], **request):
-                return self.decide(body, parts, current, perhaps_sent)
+        def act(parts: list[list[bytes]], current: Manifest, perhaps_sent: bool) -> Ready:
+            ready = self.decide(body, parts, current, perhaps_sent)
+
+            def as_member() -> Outcome:
+                # The body's parent is the chord's last member, as if that one sent it. Any task serves to say so.
+                id = manifest.ids[-1]
+                request = {"id": id, "root_id": manifest.root or id, "called_directly": False, "delivery_info": {}}
+                with sending_as(app.tasks["celery.backend_cleanup"], **request):
+                    return ready()
+
+            return as_member
 
         return act
 
-    def give_up(self, body: Any, exc: Untrusted) -> None:
-        """Fail the body without a claim, unless something has become of it already."""
+    def give_up(self, body: Any, exc: Exception) -> None:
+        """Fail the body, which nobody can send any more, unless something has become of it already."""
         callback = without_ticket(body, self._host.app)
         logger.error("Chord body %r is not sent: %s", callback, exc, extra={"s3_task": callback.id})
         if not self._has_begun(callback):
@@ -126,7 +150,10 @@ class Sender:
         if not callback.id:
             # a chain, before Celery 5.7: its error is stored where it is waited for
             callback.options["task_id"] = next((end.id for end in ends(callback)), None) or uuid4().hex
-        self._host.chord_error_from_stack(callback, exc)
+        try:
+            raise exc  # its traceback is what Celery looks for on the stack
+        except ChordError:
+            self._host.chord_error_from_stack(callback, exc)
         if isinstance(callback, chord):
             # what is waited for is its body
             return self.fail(callback.body, exc)

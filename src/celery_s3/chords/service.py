@@ -12,37 +12,37 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Literal
 from uuid import uuid4
 
-from celery_s3.errors import CeleryS3Error, Garbled, ObjectMissing, PreconditionFailed, Untrusted
+from celery_s3.errors import BodyNotSent, Garbled, ObjectMissing, PreconditionFailed, Untrusted
+from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.keys import chord_folder
 from celery_s3.processes import Remembered
 from celery_s3.store.api import CREATE, Match, Object, Store
+from celery_s3.store.deadline import patient
 from celery_s3.store.parallel import Pool
 
-from .claim import Claim, Held, is_of_process
+from .claim import Claim
+from .decision import Act, Decision, GiveUp
 from .delivery import Delivery
 from .manifest import Manifest
 from .parts import Leaves, pack_part
 from .ticket import Ticket
 from .tree import Memory, Shape, Tree
 
-__all__ = ["ATTEMPTS", "Act", "Chords", "GiveUp", "Later", "Outcome"]
+__all__ = ["ATTEMPTS", "Chords", "Later"]
 
 logger = logging.getLogger(__name__)
 
 #: How often a process goes after a chord that the store does not let it finish.
 ATTEMPTS = 5
 
-Outcome = Literal["sent", "failed"]
-#: Sends the body, or reports the failure: per member its payload and those of the tasks that it added, the
-#: manifest, and whether an owner before may have sent the body already. Returns what to mark.
-Act = Callable[[list[list[bytes]], Manifest, bool], Outcome]
-#: Told why nobody can decide a chord any more.
-GiveUp = Callable[[Untrusted], None]
 #: Runs a function after so many seconds, without blocking the caller.
 Later = Callable[[float, Callable[[], None]], object]
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)  # looked up now: gevent and eventlet may have replaced it since the import
 
 
 class Chords:
@@ -52,7 +52,10 @@ class Chords:
         prefix: before every key of a chord, as ``base/chords/``.
         lease: seconds after which an undecided claim may be taken over.
         later: looks again after the lease of another's claim.
+        patience: seconds for which a step is tried again at once, store and broker being away; then it is done later.
+        expires: seconds after which a chord fails whose body the broker does not take; ``None``: never.
         clock: seconds that pass here.
+        sleep: lets seconds pass here.
     """
 
     def __init__(
@@ -63,14 +66,20 @@ class Chords:
         *,
         lease: float,
         later: Later,
+        patience: float = 0.0,
+        expires: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = _sleep,
     ) -> None:
         self.store = store
         self.pool = pool
         self.prefix = prefix
         self.lease = lease
         self.later = later
+        self.patience = patience
+        self.expires = expires
         self.clock = clock
+        self.sleep = sleep
         self._manifests: Remembered[tuple[str, int, str], Manifest] = Remembered(32)
         self._memory = Memory()
 
@@ -82,6 +91,12 @@ class Chords:
 
     def _run(self, group: str, run: int) -> str:
         return f"{self.folder(group)}{run}/"
+
+    def now(self, ticket: Ticket) -> datetime:
+        """The time on the server's clock; a PUT and a GET."""
+        key = f"{self._run(ticket.group, ticket.run)}now"
+        self.store.put(key, uuid4().hex.encode())
+        return self.store.get(key).modified
 
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
@@ -108,7 +123,8 @@ class Chords:
             self.store.put(key, manifest.dumps(), precondition=CREATE)
         except PreconditionFailed:
             manifest = self._reopen(group, key, manifest)
-        return Ticket(group, manifest.run, len(manifest.ids), manifest.flat and numbered, manifest.nonce)
+        flat = manifest.flat and numbered
+        return Ticket(group, manifest.run, len(manifest.ids), flat, manifest.nonce, prefix=self.prefix)
 
     def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
         while True:
@@ -124,13 +140,27 @@ class Chords:
                 continue
             return again
 
-    def manifest(self, group: str, run: int) -> Manifest | None:
-        """The manifest of a run, ``None`` where it is gone or of another run."""
+    def manifest(self, ticket: Ticket) -> Manifest | None:
+        """The manifest of a chord, ``None`` where it is of another run by now.
+
+        Raises:
+            ObjectMissing: there is none; the message says where the chord was applied.
+        """
+        key = f"{self.folder(ticket.group)}manifest"
         try:
-            found = _manifest(self.store.get(f"{self.folder(group)}manifest"))
-        except ObjectMissing:
-            return None
-        return found if found.run == run else None
+            found = _manifest(self.store.get(key))
+        except ObjectMissing as exc:
+            what = f"chord {ticket.group} has no manifest under {self.prefix}"
+            if ticket.prefix and ticket.prefix != self.prefix:
+                what += f": it was applied under {ticket.prefix}; who applies it and who works need one `base_path`"
+            else:
+                what += ", where it was applied: in another bucket, or a lifecycle rule has removed it"
+            raise ObjectMissing(what, "get", exc.bucket, key, exc.status, exc.code) from exc
+        return found if found.run == ticket.run else None
+
+    def opened(self, ticket: Ticket) -> datetime:
+        """When the chord was applied, on the server's clock."""
+        return self.store.get(f"{self.folder(ticket.group)}manifest", length=1).modified
 
     # -- delivering
 
@@ -168,7 +198,11 @@ class Chords:
         return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None, lost=lost)
 
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
-        """The slot that a task belongs under."""
+        """The slot that a task belongs under; ``None`` where the chord knows no such member.
+
+        Raises:
+            ObjectMissing: only the manifest could tell, and there is none.
+        """
         if ticket.slot is not None:
             return ticket.slot
         if ticket.flat and index is not None and 0 <= index < ticket.size:
@@ -176,7 +210,7 @@ class Chords:
         manifest = self._remembered(ticket)
         if manifest is None or task_id not in manifest.ids:
             logger.error(
-                "Chord %s has no member %s, or no manifest: its part is not delivered.",
+                "Chord %s has no member %s: its part is not delivered.",
                 ticket.group,
                 task_id,
                 extra={"s3_group": ticket.group, "s3_task": task_id},
@@ -188,7 +222,7 @@ class Chords:
         name = (ticket.group, ticket.run, ticket.nonce)
         found = self._manifests.get(name)
         if found is None:
-            found = self.manifest(ticket.group, ticket.run)
+            found = self.manifest(ticket)
             if found is not None:
                 self._manifests.put(name, found)
         return found
@@ -213,86 +247,47 @@ class Chords:
         lost: int | None = None,
         give_up: GiveUp | None = None,
     ) -> None:
-        """Claim, then send or fail once, then clean up.
+        """Claim, then send or fail once, then clean up: see :class:`~celery_s3.chords.decision.Decision`."""
+        Decision(self, ticket, tree, leaves, act, since=since, lost=lost, give_up=give_up).go()
+
+    def look_again(self, seconds: float, ticket: Ticket, act: Act, give_up: GiveUp | None) -> None:
+        """Decide later, if nobody has until then."""
+        follow = partial(self.follow, ticket, act, give_up)
+        self.later(seconds, partial(self.pursue, ticket.group, follow, give_up))
+
+    def pursue(
+        self, group: str, step: Callable[[], None], give_up: GiveUp | None = None, attempts: int = ATTEMPTS
+    ) -> None:
+        """Go on with a chord whose parts are durable; what cannot be done now is done later.
+
+        Raises no :class:`Exception`: it runs where nobody sees one, or where Celery would take it for the task's own.
 
         Arguments:
-            since: a time on ``clock`` at which the chord was not complete; ``None``: not known.
-            lost: the pid of a child that has died: its claim need not expire to be taken over.
-            give_up: what is done where a later look finds that nobody can decide any more.
+            step: what is to be done; where it is called again, it goes on from where it was.
+            give_up: what is done where nobody can decide any more.
         """
-        claim = self.claim(ticket.group, ticket.run)
-        held, manifest = self.pool.run_both(claim.take, lambda: self.manifest(ticket.group, ticket.run))
-        if held is not None and not self._take_over(
-            ticket, claim, held, partial(self._follow_again, ticket, act, give_up), since, lost
-        ):
-            return
-        # Values that are too large to be carried along are read by the owner alone.
-        parts = tree.payloads(leaves)
-        if manifest is None or parts is None:
-            # Parts go once the outcome is known: an owner before this one has sent, and lost its claim meanwhile.
-            logger.warning(
-                "Chord %s was cleaned up by somebody else: nothing is sent.",
-                ticket.group,
-                extra={"s3_group": ticket.group},
-            )
-            claim.mark("sent")
-            return
-        # Nothing stands between this, sending and mark.
-        if not claim.holds():
-            logger.warning(
-                "Chord %s: the claim was lost before the body was sent; its new owner sends it.",
-                ticket.group,
-                extra={"s3_group": ticket.group},
-            )
-            return
-        outcome = act(parts, manifest, held is not None)
-        claim.mark(outcome)
-        self.store.delete_many(list(tree.keys(leaves)))
-
-    def _take_over(
-        self,
-        ticket: Ticket,
-        claim: Claim,
-        held: Held,
-        again: Callable[[], None],
-        since: float | None,
-        lost: int | None,
-    ) -> bool:
-        if held.decided:
-            return False
-        if lost is not None and is_of_process(held, lost):
-            # No timer: this process may not outlive the lease, 30 s or more.
-            return claim.take_over(held)
-        # A claim is younger than the last part: mostly, that spares asking the server for the time.
-        young = since is not None and self.clock() - since < held.lease
-        remaining = held.lease if young else claim.remaining(held, self._now(ticket))
-        if remaining <= 0:
-            return claim.take_over(held)
-        # Its owner may have died: otherwise this would be the last party ever to look.
-        self.later(remaining + 1, again)
-        return False
-
-    def _follow_again(self, ticket: Ticket, act: Act, give_up: GiveUp | None, attempts: int = ATTEMPTS) -> None:
-        """Runs in a thread of its own, where nobody sees what is raised."""
+        extra = {"s3_group": group}
+        again = partial(self.pursue, group, step, give_up)
         try:
-            self.follow(ticket, act, give_up)
-        except Untrusted as exc:
-            # of the manifest or the claim: trying again would not help
-            logger.exception("Chord %s cannot be decided", ticket.group, extra={"s3_group": ticket.group})
-            if give_up is not None:
-                give_up(exc)
-        except CeleryS3Error:
-            logger.exception(
-                "Chord %s: its claim could not be followed", ticket.group, extra={"s3_group": ticket.group}
-            )
+            with patient(self.patience):
+                try:
+                    step()
+                except Untrusted as exc:
+                    # of the manifest or the claim: trying again would not help
+                    logger.exception("Chord %s cannot be decided", group, extra=extra)
+                    if give_up is not None:
+                        give_up(exc)
+        except INTERRUPTIONS:
+            # The time limit of the task that came last is no reason to fail the others' chord. It strikes once.
+            logger.warning("Chord %s: a time limit struck while it was gone on with", group, extra=extra)
+            again(attempts - 1)
+        except BodyNotSent as exc:
+            logger.warning("Chord %s: %s. It is tried again.", group, exc, extra=extra)
+            self.later(self.lease, partial(again, attempts))
+        except Exception:
+            logger.exception("Chord %s could not be gone on with", group, extra=extra)
             if attempts > 1:
-                self.later(self.lease, lambda: self._follow_again(ticket, act, give_up, attempts - 1))
-
-    def _now(self, ticket: Ticket) -> datetime:
-        """The time on the server's clock."""
-        key = f"{self._run(ticket.group, ticket.run)}now"
-        self.store.put(key, uuid4().hex.encode())
-        return self.store.get(key).modified
+                self.later(self.lease, partial(again, attempts - 1))
 
 
 def _manifest(found: Object) -> Manifest:

@@ -26,6 +26,7 @@ class Ticket:
         via: the ids of the tasks that added, from that member down. A task that adds others puts itself there,
             so where its own id is the last one, those before are its adders.
         added: the ids of the tasks that the last of ``via`` added.
+        prefix: of the chord's keys, as whoever applied it has it.
     """
 
     group: str
@@ -36,6 +37,7 @@ class Ticket:
     slot: int | None = None
     via: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    prefix: str = ""
 
     @classmethod
     def of(cls, request: Any) -> Ticket | None:

@@ -18,9 +18,10 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed, Untrusted
+from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed, StoreError, Untrusted
 from celery_s3.keys import encode_segment
 from celery_s3.store.api import CREATE, Store
+from celery_s3.store.deadline import patient
 from celery_s3.store.parallel import Pool
 
 from .parts import (
@@ -167,14 +168,22 @@ class Tree:
         """Create a part; whether it was created, and the others of its node as far as they were read meanwhile.
 
         They are read where the part is likely to be the node's last one: that saves a round trip. A part never
-        changes, so what was there before one's own part was need not be asked for again.
+        changes, so what was there before one's own part was need not be asked for again. What cannot be read now is
+        read later: it is no reason not to deliver.
         """
         key = self.key(level, slot)
         others = self._foreseeable(level, slot)
         if not others:
             return self.put(key, part), None
-        created, foreseen = self.pool.run_both(lambda: self.put(key, part), lambda: self._read(level, others))
+        created, foreseen = self.pool.run_both(lambda: self.put(key, part), lambda: self._foresee(level, others))
         return created, foreseen
+
+    def _foresee(self, level: int, others: list[int]) -> Parts | None:
+        try:
+            with patient(0):
+                return self._read(level, others)
+        except StoreError:
+            return None
 
     def _foreseeable(self, level: int, slot: int) -> list[int]:
         """What to read in advance: nothing, unless the slot is among its node's last, and members finish in order."""
@@ -319,6 +328,16 @@ class Tree:
         except ValueError as exc:
             return [unreadable(Garbled(str(exc), "get", key=self.key(level, slot)))] * len(members)
         return leaves
+
+    def stands(self) -> bool:
+        """Whether the parts of a complete tree are there still: asked of the store, whatever is remembered."""
+        try:
+            self.store.get(self.key(0, 0), length=1)
+        except ObjectMissing:
+            return False
+        except Untrusted:
+            pass  # it is there
+        return True
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
         """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
