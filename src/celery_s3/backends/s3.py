@@ -95,7 +95,7 @@ class S3Backend(ResultBackend):
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
         )
-        self.recorder = Recorder(self.results, self._encoder, self.layout.result_key, self.files_of_tasks.count)
+        self.recorder = Recorder(self.results, self._encoder, self.layout.result_key, self.files_of_tasks.uploaded)
         self.reader = Reader(
             self.results,
             self._decoder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery_s3.codec.encoding import Encoder
@@ -19,7 +19,7 @@ class Recorder:
 
     Arguments:
         task_key: the key of a task's result.
-        files: how many files a task has uploaded, ``None`` where nobody knows, by its id and whether it is a rerun.
+        uploaded: how many files of a task this process has uploaded, by its id.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Recorder:
         results: Results,
         encoder: Encoder,
         task_key: Callable[[str], str],
-        files: Callable[[str, bool], int | None],
+        uploaded: Mapping[str, int],
     ) -> None:
         self.results = results
         self.encoder = encoder
         self.task_key = task_key
-        self.files = files
+        self.uploaded = uploaded
 
     def record(self, meta: dict[str, Any], task: str | None, *, expires: float | None, rerun: bool) -> Outcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
@@ -48,8 +48,8 @@ class Recorder:
         """
         id, state = meta["task_id"], meta["status"]
         body, content_type = self.encoder.body(meta)
-        # Asked now: files in the value were uploaded while it was encoded.
-        files = self.files(id, rerun)
+        # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
+        files = None if rerun else self.uploaded.get(id, 0)
         beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
             return self.results.write(self.task_key(id), body, state, beside, content_type, rerun=rerun)
