@@ -26,9 +26,7 @@ __all__ = [
     "DECODERS",
     "AskingGroup",
     "ResultBackend",
-    "asking_group",
     "asks_before_writing",
-    "checked_parents_of",
     "current_task",
     "is_chain",
     "keep_meta",
@@ -38,6 +36,7 @@ __all__ = [
     "publish",
     "sending_as",
     "who_asks_for_children",
+    "who_asks_for_state",
 ]
 
 
@@ -188,21 +187,6 @@ def keep_meta(result: Any, meta: dict[str, Any]) -> None:
 _CHECK = AsyncResult._maybe_reraise_parent_error.__code__
 
 
-def checked_parents_of() -> AsyncResult | None:
-    """The result whose parents Celery is checking, when called in a hook that answers it.
-
-    ``AsyncResult.get()`` asks for every parent before it waits and on each interval, and gives no word of it: it is
-    read off the call stack, where ``AsyncResult._maybe_reraise_parent_error`` stands.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
-        if frame.f_code is _CHECK:
-            waited: AsyncResult = frame.f_locals["self"]
-            return waited
-        frame = frame.f_back
-    return None
-
-
 class AskingGroup(NamedTuple):
     """A group that is asking its members for their states.
 
@@ -221,12 +205,19 @@ _ASKS_EVERYONE = {ResultSet.completed_count.__code__, ResultSet.failed.__code__}
 _ASKS_IN_ORDER = {ResultSet.ready.__code__, ResultSet.successful.__code__, ResultSet.waiting.__code__}
 
 
-def asking_group() -> AskingGroup | None:
-    """The group whose method is asking its members, when called in a hook that answers one; read off the call stack."""
+def who_asks_for_state() -> AsyncResult | AskingGroup | None:
+    """The result whose parents Celery is checking, or the group that is asking its members; ``None``: anybody else.
+
+    To be called in the hook that answers it. Celery gives a backend no word of either: it is read off the call stack.
+    ``AsyncResult.get()`` asks for every parent before it waits and on each interval; a group asks each member.
+    """
     found: AskingGroup | None = None
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
         code = frame.f_code
+        if code is _CHECK:
+            waited: AsyncResult = frame.f_locals["self"]
+            return waited
         if code in _ASKS_EVERYONE or code in _ASKS_IN_ORDER:
             found = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
         frame = frame.f_back

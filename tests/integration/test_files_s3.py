@@ -319,7 +319,7 @@ def test_forget_after_another_process(counted, stored, spends, path, request_of)
     """What an earlier run has uploaded elsewhere goes too: a rerun says that it does not know, which costs a LIST."""
     app = counted()
     stored(app, {"so far": S3File(path)}, "PROGRESS", id="id")
-    app.backend.files_of_tasks._uploaded.pop("id")  # as in another process
+    app.backend.files_of_tasks.uploaded.pop("id")  # as in another process
     result = stored(app, 1, id="id", **request_of)
     result.get()
     with spends(LIST=1, DeleteObjects=1, DELETE=1):

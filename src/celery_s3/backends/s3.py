@@ -13,7 +13,7 @@ from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, asking_group, checked_parents_of
+from celery_s3.celery_private import ResultBackend, who_asks_for_state
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -104,7 +104,7 @@ class S3Backend(ResultBackend):
             self.results,
             self._encoder,
             self.layout.result_key,
-            self.files_of_tasks.count,
+            self.files_of_tasks.uploaded,
             self.settings.outage_patience,
         )
         self.reader = Reader(
@@ -228,11 +228,9 @@ class S3Backend(ResultBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        remembered = cache and task_id in self.known_metas
-        if not remembered and (waited := checked_parents_of()) is not None:
-            return self.waiter.parents.meta(waited, task_id)
-        if not remembered and (asking := asking_group()) is not None:
-            return self.waiter.members.meta(asking, task_id)
+        asking = None if cache and task_id in self.known_metas else who_asks_for_state()
+        if asking is not None:
+            return self.waiter.meta(asking, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 

@@ -42,6 +42,9 @@ class FilesOfTasks:
         prefix: what the keys of all files begin with.
         serializer: the name of the backend's `result_serializer`.
         key_of: the key of a task's result.
+
+    Attributes:
+        uploaded: how many files of a task this process has uploaded, by its id, where there are any.
     """
 
     def __init__(
@@ -60,8 +63,7 @@ class FilesOfTasks:
         self._key_of = key_of
         #: how many files results have, as far as they tell, for those that this process has read
         self._read: Remembered[str, int] = Remembered(REMEMBERED)
-        #: how many files of a task this process has uploaded
-        self._uploaded: Remembered[str, int] = Remembered(REMEMBERED)
+        self.uploaded: Remembered[str, int] = Remembered(REMEMBERED)
 
     @cached_property
     def files(self) -> Files:
@@ -69,11 +71,7 @@ class FilesOfTasks:
         from .store import Files
 
         bucket = self._bucket
-        return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self._uploaded)
-
-    def count(self, task_id: str, rerun: bool) -> int | None:
-        """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""
-        return None if rerun else self._uploaded.get(task_id, 0)
+        return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self.uploaded)
 
     # -- which backend a file goes to, and comes from
 

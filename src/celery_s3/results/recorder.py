@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,7 +37,7 @@ class Recorder:
 
     Arguments:
         task_key: the key of a task's result.
-        files: how many files a task has uploaded, ``None`` where nobody knows, by its id and whether it is a rerun.
+        uploaded: how many files of a task this process has uploaded, by its id.
         patience: seconds for which a final state is tried to be stored.
     """
 
@@ -46,13 +46,13 @@ class Recorder:
         results: Results,
         encoder: Encoder,
         task_key: Callable[[str], str],
-        files: Callable[[str, bool], int | None],
+        uploaded: Mapping[str, int],
         patience: float,
     ) -> None:
         self.results = results
         self.encoder = encoder
         self.task_key = task_key
-        self.files = files
+        self.uploaded = uploaded
         self.patience = patience
 
     def record(
@@ -80,8 +80,8 @@ class Recorder:
         """
         id, state = meta["task_id"], meta["status"]
         body, content_type = self.encoder.body(meta)
-        # Asked now: files in the value were uploaded while it was encoded.
-        files = self.files(id, rerun)
+        # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
+        files = None if rerun else self.uploaded.get(id, 0)
         beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
             key, how = self.task_key(id), {"rerun": rerun, "unless_begun": unless_begun}

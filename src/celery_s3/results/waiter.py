@@ -8,8 +8,10 @@ from contextlib import suppress
 from math import inf
 
 from celery import states
+from celery.result import AsyncResult
 from kombu.utils.encoding import bytes_to_str
 
+from celery_s3.celery_private import AskingGroup
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.lazy import is_partial
 from celery_s3.store.deadline import retried_until
@@ -54,6 +56,12 @@ class Waiter:
         self.get_meta = get_meta
         self.parents = Parents(self._read_parents, concurrency)
         self.members = Members(get_meta, pool)
+
+    def meta(self, asking: AsyncResult | AskingGroup, task_id: str) -> Meta:
+        """The meta of a task whose result's child, or group, is asking for it."""
+        if isinstance(asking, AskingGroup):
+            return self.members.meta(asking, task_id)
+        return self.parents.meta(asking, task_id)
 
     def one(self, task_id: str, *, timeout: float | None, interval: float | None, on_interval: OnInterval) -> Meta:
         """The meta of a task once it is finished, with its value.
