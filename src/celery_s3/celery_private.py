@@ -16,7 +16,7 @@ import celery
 from celery import canvas
 from celery._state import _task_stack, get_current_task
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, ResultBase, ResultSet
 from kombu.serialization import registry
 from kombu.utils.encoding import bytes_to_str
 
@@ -29,6 +29,7 @@ __all__ = [
     "checked_parents_of",
     "current_task",
     "decoder_of",
+    "how_joined",
     "is_chain",
     "keep_meta",
     "known_meta",
@@ -156,9 +157,12 @@ def lost_request() -> tuple[Any, int | None] | None:
 # -- results
 
 
-def parents_of(result: AsyncResult) -> Iterator[Any]:
+def parents_of(result: ResultBase) -> Iterator[Any]:
     """The results before this one in its chain, the nearest first; a header's is a GroupResult."""
-    return iter(result._parents())
+    node = result.parent
+    while node:
+        yield node
+        node = node.parent
 
 
 def known_meta(result: Any) -> dict[str, Any] | None:
@@ -188,6 +192,34 @@ def checked_parents_of() -> AsyncResult | None:
             return waited
         frame = frame.f_back
     return None
+
+
+class Joined(NamedTuple):
+    """How the values of a group are wanted.
+
+    Attributes:
+        callback: the caller's gets each value, and nobody a list of them.
+        propagate: a failure is raised.
+    """
+
+    callback: bool = False
+    propagate: bool = True
+
+
+_JOIN = ResultSet.join_native.__code__
+
+
+def how_joined() -> Joined:
+    """What ``ResultSet.join_native`` was told and does not tell ``iter_native``, when called in that hook.
+
+    It is read off the call stack; the defaults where somebody else asks.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
+        if frame.f_code is _JOIN:
+            return Joined(bool(frame.f_locals["callback"]), bool(frame.f_locals["propagate"]))
+        frame = frame.f_back
+    return Joined()
 
 
 class AskingGroup(NamedTuple):

@@ -13,7 +13,7 @@ from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, asking_group, checked_parents_of
+from celery_s3.celery_private import ResultBackend, asking_group, checked_parents_of, how_joined
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -279,11 +279,15 @@ class S3Backend(ResultBackend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
         self.warn_if_eager()
+        how = how_joined()
+        if how.propagate:
+            on_interval = self.waiter.parents.watching(result, on_interval)
         return gather(
             result,
             lambda ids: self.get_many(
                 ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
             ),
+            self.reader.without_value if how.callback else None,
         )
 
     # -- chords

@@ -17,12 +17,10 @@ from celery_s3.store.parallel import Pool
 
 from . import waiting
 from .members import Members
-from .parents import Parents
+from .parents import OnInterval, Parents
 from .reader import Meta, Reader, Replaced, ready
 
 __all__ = ["Waiter"]
-
-OnInterval = Callable[[], object] | None
 
 
 class Waiter:
