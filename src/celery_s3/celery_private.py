@@ -25,8 +25,6 @@ from celery_s3.keys import encode_id
 __all__ = [
     "AskingGroup",
     "ResultBackend",
-    "asking_group",
-    "checked_parents_of",
     "current_task",
     "decoder_of",
     "how_joined",
@@ -37,6 +35,7 @@ __all__ = [
     "parents_of",
     "publish",
     "sending_as",
+    "who_asks",
     "who_asks_for_children",
 ]
 
@@ -176,24 +175,6 @@ def keep_meta(result: Any, meta: dict[str, Any]) -> None:
     result._maybe_set_cache(meta)
 
 
-_CHECK = AsyncResult._maybe_reraise_parent_error.__code__
-
-
-def checked_parents_of() -> AsyncResult | None:
-    """The result whose parents Celery is checking, when called in a hook that answers it.
-
-    ``AsyncResult.get()`` asks for every parent before it waits and on each interval, and gives no word of it: it is
-    read off the call stack, where ``AsyncResult._maybe_reraise_parent_error`` stands.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
-        if frame.f_code is _CHECK:
-            waited: AsyncResult = frame.f_locals["self"]
-            return waited
-        frame = frame.f_back
-    return None
-
-
 class Joined(NamedTuple):
     """How the values of a group are wanted.
 
@@ -236,20 +217,29 @@ class AskingGroup(NamedTuple):
     everyone: bool
 
 
+_CHECK = AsyncResult._maybe_reraise_parent_error.__code__
 _ASKS_EVERYONE = {ResultSet.completed_count.__code__, ResultSet.failed.__code__}
 _ASKS_IN_ORDER = {ResultSet.ready.__code__, ResultSet.successful.__code__, ResultSet.waiting.__code__}
 
 
-def asking_group() -> AskingGroup | None:
-    """The group whose method is asking its members, when called in a hook that answers one; read off the call stack."""
-    found: AskingGroup | None = None
+def who_asks() -> AsyncResult | AskingGroup | None:
+    """Because of which result Celery asks for the meta of another one, when called in a hook that answers it.
+
+    A result whose parents are checked: ``AsyncResult.get()`` asks for every one before it waits and on each interval.
+    A group whose method asks its members. ``None`` where somebody asks for that very meta. Celery gives no word of
+    it: it is read off the call stack.
+    """
+    group: AskingGroup | None = None
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
         code = frame.f_code
+        if code is _CHECK:
+            waited: AsyncResult = frame.f_locals["self"]
+            return waited
         if code in _ASKS_EVERYONE or code in _ASKS_IN_ORDER:
-            found = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
+            group = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
         frame = frame.f_back
-    return found
+    return group
 
 
 #: Where Celery keeps a meta that it was given: it makes results of the children, whoever may want them.

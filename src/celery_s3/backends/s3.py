@@ -13,7 +13,7 @@ from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, asking_group, checked_parents_of, how_joined
+from celery_s3.celery_private import ResultBackend, how_joined, who_asks
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -26,6 +26,7 @@ from celery_s3.codec.decoding import Decoder
 from celery_s3.codec.encoding import Encoder
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
+from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.processes import prefork_parent
@@ -35,6 +36,7 @@ from celery_s3.results.recorder import Recorder, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
+from celery_s3.store.clients.control import Control
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -94,6 +96,7 @@ class S3Backend(ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
+            server_now=lambda: server_clock(Control(self.settings))(),
         )
         self.recorder = Recorder(self.results, self._encoder, self.task_key, self.files_of_tasks.count)
         self.reader = Reader(
@@ -195,11 +198,9 @@ class S3Backend(ResultBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        remembered = cache and task_id in self.known_metas
-        if not remembered and (waited := checked_parents_of()) is not None:
-            return self.waiter.parents.meta(waited, task_id)
-        if not remembered and (asking := asking_group()) is not None:
-            return self.waiter.members.meta(asking, task_id)
+        asking = None if cache and task_id in self.known_metas else who_asks()
+        if asking is not None:
+            return self.waiter.answer(asking, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 
@@ -280,13 +281,10 @@ class S3Backend(ResultBackend):
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
         self.warn_if_eager()
         how = how_joined()
-        if how.propagate:
-            on_interval = self.waiter.parents.watching(result, on_interval)
+        watching = self.waiter.parents.watching(result, on_interval) if how.propagate else on_interval
         return gather(
             result,
-            lambda ids: self.get_many(
-                ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
-            ),
+            partial(self.get_many, timeout=timeout, interval=interval, on_message=on_message, on_interval=watching),
             self.reader.without_value if how.callback else None,
         )
 

@@ -10,7 +10,7 @@ a chain's reaches its end, so little of that is needed:
 * during the wait, only the earliest unfinished one is asked.
 
 Celery gives a backend no word that it is checking parents, and of which result:
-:func:`celery_s3.celery_private.checked_parents_of` finds out.
+:func:`celery_s3.celery_private.who_asks` finds out.
 """
 
 from __future__ import annotations

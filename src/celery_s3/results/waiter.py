@@ -8,8 +8,10 @@ from contextlib import suppress
 from math import inf
 
 from celery import states
+from celery.result import AsyncResult
 from kombu.utils.encoding import bytes_to_str
 
+from celery_s3.celery_private import AskingGroup
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.lazy import is_partial
 from celery_s3.store.deadline import retried_until
@@ -106,6 +108,12 @@ class Waiter:
             if on_message is not None:
                 on_message(meta)
             yield id, meta
+
+    def answer(self, asking: AsyncResult | AskingGroup, task_id: str) -> Meta:
+        """The meta of a task that Celery asks for only because of other results, see :func:`who_asks`."""
+        if isinstance(asking, AskingGroup):
+            return self.members.meta(asking, task_id)
+        return self.parents.meta(asking, task_id)
 
     def _read_parents(self, ids: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
         for id, meta in self.pool.stream(self.reader.meta, ids):
