@@ -16,7 +16,7 @@ import celery
 from celery import canvas
 from celery._state import _task_stack, get_current_task
 from celery.backends.base import KeyValueStoreBackend
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, ResultBase, ResultSet
 from kombu.serialization import registry
 from kombu.utils.encoding import bytes_to_str
 
@@ -28,6 +28,7 @@ __all__ = [
     "ResultBackend",
     "asks_before_writing",
     "current_task",
+    "how_joined",
     "is_chain",
     "keep_meta",
     "known_meta",
@@ -35,8 +36,8 @@ __all__ = [
     "parents_of",
     "publish",
     "sending_as",
+    "who_asks",
     "who_asks_for_children",
-    "who_asks_for_state",
 ]
 
 
@@ -168,9 +169,12 @@ def _caller(module: str, function: str) -> FrameType | None:
 # -- results
 
 
-def parents_of(result: AsyncResult) -> Iterator[Any]:
+def parents_of(result: ResultBase) -> Iterator[Any]:
     """The results before this one in its chain, the nearest first; a header's is a GroupResult."""
-    return iter(result._parents())
+    node = result.parent
+    while node:
+        yield node
+        node = node.parent
 
 
 def known_meta(result: Any) -> dict[str, Any] | None:
@@ -184,7 +188,32 @@ def keep_meta(result: Any, meta: dict[str, Any]) -> None:
     result._maybe_set_cache(meta)
 
 
-_CHECK = AsyncResult._maybe_reraise_parent_error.__code__
+class Joined(NamedTuple):
+    """How the values of a group are wanted.
+
+    Attributes:
+        callback: the caller's gets each value, and nobody a list of them.
+        propagate: a failure is raised.
+    """
+
+    callback: bool = False
+    propagate: bool = True
+
+
+_JOIN = ResultSet.join_native.__code__
+
+
+def how_joined() -> Joined:
+    """What ``ResultSet.join_native`` was told and does not tell ``iter_native``, when called in that hook.
+
+    It is read off the call stack; the defaults where somebody else asks.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
+        if frame.f_code is _JOIN:
+            return Joined(bool(frame.f_locals["callback"]), bool(frame.f_locals["propagate"]))
+        frame = frame.f_back
+    return Joined()
 
 
 class AskingGroup(NamedTuple):
@@ -201,17 +230,19 @@ class AskingGroup(NamedTuple):
     everyone: bool
 
 
+_CHECK = AsyncResult._maybe_reraise_parent_error.__code__
 _ASKS_EVERYONE = {ResultSet.completed_count.__code__, ResultSet.failed.__code__}
 _ASKS_IN_ORDER = {ResultSet.ready.__code__, ResultSet.successful.__code__, ResultSet.waiting.__code__}
 
 
-def who_asks_for_state() -> AsyncResult | AskingGroup | None:
-    """The result whose parents Celery is checking, or the group that is asking its members; ``None``: anybody else.
+def who_asks() -> AsyncResult | AskingGroup | None:
+    """Because of which result Celery asks for the meta of another one, when called in a hook that answers it.
 
-    To be called in the hook that answers it. Celery gives a backend no word of either: it is read off the call stack.
-    ``AsyncResult.get()`` asks for every parent before it waits and on each interval; a group asks each member.
+    A result whose parents are checked: ``AsyncResult.get()`` asks for every one before it waits and on each interval.
+    A group whose method asks its members. ``None`` where somebody asks for that very meta. Celery gives no word of
+    it: it is read off the call stack.
     """
-    found: AskingGroup | None = None
+    group: AskingGroup | None = None
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
         code = frame.f_code
@@ -219,9 +250,9 @@ def who_asks_for_state() -> AsyncResult | AskingGroup | None:
             waited: AsyncResult = frame.f_locals["self"]
             return waited
         if code in _ASKS_EVERYONE or code in _ASKS_IN_ORDER:
-            found = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
+            group = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
         frame = frame.f_back
-    return found
+    return group
 
 
 #: Where Celery keeps a meta that it was given: it makes results of the children, whoever may want them.

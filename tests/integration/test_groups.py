@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import celery
 import pytest
@@ -163,6 +164,116 @@ def test_callback(counted, group):
     native = {}
     result.join_native(timeout=5, callback=native.__setitem__)
     assert found == native == {member.id: value for member, value in zip(result, "ab", strict=True)}
+
+
+def test_values_for_a_callback_are_let_go_of(counted, group, spends):
+    """Who takes the values by a callback has them, and not the group: it knows the states, and reads values again."""
+    app, size = counted(s3_backend_settings={"concurrency": 2}), 2_000_000
+    result = group(app, *("x" * size for _ in range(16)))
+    tracemalloc.start()
+    try:
+        result.get(timeout=10, callback=lambda id, value: None)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < size
+    assert most < 12 * size
+    with spends():
+        assert (result.successful(), result.completed_count()) == (True, 16)
+    with spends(GET=2):
+        assert len(result[0].get(timeout=5)) == size
+    assert [len(value) for value in result.get(timeout=10)] == [size] * 16
+    with spends():
+        assert len(result.get(timeout=10)) == 16
+
+
+def test_small_values_for_a_callback(counted, group, spends):
+    """Small ones are let go of too; a failure, and what was known before, stays."""
+    app = counted()
+    result = group(app, "a", "b", KeyError("c"))
+    assert result[0].get() == "a"
+    result.get(timeout=5, propagate=False, callback=lambda id, value: None)
+    with spends(GET=1):
+        assert [type(member.result) for member in result] == [str, str, KeyError]
+
+
+def test_callback_for_groups_in_groups(counted, group, spends):
+    """The values of a group in the group are given in one list, for one GET each, and then let go of."""
+    app, found = counted(), {}
+    inner = group(app, 1, 2)
+    result = app.GroupResult(uuid(), [*group(app, 0), inner])
+    with spends(GET=3):
+        result.get(timeout=5, callback=found.__setitem__)
+    assert found == {result[0].id: 0, inner.id: [1, 2]}
+    with spends(GET=2):
+        assert (inner.successful(), inner.get(timeout=5)) == (True, [1, 2])
+
+
+@pytest.mark.parametrize("again", [1, None])
+def test_let_go_of_and_replaced(counted, group, stored, again):
+    """A value that was let go of and is gone, or another one, when it is asked for is an error, and no value."""
+    app = counted()
+    result = group(app, "a")
+    result.get(timeout=5, callback=lambda id, value: None)
+    app.backend.forget(result[0].id)
+    if again:
+        stored(app, KeyError("b"), states.FAILURE, id=result[0].id)
+    with pytest.raises(ResultNotRead, match="forgotten or replaced"):
+        result[0].get(timeout=5)
+
+
+def test_with_an_eager_result(counted, stored, spends):
+    """A result of a task that ran here stands beside those of others, first or last."""
+    app = counted()
+
+    @app.task
+    def here():
+        return "here"
+
+    for place in (0, 1):
+        members = [stored(app, "there")]
+        members.insert(place, here.apply())
+        result = ResultSet(members, app=app)
+        with spends(GET=1):
+            assert result.completed_count() == 2
+        assert sorted(result.get(timeout=5)) == ["here", "there"]
+        fresh = app.GroupResult(uuid(), [app.AsyncResult(stored(app, "there").id), here.apply()])
+        assert fresh.get(timeout=5) == ["there", "here"]
+
+
+def test_failure_before_a_group(counted, stored, spends):
+    """The error of a task that was to end before the group is raised: its members are never sent."""
+    app = counted()
+    first, second = app.AsyncResult(uuid()), app.AsyncResult(uuid())
+    second.parent = first
+
+    def waiting(propagate=True, **kwargs):
+        members = [app.AsyncResult(uuid()) for _ in range(2)]
+        app.GroupResult(uuid(), members, parent=second).get(propagate=propagate, **kwargs)
+
+    with pytest.raises(TimeoutError), spends(GET=4):
+        waiting(timeout=0)
+    stored(app, 1, id=first.id)
+    stored(app, KeyError("second"), states.FAILURE, id=second.id)
+    with pytest.raises(KeyError, match="second"):
+        waiting(timeout=15)
+    with pytest.raises(TimeoutError), spends(GET=2):
+        waiting(timeout=0, propagate=False)
+    outer = app.GroupResult(uuid(), [app.GroupResult(uuid(), [app.AsyncResult(uuid())], parent=second)])
+    with pytest.raises(KeyError, match="second"):
+        outer.get(timeout=15)
+
+
+def test_finished_group_behind_a_task(counted, group, spends):
+    """Where a member is there, what came before it has succeeded and is not asked."""
+    app = counted()
+    result = group(app, 1, 2)
+    result.parent = app.AsyncResult(uuid())
+    with spends(GET=2):
+        assert result.get(timeout=5) == [1, 2]
+    result = app.GroupResult(uuid(), [*group(app, 1), app.AsyncResult(uuid())], parent=app.AsyncResult(uuid()))
+    with pytest.raises(TimeoutError), spends(GET=2):
+        result.get(timeout=0)
 
 
 def test_on_message(counted, group):

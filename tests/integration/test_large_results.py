@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import threading
+import tracemalloc
 
 import pytest
 from celery import states
@@ -415,3 +416,19 @@ def test_large_group(counted, stored):
     result = app.GroupResult("g", [app.AsyncResult(f"{number}-{'x' * 30}") for number in range(3000)])
     result.save()
     assert app.GroupResult.restore("g", backend=app.backend, app=app).results == result.results
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, b"x" * 100_000])
+def test_states_keep_no_values(counted, stored, spends, value):
+    """Who knows that large results are there holds nothing of their values, and fetches each in one more request."""
+    app = counted()
+    result = app.GroupResult("g", [stored(app, value) for _ in range(20)])
+    tracemalloc.start()
+    try:
+        assert result.ready()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20 * 20_000
+    with spends(GET=20):
+        assert [member.get(timeout=5) for member in result] == [value] * 20

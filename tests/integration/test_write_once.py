@@ -114,8 +114,21 @@ def test_expired_success_is_replaced(two, stored):
         result = stored(two[0], "old")
         results = two[1].backend.results
         results.expires, results.now = 60, lambda: time.time() + 62
+        results.server_now = results.now
         stored(two[1], value, state, id=result.id)
         assert value_of(two[0], result.id)[0] == state
+
+
+def test_success_lives_by_the_servers_clock(counted, stored, proxy):
+    """A process whose clock is ahead by more than results live replaces no SUCCESS that lives; it asks for the time."""
+    app = counted(result_expires=60)
+    result = stored(app, "done")
+    app.backend.results.now = lambda: time.time() + 120
+    proxy.reset()
+    stored(app, KeyError("late"), "FAILURE", id=result.id)
+    assert proxy.counts() == {"PUT": 1, "GET": 1, "LIST": 1}
+    app.backend.results.now = time.time
+    assert app.AsyncResult(result.id).get(timeout=5) == "done"
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\x00garbage", b'{"status": "SUCC', b"[1, 2]"])

@@ -4,7 +4,7 @@ import pytest
 from celery import Celery, states
 from celery.result import AsyncResult, GroupResult
 
-from celery_s3.celery_private import who_asks_for_state
+from celery_s3.celery_private import who_asks
 from celery_s3.results.parents import Parents
 
 PENDING = {"status": "PENDING", "result": None}
@@ -25,7 +25,7 @@ class Backend:
         return ((id, {"status": self.ready[id], "result": None} if id in self.ready else None) for id in ids)
 
     def get_task_meta(self, task_id, cache=True):
-        waited = who_asks_for_state()
+        waited = who_asks()
         if waited is not None:
             return self.parents.meta(waited, task_id)
         self.direct.append(task_id)

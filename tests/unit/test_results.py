@@ -620,3 +620,26 @@ def test_expired_success_is_replaced(supported):
     results = results_over(store, supported, expires=60, now=lambda: 2000)
     write(results, "SUCCESS")
     assert write(results_over(store, supported, expires=60, now=lambda: 2000), "FAILURE") is WRITTEN
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_living_success_by_the_servers_clock(supported):
+    """Where this clock is ahead by more than results live, a SUCCESS that lives stays: the server is asked."""
+    store = MemoryStore(clock=lambda: 1000, conditional=supported)
+    write(results_over(store, supported), "SUCCESS")
+    asked = []
+
+    def server(now):
+        return lambda: asked.append(now) or now
+
+    def late(now, server_now):
+        return results_over(store, supported, expires=60, now=lambda: now, server_now=server(server_now))
+
+    assert write(late(1500, 1030), "REVOKED") is KEPT
+    assert (stands(store), asked) == ("SUCCESS", [1030])
+    assert write(late(1030, 9000), "REVOKED") is KEPT
+    assert asked == [1030]
+    assert write(late(1500, 1061), "FAILURE") is WRITTEN
+    write(results_over(store, supported), "SUCCESS")
+    assert write(late(1061 + 900, 0), "FAILURE") is WRITTEN
+    assert asked == [1030, 1061]

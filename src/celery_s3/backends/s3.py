@@ -13,7 +13,7 @@ from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3 import keys
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, who_asks_for_state
+from celery_s3.celery_private import ResultBackend, how_joined, who_asks
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -26,6 +26,7 @@ from celery_s3.codec.decoding import Decoder
 from celery_s3.codec.encoding import Encoder
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
+from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.outbox import Outbox
@@ -36,6 +37,7 @@ from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
+from celery_s3.store.clients.control import Control
 
 from .consumer import Consumer
 
@@ -99,6 +101,7 @@ class S3Backend(ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
+            server_now=lambda: server_clock(Control(self.settings))(),
         )
         self.recorder = Recorder(
             self.results,
@@ -228,9 +231,9 @@ class S3Backend(ResultBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        asking = None if cache and task_id in self.known_metas else who_asks_for_state()
+        asking = None if cache and task_id in self.known_metas else who_asks()
         if asking is not None:
-            return self.waiter.meta(asking, task_id)
+            return self.waiter.answer(asking, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 
@@ -307,11 +310,12 @@ class S3Backend(ResultBackend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
         self.warn_if_eager()
+        how = how_joined()
+        watching = self.waiter.parents.watching(result, on_interval) if how.propagate else on_interval
         return gather(
             result,
-            lambda ids: self.get_many(
-                ids, timeout=timeout, interval=interval, on_message=on_message, on_interval=on_interval
-            ),
+            partial(self.get_many, timeout=timeout, interval=interval, on_message=on_message, on_interval=watching),
+            self.reader.without_value if how.callback else None,
         )
 
     # -- chords

@@ -26,6 +26,7 @@ class LazyMeta(dict[str, Any]):
         load: fetches the whole meta; what it raises is raised to whoever asked, and it is called again by the next.
         size: the bytes of its object.
         to_result: makes a result of a child as it is stored.
+        kept: called when an AsyncResult keeps this meta, perhaps for long: to let go of what ``load`` can do without.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class LazyMeta(dict[str, Any]):
         load: Callable[[], Mapping[str, Any]],
         size: int = 0,
         to_result: Callable[[Any], Any] = lambda child: child,
+        kept: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(known)
+        self._kept = kept
         self.size = size
         self._to_result = to_result
         self._load: Callable[[], Mapping[str, Any]] | None = load
@@ -63,11 +66,12 @@ class LazyMeta(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        if name == "children" and not super().__contains__(name):
-            asking = who_asks_for_children()
+        if name == "children":
+            asking, known = who_asks_for_children(), super().__contains__(name)
             if asking == "keeping":
-                return default
-            if asking == "telling" and (children := self[name]):
+                self._kept()
+                return self[name] if known else default
+            if asking == "telling" and not known and (children := self[name]):
                 self[name] = [self._to_result(child) for child in children]
         return self[name] if name in self else default  # noqa: SIM401 (dict's own would not load)
 

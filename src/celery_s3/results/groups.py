@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from celery.result import ResultBase, ResultSet
+from celery import states
+from celery.result import EagerResult, ResultBase, ResultSet
 from kombu.utils.encoding import bytes_to_str
 
 from celery_s3.celery_private import keep_meta, known_meta
@@ -19,7 +20,11 @@ __all__ = ["gather"]
 Meta = dict[str, Any]
 
 
-def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, Meta]]]) -> Iterator[tuple[str, Any]]:
+def gather(
+    result: ResultSet,
+    fetch: Callable[[list[str]], Iterable[tuple[str, Meta]]],
+    without_value: Callable[[str, Meta], Meta] | None = None,
+) -> Iterator[tuple[str, Any]]:
     """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group.
 
     What a member knows already is not fetched again, and each keeps what is: ``get()`` after ``ready()``, or a
@@ -27,15 +32,22 @@ def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, M
 
     Arguments:
         fetch: reads the metas of the given tasks and yields each with its id when it is ready.
+        without_value: makes of a meta what the members keep, where they are not to keep the values.
     """
     direct = {bytes_to_str(member.id) for member in result.results if not isinstance(member, ResultSet)}
     groups = [(group, set(_leaves(group))) for group in result.results if isinstance(group, ResultSet)]
     yield from ((group.id, group.results) for group, missing in groups if not missing)
     leaves = _leaves(result)
+    inside = {id for _, missing in groups for id in missing}
     known = {id: meta for id, same in leaves.items() if (meta := _known(same))}
+
+    def lighter(id: str, meta: Meta) -> Meta:
+        if without_value is None or id in known or meta["status"] != states.SUCCESS:
+            return meta
+        return without_value(id, meta)
+
     for id, meta in chain(known.items(), fetch([id for id in leaves if id not in known])):
-        for leaf in leaves[id]:
-            keep_meta(leaf, meta)  # as Celery's own backends do
+        _keep(leaves[id], meta if id in inside else lighter(id, meta))
         if id in direct:
             yield id, meta
         for group, missing in groups:
@@ -43,6 +55,16 @@ def gather(result: ResultSet, fetch: Callable[[list[str]], Iterable[tuple[str, M
                 missing.remove(id)
                 if not missing:
                     yield group.id, group.results
+                    for one, same in _leaves(group).items():
+                        if (kept := known_meta(same[0])) is not None:
+                            _keep(same, lighter(one, kept))
+
+
+def _keep(same: list[Any], meta: Meta) -> None:
+    """Let the results of a task keep a meta, as Celery's own backends do; an eager one has its own."""
+    for leaf in same:
+        if not isinstance(leaf, EagerResult):
+            keep_meta(leaf, meta)
 
 
 def _leaves(result: ResultBase) -> dict[str, list[Any]]:

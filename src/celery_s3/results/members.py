@@ -4,7 +4,7 @@
 the members behind the one that is asked are read with it, in parallel: all of them where all will be asked, else twice
 as many each time, for the next one that is missing ends it.
 
-Celery gives a backend no word that a group is asking: :func:`celery_s3.celery_private.who_asks_for_state` finds out.
+Celery gives a backend no word that a group is asking: :func:`celery_s3.celery_private.who_asks` finds out.
 """
 
 from __future__ import annotations

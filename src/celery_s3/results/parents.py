@@ -10,13 +10,14 @@ a chain's reaches its end, so little of that is needed:
 * during the wait, only the earliest unfinished one is asked.
 
 Celery gives a backend no word that it is checking parents, and of which result:
-:func:`celery_s3.celery_private.who_asks_for_state` finds out.
+:func:`celery_s3.celery_private.who_asks` finds out.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,14 +25,17 @@ from itertools import islice
 from typing import Any
 
 from celery import states
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, ResultBase, ResultSet
 
-from celery_s3.celery_private import known_meta, parents_of
+from celery_s3.celery_private import keep_meta, known_meta, parents_of
 from celery_s3.codec.lazy import LazyMeta
 
-__all__ = ["Parents"]
+from .members import walk
+
+__all__ = ["OnInterval", "Parents"]
 
 Meta = dict[str, Any]
+OnInterval = Callable[[], object] | None
 
 #: Seconds for which the answers that were read before a wait are good: Celery asks for all of them at once.
 _REMEMBERED = 1.0
@@ -66,6 +70,45 @@ class Parents:
             yield
         finally:
             self._local.wait = outer
+
+    def watching(self, group: ResultSet, on_interval: OnInterval) -> OnInterval:
+        """``on_interval`` of who waits for a group, which also raises the failure of a task that must end before it.
+
+        Celery does not look there: where such a task has failed, its members are never sent. So after each look in
+        vain the earliest unfinished task before a group is asked, that of groups in groups in turn, until one of its
+        members is there.
+        """
+        behind = deque((one, self._limit) for one in _groups(group) if one.parent is not None)
+        if not behind:
+            return on_interval
+
+        def call() -> None:
+            if on_interval is not None:
+                on_interval()
+            if behind:
+                one, limit = behind.popleft()
+                if not any(map(known_meta, walk(one))) and self._one_is_unfinished(_before(one), limit):
+                    behind.append((one, 1))
+
+        return call
+
+    def _one_is_unfinished(self, nodes: list[AsyncResult], limit: int) -> bool:
+        """Whether one of these is, when the earliest ones that were not known have been asked.
+
+        Raises:
+            Exception: the error of the earliest one that has failed.
+        """
+        unfinished = {node.id: node for node in nodes if known_meta(node) is None}
+        for id, meta in self._fetch(islice(unfinished, limit)):
+            if meta is not None:
+                keep_meta(unfinished[id], meta)
+        for node in nodes:
+            meta = known_meta(node)
+            if meta is None:
+                return True
+            if meta["status"] in states.PROPAGATE_STATES:
+                node.maybe_throw()
+        return False
 
     def meta(self, waited: AsyncResult, task_id: str) -> Meta:
         """The meta of one parent of ``waited``; PENDING where it need not be known."""
@@ -107,5 +150,17 @@ class _Wait:
 
 def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[str]:
     """The ids of the chain's unfinished parents, earliest first, without the headers of chords."""
-    parents = [node for node in parents_of(waited) if not isinstance(node, ResultSet)]
-    return (node.id for node in reversed(parents) if known_meta(node) is None and node.id not in passed)
+    return (node.id for node in _before(waited) if known_meta(node) is None and node.id not in passed)
+
+
+def _before(result: ResultBase) -> list[AsyncResult]:
+    """The single tasks before a result in its chain, earliest first, without the headers of chords."""
+    return [node for node in parents_of(result) if not isinstance(node, ResultSet)][::-1]
+
+
+def _groups(group: ResultSet) -> Iterator[ResultSet]:
+    """A group and the groups in it."""
+    yield group
+    for member in group.results:
+        if isinstance(member, ResultSet):
+            yield from _groups(member)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery import states
@@ -12,6 +13,7 @@ from kombu.exceptions import DecodeError
 
 from celery_s3.codec.decoding import Decoder, Whole
 from celery_s3.codec.lazy import LazyMeta
+from celery_s3.codec.raw import frame_of
 from celery_s3.errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
 from celery_s3.interruptions import brief, reraise_interruption
 from celery_s3.metadata import SEAL, are_children, children_in, state_of
@@ -38,6 +40,17 @@ def ready(meta: Meta, ready_states: Collection[str] = states.READY_STATES) -> Me
 
 class Replaced(ResultNotRead):
     """A result was forgotten or replaced after its state was read, and before its value was."""
+
+
+class _Held:
+    """What was read of a large object, for who will want the rest."""
+
+    def __init__(self, found: Object) -> None:
+        self.found = found
+
+    def let_go_of_value(self) -> None:
+        """Keep its name and version, and no 64 KiB of a value that may never be asked for."""
+        self.found = replace(self.found, body=frame_of(self.found.body))
 
 
 class Reader:
@@ -97,7 +110,16 @@ class Reader:
         known = {"status": state, "task_id": task_id}
         if state in states.READY_STATES:
             known |= children_in(found.metadata)
-        return LazyMeta(known, lambda: self._rest(task_id, found, state), found.size, self.to_result)
+        held = _Held(found)
+        return LazyMeta(
+            known, lambda: self._rest(task_id, held.found, state), found.size, self.to_result, held.let_go_of_value
+        )
+
+    def without_value(self, task_id: str, meta: Meta) -> Meta:
+        """A final meta whose value is read again by who asks for it."""
+        state = meta["status"]
+        known: Meta = {name: meta[name] for name in ("status", "task_id", "children") if name in meta}
+        return LazyMeta(known, lambda: self._again(task_id, state), to_result=self.to_result)
 
     def meta_in(self, task_id: str, found: Object) -> Meta:
         """The meta with its value in what was read of its object."""
@@ -121,6 +143,13 @@ class Reader:
         except StoreError as exc:
             raise ResultNotRead(f"{id} was not read: {exc}", str(id)) from exc
 
+    def _again(self, task_id: str, state: str) -> Meta:
+        """The whole meta of a result that was there before; raises as :meth:`_rest` does."""
+        found = self._read(task_id, self.results.read, self.task_key(task_id))
+        if found is None:
+            raise self._replaced(task_id)
+        return self._rest(task_id, found, state)
+
     def _rest(self, task_id: str, found: Object, state: str) -> Meta:
         """The whole meta of a result whose state somebody has been told already.
 
@@ -131,15 +160,19 @@ class Reader:
         meta = pending() if whole is None else self._decoded(task_id, whole, self._result)
         if meta["status"] == state or state not in states.READY_STATES:
             return meta
-        self.changed(task_id)
-        if whole is not None and whole.about.etag == found.etag:
+        if whole is not None and whole.about.etag == found.etag and state_of(found.metadata) == state:
+            self.changed(task_id)
             raise UnreadableResult(
                 f"The object s3://{self.bucket}/{found.key} is {state} by its metadata and {meta['status']} by its"
                 f" body: celery-s3 did not write it so. Forget the result of {task_id}.",
                 task_id,
             )
+        raise self._replaced(task_id)
+
+    def _replaced(self, task_id: str) -> Replaced:
+        self.changed(task_id)
         why = f"The result of task {task_id} was forgotten or replaced while it was read: ask a new AsyncResult."
-        raise Replaced(why, task_id)
+        return Replaced(why, task_id)
 
     def _result(self, meta: Any) -> Meta:
         if not (isinstance(meta, dict) and isinstance(meta.get("status"), str) and "result" in meta):

@@ -19,12 +19,10 @@ from celery_s3.store.parallel import Pool
 
 from . import waiting
 from .members import Members
-from .parents import Parents
+from .parents import OnInterval, Parents
 from .reader import Meta, Reader, Replaced, ready
 
 __all__ = ["Waiter"]
-
-OnInterval = Callable[[], object] | None
 
 
 class Waiter:
@@ -56,12 +54,6 @@ class Waiter:
         self.get_meta = get_meta
         self.parents = Parents(self._read_parents, concurrency)
         self.members = Members(get_meta, pool)
-
-    def meta(self, asking: AsyncResult | AskingGroup, task_id: str) -> Meta:
-        """The meta of a task whose result's child, or group, is asking for it."""
-        if isinstance(asking, AskingGroup):
-            return self.members.meta(asking, task_id)
-        return self.parents.meta(asking, task_id)
 
     def one(self, task_id: str, *, timeout: float | None, interval: float | None, on_interval: OnInterval) -> Meta:
         """The meta of a task once it is finished, with its value.
@@ -116,6 +108,12 @@ class Waiter:
             if on_message is not None:
                 on_message(meta)
             yield id, meta
+
+    def answer(self, asking: AsyncResult | AskingGroup, task_id: str) -> Meta:
+        """The meta of a task that Celery asks for only because of other results, see :func:`who_asks`."""
+        if isinstance(asking, AskingGroup):
+            return self.members.meta(asking, task_id)
+        return self.parents.meta(asking, task_id)
 
     def _read_parents(self, ids: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
         for id, meta in self.pool.stream(self.reader.meta, ids):

@@ -7,7 +7,8 @@ Writing a result::
                                     else PUT If-Match: <its etag>; 412 → again
     I wrote its state before  PUT If-Match: <my etag>  → done
 
-so a stored SUCCESS is never replaced, whoever else is writing. A server without conditional writes gets a GET
+so a stored SUCCESS is never replaced, whoever else is writing; one that has expired counts as none, by the server's
+clock where this machine's might be wrong. A server without conditional writes gets a GET
 before the PUT, which is what every other backend does; and so does every server before it gets a large result, which
 goes up in parts: the precondition holds when they are put together.
 """
@@ -48,6 +49,8 @@ AT_ONCE = 8
 LOST_RACES = 5
 #: How many unfinished tasks' versions a process remembers: more than any pool runs at once.
 VERSIONS = 4096
+#: Seconds by which a clock may differ from the server's: S3 refuses what is signed by one that differs by more.
+DRIFT = 15 * 60
 
 
 #: States of a task that has not begun, or has to begin again.
@@ -90,7 +93,8 @@ class Results:
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
         expires: seconds after which a result without a term of its own reads as missing; ``None`` never.
         tagged: each result gets the tag that lifecycle rules find it by.
-        now: the time in seconds since the epoch.
+        now: the time in seconds since the epoch, by this machine's clock.
+        server_now: the same by the server's, at the price of a request; ``None``: it has this machine's.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Results:
         expires: float | None = None,
         tagged: bool = False,
         now: Callable[[], float] = time.time,
+        server_now: Callable[[], float] | None = None,
     ) -> None:
         self.store = store
         self.uploads = uploads
@@ -114,6 +119,7 @@ class Results:
         self.tagged = tagged
         self.now = now
         self._is_conditional = False
+        self.server_now = server_now or now
         #: the etags of the unfinished states that this process wrote last, by key
         self._versions: Remembered[str, str] = Remembered(VERSIONS)
 
@@ -210,7 +216,7 @@ class Results:
         Raises:
             ObjectMissing: it is gone by now.
         """
-        if self._expired(stored):
+        if self._expired_for_sure(stored):
             return False
         if stored.body == draft.body:
             return True
@@ -287,6 +293,13 @@ class Results:
     def _expired(self, found: Object) -> bool:
         end = expires_at(found, self.expires)
         return end is not None and self.now() >= end
+
+    def _expired_for_sure(self, found: Object) -> bool:
+        """Whether it has, whatever this machine's clock says: then a SUCCESS may be replaced."""
+        end = expires_at(found, self.expires)
+        if end is None or self.now() < end:
+            return False
+        return self.now() >= end + DRIFT or self.server_now() >= end
 
     # -- deleting
 
