@@ -23,7 +23,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
-from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
+from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, checked, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -72,6 +72,9 @@ class ObstoreClient(Store):
         return self._call(put, write, "patient" if put.up > _BIG else "quick")
 
     def _get(self, get: Get) -> Object:
+        return checked(self._found(get), get, self._settings)
+
+    def _found(self, get: Get) -> Object:
         self._check(get)
         key, start, length = get.key, get.start, get.length
         whole: GetOptions = {"if_match": get.if_match} if get.if_match else {}
