@@ -154,9 +154,7 @@ def test_the_bucket_holds_no_value(sealed, plain, stored):
 def test_a_process_without_keys(sealed, plain, stored):
     """It is told what it lacks, and does not write over what it cannot read."""
     result = stored(sealed(), "one")
-    why = (
-        r"^The object s3://\S+, the result of \S+, is sealed: give this process the `seal_keys` of .*\.$"
-    )
+    why = r"^The object s3://\S+, the result of \S+, is sealed: give this process the `seal_keys` of .*\.$"
     with pytest.raises(UnreadableResult, match=why):
         plain.AsyncResult(result.id).get(timeout=5)
     stored(plain, "plain", state=states.FAILURE, id=result.id)
