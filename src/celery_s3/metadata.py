@@ -3,7 +3,7 @@
 ==================  ==================  ============================================================================
 name                whose               says
 ==================  ==================  ============================================================================
-celery-state        results             the state, percent-encoded where it is not plain ASCII
+celery-state        results             the state, percent-encoded where it is not plain ASCII without spaces
 celery-task         results             the task's name
 celery-children     results             the children as JSON, where they fit
 celery-files        results             how many files the task uploaded; ``?``: nobody knows
@@ -167,7 +167,7 @@ def _is_result(found: object) -> bool:
 
 @lru_cache(maxsize=1024)  # a few states, some task names
 def _ascii(text: str) -> str:
-    return quote(text, safe="!#$&'()*+,/:;=?@[] ~<>^`{|}")
+    return quote(text, safe="!#$&'()*+,/:;=?@[]~<>^`{|}")  # no white space: HTTP trims it, signatures merge it
 
 
 # -- how long one object lives

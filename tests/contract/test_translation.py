@@ -416,3 +416,35 @@ def test_every_class_of_the_tree_is_reachable() -> None:
     # and of uploads in parts another module tells
     elsewhere = {*errors.Untrusted.__subclasses__(), errors.KeyRefused, errors.KeyUnavailable, errors.UploadMissing}
     assert leaves - elsewhere == provoked
+
+
+@pytest.mark.parametrize("verb", ["get", "create", "delete_many", "list"])
+def test_an_error_without_words(script: ScriptedServer, scripted: Callable[..., Store], verb: str) -> None:
+    """Some servers send an empty Message; the code says what is to be done."""
+    script.answer = error(503, "SlowDown", "")
+    raised = failure(scripted(), VERBS[verb])
+    assert type(raised) is Throttled
+    assert "None" not in str(raised)
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"e1"'}])
+def test_a_page_in_place_of_an_object(script: ScriptedServer, scripted: Callable[..., Store], headers: Any) -> None:
+    """A web server that answers 200 to anything does not make results look expired, or absent."""
+    script.answer = Answer(200, b"<html>", {"Content-Type": "text/html", **headers})
+    raised = failure(scripted(), VERBS["get"])
+    assert type(raised) is BadRequest
+    assert "not S3's, for it has no Last-Modified: is `endpoint_url` right?" in str(raised)
+
+
+@pytest.mark.parametrize(("etag", "same"), [('"e1"', True), ('W/"e1"', True), ("e1", True), ('"e2"', False)])
+def test_a_server_that_ignores_if_match(
+    script: ScriptedServer, scripted: Callable[..., Store], etag: str, same: bool
+) -> None:
+    """A range of another version is refused as S3 would; two versions never become one value."""
+    script.answer = Answer(206, b"de", {**stored().headers, "ETag": etag, "Content-Range": "bytes 3-4/10"})
+    store = scripted()
+    if same:
+        assert store.get("k", start=3, length=2, if_match='"e1"').body == b"de"
+    else:
+        with pytest.raises(PreconditionFailed, match="s3://scripted/k"):
+            store.get("k", start=3, length=2, if_match='"e1"')

@@ -154,10 +154,19 @@ def test_the_bucket_holds_no_value(sealed, plain, stored):
 def test_a_process_without_keys(sealed, plain, stored):
     """It is told what it lacks, and does not write over what it cannot read."""
     result = stored(sealed(), "one")
-    with pytest.raises(UnreadableResult, match=r"It is sealed: this process needs the `seal_keys`"):
+    why = r"^The object s3://\S+, the result of \S+, is sealed: give this process the `seal_keys` of .*\.$"
+    with pytest.raises(UnreadableResult, match=why):
         plain.AsyncResult(result.id).get(timeout=5)
     stored(plain, "plain", state=states.FAILURE, id=result.id)
     assert result.get(timeout=5) == "one"
+
+
+def test_white_space_in_a_state(sealed, stored):
+    """HTTP trims what a header begins and ends with; the seal binds the state, which is read as it was stored."""
+    app = sealed()
+    for state in (" PROGRESS ", "two  spaces", "tab\t"):
+        result = stored(app, {"done": 1}, state=state)
+        assert app.AsyncResult(result.id).state == state
 
 
 # -- results that are not what was written

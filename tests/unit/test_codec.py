@@ -34,7 +34,7 @@ def test_metadata_round_trip():
 def test_metadata_fits_in_headers(state, task, children):
     """Whatever the state, the task's name and the children are: ASCII, printable, within S3's 2 KB."""
     stored = result_metadata(state, task, children)
-    assert all(value.isascii() and value.isprintable() for value in stored.values())
+    assert all(value.isascii() and value.isprintable() and value == value.strip() for value in stored.values())
     assert sum(len(name) + len(value) for name, value in stored.items()) <= 2048
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -34,6 +35,50 @@ def packed(payload, method="gzip", threshold=0):
 
 def is_packed(body):
     return body.startswith(COMPRESSED_PAYLOAD_MAGIC)
+
+
+# -- bombs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bomb(method):
+    """No more comes out of it than is allowed, and what is refused takes no memory."""
+    body = COMPRESSED_PAYLOAD_MAGIC + method.encode() + b"\0" + registry.compress(bytes(200_000_000), method)[0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match=r"more than 20,000,000 bytes .* `decompression_limit`"):
+            decompress_payload(body, 20_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(decompress_payload(body, 200_000_000)) == 200_000_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bound_is_exact(method, monkeypatch):
+    """As many bytes as are allowed come out, and a hundred times those stored always do; cut streams do not."""
+    head = COMPRESSED_PAYLOAD_MAGIC + method.encode() + b"\0"
+    body = head + registry.compress(bytes(1_000_000), method)[0]
+    assert len(decompress_payload(body, 1_000_000)) == 1_000_000
+    with pytest.raises(DecodeError):
+        decompress_payload(body, 999_999)
+    with pytest.raises(DecodeError):
+        decompress_payload(body[:-1])
+    noise = head + registry.compress(os.urandom(100_000) * 2, method)[0]
+    assert len(decompress_payload(noise, 0)) == 200_000
+
+
+def test_what_nobody_would_decompress_is_not_compressed(monkeypatch):
+    """An honest result never meets the bound."""
+    monkeypatch.setattr("celery_s3.codec.compression.LIMIT", 1_000_000)
+    assert is_packed(packed(bytes(1_000_000), "bzip2"))
+    assert not is_packed(packed(bytes(1_000_001), "bzip2"))
+
+
+def test_two_streams():
+    """One behind the other, as some compressors write them, are one payload."""
+    body = registry.compress(b"a" * 1000, "bzip2")[0] + registry.compress(b"b" * 1000, "bzip2")[0]
+    assert decompress_payload(COMPRESSED_PAYLOAD_MAGIC + b"application/x-bz2\0" + body) == b"a" * 1000 + b"b" * 1000
 
 
 # -- what is compressed

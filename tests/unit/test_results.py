@@ -200,7 +200,7 @@ def test_losing_for_ever():
 
     store = MemoryStore(before=overtake)
     store._objects = rival._objects
-    with pytest.raises(Conflict, match=f"{LOST_RACES} other writers"):
+    with pytest.raises(Conflict, match=f"s3://[^/]+/.*: {LOST_RACES} other writers"):
         write(results_over(store), "SUCCESS")
     assert verbs(store).count("PUT") == LOST_RACES + 1
 
@@ -341,7 +341,7 @@ def test_large_body_against_a_state():
 def test_large_body_that_always_loses():
     """It gives up with an error, after a bounded number of tries, and nothing is left."""
     store = overtaken("RETRY", 100)
-    with pytest.raises(Conflict, match=f"{LOST_RACES} other writers"):
+    with pytest.raises(Conflict, match=f"s3://[^/]+/.*: {LOST_RACES} other writers"):
         write_large(results_over(store), "SUCCESS")
     assert verbs(store).count("COMPLETE") == LOST_RACES + 1
     assert store.uploads == {}

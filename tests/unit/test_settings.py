@@ -399,6 +399,11 @@ def test_an_empty_base_path_hides_a_weaker_one():
 # -- the AWS environment
 
 
+def test_the_scheme_of_an_endpoint_is_written_in_any_case():
+    """As URLs have it; obstore takes it in lower case alone."""
+    assert from_dict(endpoint_url="HTTP://Host:9000/path/").endpoint_url == "http://Host:9000/path"
+
+
 def test_regions_and_endpoints_of_the_environment_have_an_order(monkeypatch, home):
     """AWS_REGION, AWS_DEFAULT_REGION, profile; AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, services section, profile."""
     aws_file(

@@ -9,6 +9,7 @@ from base64 import b64decode
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from celery_s3 import typed
 from celery_s3.errors import NotDecodable, NotEncodable
+from celery_s3.typed import registry
 
 np = pytest.importorskip("numpy")
 pa = pytest.importorskip("pyarrow")
@@ -356,3 +358,35 @@ def test_package_that_is_missing():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for line, package in zip(done.stdout.splitlines(), ["numpy", "pandas"], strict=True):
         assert f"needs {package}, which cannot be imported" in line
+
+
+# -- what a payload may import
+
+
+def test_a_name_that_is_none_of_ours_imports_nothing():
+    """Not even a package that we know types of."""
+    code = """
+import sys
+from celery_s3 import typed
+from celery_s3.errors import NotDecodable
+before = set(sys.modules)
+for name in ("pandas.x", "pandas", "pandas.frame.x", "numpy.Array", "pyarrow.", "celery_s3.files", "os.system"):
+    try:
+        typed.loads('{"$type": "%s", "value": null}' % name)
+    except NotDecodable as exc:
+        assert "no type is registered" in str(exc), exc
+    else:
+        raise AssertionError(name)
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_names_of_our_types_are_known_without_their_packages():
+    """The table has exactly those that the modules define."""
+    defined = {}
+    for module in set(registry._MODULES.values()):
+        for name, *_ in import_module(f"celery_s3.typed.{module}").TYPES:
+            defined[name] = module
+    assert defined == registry._MODULES

@@ -92,7 +92,7 @@ class S3Backend(ResultBackend):
         self._encoder = Encoder(
             self.files_of_tasks.encoded, self.content_type, self.compression, self.settings.compression_threshold
         )
-        self._decoder = Decoder(self.content_type, self.accept)
+        self._decoder = Decoder(self.content_type, self.accept, self.settings.decompression_limit)
         self.results = Results(
             self.store,
             self.uploads,

@@ -81,6 +81,7 @@ class Messages:
     ) -> None:
         self._store, self._pool, self._clock = store, pool, clock
         self._compression, self._compression_threshold = compression, settings.compression_threshold
+        self._decompression_limit = settings.decompression_limit
         self._names = Names(settings)
         self._prefix = keys.Layout(settings.base).messages
         self._where = f"s3://{settings.bucket}/{self._prefix}"
@@ -137,7 +138,7 @@ class Messages:
                 " process needs the `seal_keys` of whoever sent it; else find out who writes there"
             )
         try:
-            return decompress_payload(body)
+            return decompress_payload(body, self._decompression_limit)
         except DecodeError as exc:
             raise MessageNotRead(f"{self._where}{name} cannot be decompressed: {exc}") from exc
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from kombu.compression import compress, encoders, get_decoder, get_encoder
 from kombu.exceptions import DecodeError
@@ -16,7 +17,7 @@ from kombu.utils.encoding import str_to_bytes
 from celery_s3.errors import ConfigurationError, NotDecompressed
 from celery_s3.interruptions import brief, reraise_interruption
 
-__all__ = ["COMPRESSED_PAYLOAD_MAGIC", "compress_payload", "compression_method", "decompress_payload"]
+__all__ = ["COMPRESSED_PAYLOAD_MAGIC", "LIMIT", "compress_payload", "compression_method", "decompress_payload"]
 
 COMPRESSED_PAYLOAD_MAGIC = b"\x00celery-compressed\x00"
 
@@ -26,6 +27,9 @@ WORTH = 0.9
 SAMPLED = 1024 * 1024
 #: A sample has so many pieces of so many bytes, from all over the payload.
 PIECES, PIECE = 16, 4096
+#: Bytes that may come out of anything compressed, however small it is (the default of `decompression_limit`), and how
+#: many times its own size. A kilobyte of bzip2 could fill the memory otherwise.
+LIMIT, TIMES = 128 * 1024 * 1024, 100
 #: Bytes in which a method's content type ends.
 LONGEST_NAME = 128
 
@@ -64,6 +68,8 @@ def compression_method(name: str | None, setting: str = "result_compression") ->
 def compress_payload(payload: bytes | str, method: str, threshold: int) -> tuple[bytes, ...]:
     """A payload as it is to be stored, in one piece or two: they are not joined, which would take as much memory again.
 
+    What no reader would decompress, since it became so much smaller, stays as it is.
+
     Arguments:
         method: kombu's name of it.
         threshold: bytes below which nothing is compressed.
@@ -74,15 +80,20 @@ def compress_payload(payload: bytes | str, method: str, threshold: int) -> tuple
     if len(plain) < threshold or (len(plain) >= SAMPLED and not _helps(plain, method)):
         return (plain,)
     packed = _packed(plain, method)
-    return packed if sum(map(len, packed)) <= WORTH * len(plain) else (plain,)
+    size = sum(map(len, packed))
+    return packed if size <= WORTH * len(plain) and len(plain) <= _most(size, LIMIT) else (plain,)
 
 
-def decompress_payload(payload: bytes) -> bytes:
+def decompress_payload(payload: bytes, limit: int = LIMIT) -> bytes:
     """The payload as it was before :func:`compress_payload`; one without the marker is returned as it is.
+
+    Arguments:
+        limit: bytes that may come out of it, where they are more than 100 times its own. Methods that an application
+            has added to kombu's registry are not bounded.
 
     Raises:
         NotDecompressed: kombu needs a package for it.
-        kombu.exceptions.DecodeError: it is not what that method has made.
+        kombu.exceptions.DecodeError: it is not what that method has made, or more than the limit.
     """
     if not payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
         return payload
@@ -95,11 +106,47 @@ def decompress_payload(payload: bytes) -> bytes:
         body = bytes(body)
     handled = sys.exception()
     try:
-        restored: bytes = decoder(body)
+        return _restored(decoder, body, _most(len(payload), limit))
     except Exception as exc:  # every compressor has errors of its own
         reraise_interruption(exc, handled)
         raise DecodeError(f"compressed with {method!r}: {brief(exc)}") from exc
-    return restored
+
+
+def _most(size: int, limit: int) -> int:
+    return max(limit, TIMES * size)
+
+
+def _restored(decoder: Callable[[memoryview | bytes], bytes], body: memoryview | bytes, most: int) -> bytes:
+    new = _streaming(decoder)
+    if new is None:
+        return decoder(body)
+    pieces, left = [], most
+    while True:  # one stream may follow another
+        stream = new()
+        if hasattr(stream, "process"):  # brotli's
+            piece, ended = stream.process(bytes(body), output_buffer_limit=left + 1), stream.is_finished()
+        else:
+            piece, ended = stream.decompress(body, left + 1), stream.eof
+        left -= len(piece)
+        if left < 0:
+            raise ValueError(f"more than {most:,} bytes come out of {len(body):,}; raise `decompression_limit`")
+        if not ended:
+            raise ValueError("it is cut")
+        pieces.append(piece)
+        body = getattr(stream, "unused_data", b"")
+        if not body:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+#: What the libraries of kombu's own methods call what decompresses up to so many bytes.
+_STREAMS = ("decompressobj", "BZ2Decompressor", "LZMADecompressor", "ZstdDecompressor", "Decompressor")
+
+
+def _streaming(decoder: Callable[[memoryview | bytes], bytes]) -> Callable[[], Any] | None:
+    library = sys.modules.get(str(getattr(decoder, "__module__", "")))
+    if getattr(library, "decompress", None) is not decoder:
+        return None  # a method of the application's own
+    return next((getattr(library, name) for name in _STREAMS if hasattr(library, name)), None)
 
 
 def _decoder(method: str) -> Callable[[memoryview | bytes], bytes]:

@@ -19,7 +19,7 @@ from celery_s3.store.api import Object
 
 from . import raw
 from .chunks import LARGE
-from .compression import decompress_payload
+from .compression import LIMIT, decompress_payload
 
 __all__ = ["Decoder", "Whole"]
 
@@ -62,11 +62,13 @@ class Decoder:
     Arguments:
         content_type: of this process' `result_serializer`, for what declares none that names a serializer.
         accept: the content types of `result_accept_content`; ``None`` accepts all.
+        limit: bytes that may come out of what is compressed, see `decompress_payload`.
     """
 
-    def __init__(self, content_type: str, accept: Collection[str] | None) -> None:
+    def __init__(self, content_type: str, accept: Collection[str] | None, limit: int = LIMIT) -> None:
         self.content_type = content_type
         self.accept = accept
+        self._limit = limit
 
     def loads(self, payload: bytes, content_type: str = "") -> Any:
         """Decode a payload of the given type."""
@@ -101,7 +103,7 @@ class Decoder:
     def _loads(self, payload: bytes, content_type: str) -> Any:
         """Of a large body that nobody else holds, no more than two copies are in memory, its value included."""
         if payload.startswith(b"\x00"):  # one of the magics; no serializer begins so
-            payload = decompress_payload(payload)
+            payload = decompress_payload(payload, self._limit)
             if payload.startswith(raw.MAGIC):
                 frame = raw.frame_of(payload)
                 return self._joined(frame, payload[len(frame) :])

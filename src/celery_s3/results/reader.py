@@ -197,11 +197,13 @@ class Reader:
         name = f"s3://{self.bucket}/{about.key}"
         if isinstance(exc, NotDecompressed):
             return f"The object {name}, the result of {id}, cannot be read: {exc}."
-        message = (
+        if SEAL in about.metadata:
+            return (
+                f"The object {name}, the result of {id}, is sealed: give this process the `seal_keys` of whoever wrote"
+                " it."
+            )
+        return (
             f"The object {name} ({about.size} bytes, {about.content_type or 'no content type'}) is not a result that"
             f" this process can read as {self.decoder.content_type}: {brief(exc)}. Use the `result_serializer` of"
             f" whoever wrote it and allow it in `result_accept_content`, or forget the result of {id}."
         )
-        if SEAL in about.metadata:
-            message += " It is sealed: this process needs the `seal_keys` of whoever wrote it."
-        return message

@@ -152,7 +152,7 @@ class Results:
             return self._write_after_reading(draft)
         etag = self._versions.get(key)
         precondition: Precondition = Match(etag) if etag else CREATE
-        large = isinstance(body, Chunks)
+        large, bucket = isinstance(body, Chunks), ""
         look = large or (rerun and not etag)
         for _ in range(1 + LOST_RACES):
             if look:
@@ -163,8 +163,8 @@ class Results:
                 precondition = stored
             try:
                 etag = self._put(draft, precondition)
-            except PreconditionFailed:
-                look = True
+            except PreconditionFailed as refusal:
+                look, bucket = True, refusal.bucket
             except Conflict:
                 if not large:
                     raise  # the store has tried again
@@ -174,7 +174,7 @@ class Results:
                 else:
                     self._versions.put(key, etag)
                 return Outcome.WRITTEN
-        raise _always_refused(key, precondition)
+        raise _always_refused(key, precondition, bucket)
 
     def _write_after_reading(self, draft: _Draft) -> Outcome:
         if self._replaceable(draft) is Outcome.KEPT:
@@ -267,14 +267,15 @@ class Results:
                 return self._joined(found)
             except ObjectMissing:
                 return None
-            except PreconditionFailed:
-                pass  # outside of this handler, for the error still holds what was read of the old version
+            except PreconditionFailed as exc:
+                # the rest outside of this handler, for the error still holds what was read of the old version
+                bucket = exc.bucket
             again = self.read(found.key)
             if again is None:
                 return None
             found = again
         why = f"its parts were refused {1 + LOST_RACES} times, each time as those of another version than its beginning"
-        raise Conflict(why, operation="get", key=found.key)
+        raise Conflict(why, "get", bucket, found.key)
 
     def _joined(self, found: Object) -> Whole:
         frame = raw.frame_of(found.body)
@@ -309,10 +310,10 @@ class Results:
         self.store.delete(key)
 
 
-def _always_refused(key: str, precondition: Precondition) -> Conflict:
+def _always_refused(key: str, precondition: Precondition, bucket: str) -> Conflict:
     if precondition is CREATE:
         # SeaweedFS takes the directory of longer keys for an object.
         why = "a create is refused, yet there is no such object: does another id begin with this one and a slash?"
     else:
         why = f"{LOST_RACES} other writers came first"
-    return Conflict(why, operation="put", key=key)
+    return Conflict(why, "put", bucket, key)

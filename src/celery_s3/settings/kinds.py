@@ -230,7 +230,7 @@ class Endpoint(Kind):
             right = False
         if not right:
             raise Wrong(f"{shown(text)} is not an endpoint: give {self.says}, as http://localhost:9000")
-        return text.rstrip("/")
+        return parts._replace(scheme=parts.scheme).geturl().rstrip("/")  # the scheme in lower case
 
 
 class BasePath(Kind):

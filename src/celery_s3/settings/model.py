@@ -120,6 +120,8 @@ class Settings:
     chord_resend: bool = True
     #: bytes below which nothing is compressed; default: 4 KiB
     compression_threshold: int = 4096
+    #: bytes that may come out of what is compressed, where they are more than 100 times those stored; default: 128 MiB
+    decompression_limit: int = 128 * 1024 * 1024
     #: bytes of a message's body above which its arguments go to S3; default: 128 KiB
     message_threshold: int = 128 * 1024
     #: what removes such arguments, a lifecycle rule alone or the task's success before that; default: lifecycle

@@ -158,6 +158,12 @@ _ALL = [
         "Bytes below which nothing is [compressed](compression.md), whatever `result_compression` says.",
     ),
     Option(
+        "decompression_limit",
+        Number(1024 * 1024, 1024 * 1024 * 1024 * 1024),
+        "Bytes that may come out of anything [compressed](compression.md), or 100 times those stored if that is more:"
+        " whoever may write to the bucket cannot fill the memory with a kilobyte.",
+    ),
+    Option(
         "message_threshold",
         Number(4096, 16 * 1024 * 1024),
         "Bytes of a [message](large-messages.md) above which its arguments go to S3, by a serializer `s3+…`.",

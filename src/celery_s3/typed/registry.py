@@ -15,9 +15,17 @@ __all__ = ["register", "type_named", "type_of"]
 
 T = TypeVar("T")
 
-#: The module of this folder that knows a package's types, loaded with the first of them: it imports the package. Their
-#: names start with the package's.
-_FAMILIES = {"numpy": "arrays", "pyarrow": "tables", "pandas": "frames", "celery_s3": "files"}
+#: Our types of other packages, and the module of this folder that knows each: it imports the package, and is loaded for
+#: one of these names alone. Whatever else a payload says imports nothing.
+_MODULES = {
+    "celery_s3.file": "files",
+    "numpy.array": "arrays",
+    "numpy.scalar": "arrays",
+    "pandas.frame": "frames",
+    "pyarrow.table": "tables",
+}
+#: The same by package, for classes: theirs is imported already.
+_FAMILIES = {name.partition(".")[0]: module for name, module in _MODULES.items()}
 _RESERVED = ("py", *_FAMILIES)
 
 
@@ -48,7 +56,7 @@ def type_of(cls: type) -> Type | None:
         ImportError: its package needs another one to be stored, as pandas needs pyarrow.
     """
     found = _by_class.get(cls)
-    if found is None and _load_family(str(cls.__module__)):
+    if found is None and _load(_FAMILIES.get(_package(cls))):
         found = _by_class.get(cls)
     return found
 
@@ -60,17 +68,20 @@ def type_named(name: str) -> Type | None:
         ImportError: it needs a package that is not installed here.
     """
     found = _by_name.get(name)
-    if found is None and _load_family(name):
+    if found is None and _load(_MODULES.get(name)):
         found = _by_name.get(name)
     return found
 
 
-def _load_family(dotted: str) -> bool:
-    """Add our types of the package that a class' module, or a type's name, begins with; whether there are any."""
-    family = _FAMILIES.get(dotted.partition(".")[0])
-    if family is None:
+def _package(cls: type) -> str:
+    return str(cls.__module__).partition(".")[0]
+
+
+def _load(module: str | None) -> bool:
+    """Add the types of a module of this folder; whether there is one."""
+    if module is None:
         return False
-    for name, classes, encode, decode in import_module(f"{__package__}.{family}").TYPES:
+    for name, classes, encode, decode in import_module(f"{__package__}.{module}").TYPES:
         _add(name, classes, encode, decode)
     return True
 
@@ -141,7 +152,7 @@ def _check_free(cls: type, name: str) -> None:
             f" {', '.join(_RESERVED)} and a dot; take one as 'shop.order'"
         )
     with suppress(ImportError):
-        _load_family(cls.__module__)
+        _load(_FAMILIES.get(_package(cls)))
     by_name, by_class = _by_name.get(name), _by_class.get(cls)
     if by_name is not None and not _same(by_name.cls, cls):
         raise ValueError(f"{name!r} is the name of {by_name.cls!r} already: give {cls!r} another one")

@@ -44,7 +44,7 @@ from .boto3_errors import call, from_error
 from .session import client_factory
 from .stuck import break_connection
 from .timeouts import by_size, long
-from .translate import Operation, check_headers, cut, error_of, path_style
+from .translate import Operation, check_headers, checked, cut, error_of, path_style
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
@@ -140,6 +140,9 @@ class Boto3Client(Bucket):
         return {**self._common, "Key": request.key, "UploadId": request.upload_id}
 
     def _get(self, get: Get) -> Object:
+        return checked(self._found(get), get, self._settings)
+
+    def _found(self, get: Get) -> Object:
         condition = {"IfMatch": get.if_match} if get.if_match else {}
         if not get.start and get.length is None:
             return self._read(get, condition)

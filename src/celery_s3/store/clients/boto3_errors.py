@@ -92,7 +92,7 @@ def translated(exc: BaseException, asked: Asked, settings: Settings) -> StoreErr
 
 def from_error(entry: Mapping[str, Any], asked: Asked, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
-    return Answer(None, entry.get("Code", ""), entry.get("Message", "")).error(asked, settings)
+    return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(asked, settings)
 
 
 def _kind(exc: BaseException) -> type[StoreError]:
@@ -102,10 +102,10 @@ def _kind(exc: BaseException) -> type[StoreError]:
 def _of_answer(response: Mapping[str, Any], asked: Asked, settings: Settings) -> StoreError:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status, headers = metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
-    code = str(error.get("Code", ""))
+    code = str(error.get("Code") or "")
     region = error.get("Region") or headers.get("x-amz-bucket-region", "")
     if code and not code.isdigit():
-        return Answer(status, code, error.get("Message", ""), region).error(asked, settings)
+        return Answer(status, code, error.get("Message") or "", region).error(asked, settings)
     # botocore found no code, and put the status in its place
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     if has_body and "xml" in headers.get("content-type", ""):

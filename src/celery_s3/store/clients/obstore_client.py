@@ -22,7 +22,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
 from .timeouts import SMALL, brief, by_size, long
-from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
+from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, checked, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -98,6 +98,9 @@ class ObstoreClient(Store):
         return answer["e_tag"] or ""
 
     def _get(self, store: S3Store, get: Get) -> Object:
+        return checked(self._read(store, get), get, self._settings)
+
+    def _read(self, store: S3Store, get: Get) -> Object:
         key, start, length = get.key, get.start, get.length
         whole: GetOptions = {"if_match": get.if_match} if get.if_match else {}
         if not start and length is None:

@@ -25,7 +25,7 @@ from celery_s3.errors import (
 )
 from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
-from celery_s3.store.requests import CompleteUpload, Match, Object, Put, Request
+from celery_s3.store.requests import CompleteUpload, Get, Match, Object, Put, Request
 
 __all__ = [
     "ROUTINE",
@@ -35,6 +35,7 @@ __all__ = [
     "Operation",
     "answered",
     "check_headers",
+    "checked",
     "cut",
     "error_of",
     "meaning",
@@ -223,6 +224,8 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     for name, value in metadata.items():
         if not _NAME.fullmatch(name) or not _PRINTABLE_ASCII.fullmatch(value):
             return f"the metadata {name!r} is not printable ASCII"
+        if value != value.strip():
+            return f"the metadata {name!r} begins or ends with white space, which would not arrive"
     return "" if _PRINTABLE_ASCII.fullmatch(content_type) else "the content type is not printable ASCII"
 
 
@@ -242,3 +245,22 @@ def cut(found: Object, start: int, length: int | None) -> Object:
     if start and not found.complete:
         return found
     return replace(found, body=found.body[start : None if length is None else start + length])
+
+
+def checked(found: Object, get: Get, settings: Settings) -> Object:
+    """What was found, if it is what was asked for and S3 has answered it.
+
+    Raises:
+        PreconditionFailed: it is another version: not every server looks at If-Match.
+        BadRequest: S3 always says when an object was written; without it, all would count as expired.
+    """
+    if get.if_match and found.etag and _bare(found.etag) != _bare(get.if_match):
+        raise PreconditionFailed("", get.operation, settings.bucket, get.key)
+    if not found.modified.timestamp():  # the clients' word for none
+        why = "the answer is not S3's, for it has no Last-Modified: is `endpoint_url` right?"
+        raise error_of(BadRequest, get, settings, why, 200)
+    return found
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
