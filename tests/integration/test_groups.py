@@ -187,6 +187,27 @@ def test_values_for_a_callback_are_let_go_of(counted, group, spends):
         assert len(result.get(timeout=10)) == 16
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's Redis backend
+def test_no_more_is_kept_for_a_callback_than_by_redis(counted, stored, redis_url):
+    """Celery's Redis backend keeps the values until the group is gone; here they are not kept in the first place."""
+
+    def kept(app):
+        result = app.GroupResult(uuid(), [stored(app, "x" * 1_000_000) for _ in range(8)])
+        tracemalloc.start()
+        try:
+            result.get(timeout=10, callback=lambda id, value: None)
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    redis = celery.Celery("redis", backend=redis_url, set_as_current=False)
+    try:
+        assert kept(redis) > 7_000_000
+    finally:
+        redis.close()
+    assert kept(counted()) < 1_000_000
+
+
 def test_small_values_for_a_callback(counted, group, spends):
     """Small ones are let go of too; a failure, and what was known before, stays."""
     app = counted()

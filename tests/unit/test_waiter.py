@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from celery.exceptions import TimeoutError
 
@@ -91,6 +93,26 @@ def test_large_ones_come_with_their_values(pool, size):
     assert not stored["a"].partial
     lazy = LazyMeta({"status": "SUCCESS"}, lambda: meta(6), size)
     assert waiter(pool, {"a": lazy}).one("a", timeout=0, interval=None, on_interval=None)["result"] == 6
+
+
+def test_not_all_values_ahead_of_the_caller(pool, monkeypatch):
+    """No more values are fetched than a slow caller takes, up to so many bytes; each comes whole all the same."""
+    monkeypatch.setattr("celery_s3.results.waiter.AHEAD", 250)
+    fetched, taken = [], []
+
+    def value(id):
+        def load():
+            fetched.append(id)
+            return meta(id)
+
+        return LazyMeta({"status": "SUCCESS"}, load, 100)
+
+    waits = waiter(pool, {id: value(id) for id in "abcdefghijkl"})
+    for id, found in waits.many("abcdefghijkl", timeout=0):
+        taken.append((id, found["result"]))
+        time.sleep(0.005)
+        assert len(fetched) <= len(taken) + 2
+    assert sorted(taken) == [(id, id) for id in "abcdefghijkl"]
 
 
 def test_replaced_in_between(pool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from contextlib import suppress
@@ -23,6 +24,10 @@ from .parents import OnInterval, Parents
 from .reader import Meta, Reader, Replaced, ready
 
 __all__ = ["Waiter"]
+
+#: Bytes of objects that are fetched in parallel and not taken by the caller yet; what is beyond waits until it is asked
+#: for by the caller's thread.
+AHEAD = 128 * 1024 * 1024
 
 
 class Waiter:
@@ -134,6 +139,9 @@ class _Look:
         self._waiter = waiter
         self._ready_states = ready_states
         self._deadline = deadline
+        self._lock = threading.Lock()
+        #: the bytes of large objects that were fetched ahead, by id
+        self._ahead: dict[str, int] = {}
 
     def remembered(self, id: str) -> Meta | None:
         try:
@@ -148,13 +156,25 @@ class _Look:
                 raise meta
             # A large value is fetched in this thread: in one of the pool's, its parts would come one after the other.
             yield id, self._finished(meta, inf)
+            del meta
+            self._ahead.pop(id, None)
 
     def _read(self, id: str) -> Meta | None:
         meta = self.remembered(id)
         if meta is None:
             with retried_until(self._deadline):
                 meta = self._waiter.reader.meta(id)
-        return self._finished(meta, LARGE)
+        return self._finished(meta, self._room_for(id, meta))
+
+    def _room_for(self, id: str, meta: Meta) -> float:
+        """The bytes of the largest object that may be fetched now, for one that is large."""
+        if not is_partial(meta):
+            return inf
+        with self._lock:
+            room = min(LARGE, AHEAD - sum(self._ahead.values()))
+            if meta.size <= room:
+                self._ahead[id] = meta.size
+        return room
 
     def _finished(self, meta: Meta | None, up_to: float) -> Meta | None:
         """The meta if it is ready, with its value if its object has no more than ``up_to`` bytes."""
