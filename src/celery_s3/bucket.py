@@ -81,7 +81,7 @@ def _traced(store: Bucket, tally: Tally, settings: Settings) -> Bucket:
 def _sealed(store: Store, uploads: Writer, settings: Settings) -> tuple[Store, Writer]:
     if not settings.seal_keys:
         return store, uploads
-    from celery_s3.sealing.store import sealing  # imported where it is used
+    from celery_s3.sealing.wrapper import sealing  # imported where it is used
     from celery_s3.sealing.writer import SealingWriter
 
     sealed = sealing(store, settings)

@@ -208,7 +208,7 @@ def party(make_app, monkeypatch):
     """``party(proxy, **conf)``"""
     monkeypatch.setattr(claim, "SHORTEST_LEASE", 0.3)
     monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
-    monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
+    monkeypatch.setattr("celery_s3.expiry.stale_uploads.DAY", 0)
     deleted = []
     monkeypatch.setattr(Routing, "send", noting(Routing.send, deleted))
     return lambda proxy, **conf: Party(make_app(proxy, **(CONF | conf)), proxy, deleted)

@@ -58,7 +58,7 @@ from celery_s3.results.write_once import Results
 from celery_s3.sealing.ciphers import Broken
 from celery_s3.sealing.format import Header
 from celery_s3.sealing.keyring import KeyRing, StaticKey
-from celery_s3.sealing.store import Sealing
+from celery_s3.sealing.wrapper import Sealing
 from celery_s3.settings import Settings
 from celery_s3.store.clients import boto3_errors
 from celery_s3.store.clients.obstore_errors import Failure

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import AccessDenied, BadRequest, Interrupted, ServerFault
 from celery_s3.expiry.clock import server_clock
+from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.sweep import Sweep, areas
 from celery_s3.expiry.terms import DAY, Terms
-from celery_s3.expiry.uploads import StaleUploads
 from celery_s3.keys import Layout
 from celery_s3.metadata import expires_at, result_metadata, term_asked, term_metadata, term_of
 from celery_s3.store.api import Object

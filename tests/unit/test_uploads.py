@@ -25,7 +25,7 @@ from celery_s3.errors import (
 )
 from celery_s3.metadata import SEAL
 from celery_s3.sealing.format import SEGMENT, plain_size, stored_size
-from celery_s3.sealing.store import sealing
+from celery_s3.sealing.wrapper import sealing
 from celery_s3.sealing.writer import SealingWriter
 from celery_s3.settings import Secret, Settings
 from celery_s3.store import uploads

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
     from celery_s3.expiry.service import Expiry
     from celery_s3.expiry.sweep import Sweep
-    from celery_s3.files.store import Files
+    from celery_s3.files.objects import Files
 
 __all__ = ["S3Backend"]
 

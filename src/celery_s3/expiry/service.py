@@ -16,9 +16,9 @@ from celery_s3.store.clients.control import Control
 
 from . import clock
 from .rules import Rule, covers, wanted
+from .stale_uploads import StaleUploads
 from .sweep import CAREFUL, Sweep, Swept, areas
 from .terms import Terms
-from .uploads import StaleUploads
 
 __all__ = ["Expiry"]
 

@@ -29,8 +29,8 @@ from celery_s3.store.counting import pages
 from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
+from .stale_uploads import StaleUploads
 from .terms import SLACK, Terms
-from .uploads import StaleUploads
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 

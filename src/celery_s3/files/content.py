@@ -21,7 +21,7 @@ from .pointer import Pointer, check_content_type, check_name, clean_name
 from .source import PathSource, Source, StreamSource, check_size
 
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = ["Content", "Damaged", "Local", "Remote"]
 

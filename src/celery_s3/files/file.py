@@ -25,8 +25,8 @@ from .content import Content, Damaged, Local, Remote
 from .pointer import Pointer
 
 if TYPE_CHECKING:
+    from .objects import Files
     from .reading import Progress
-    from .store import Files
 
 __all__ = ["S3File"]
 

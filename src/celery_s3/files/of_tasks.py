@@ -20,7 +20,7 @@ from .whose import last_used, sending, storing
 
 # The rest is imported where it is used: most results have no files.
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = ["FilesOfTasks", "transient"]
 
@@ -65,7 +65,7 @@ class FilesOfTasks:
     @cached_property
     def files(self) -> Files:
         """To write, read and delete them."""
-        from .store import Files
+        from .objects import Files
 
         bucket = self._bucket
         return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self._uploaded)

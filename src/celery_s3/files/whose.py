@@ -17,7 +17,7 @@ from celery.signals import before_task_publish
 from celery_s3.celery_private import current_task
 
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = [
     "backend_in_use",

@@ -14,8 +14,8 @@ from typing import Any
 
 from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
+from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.terms import Terms
-from celery_s3.expiry.uploads import StaleUploads
 from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload

@@ -19,7 +19,7 @@ from itertools import chain
 from celery.states import READY_STATES
 
 from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
-from celery_s3.files.store import Files, written
+from celery_s3.files.objects import Files, written
 from celery_s3.keys import RESULTS, Layout, file_folder
 from celery_s3.metadata import files_in, state_of, task_of
 from celery_s3.store.api import PAGE, Entry, Object, Store, batches

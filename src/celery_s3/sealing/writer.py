@@ -10,7 +10,7 @@ from celery_s3.store.pieces import measured
 from celery_s3.store.uploads import new_mark
 
 from .format import sealed_chunks, stored_size
-from .store import Sealing
+from .wrapper import Sealing
 
 __all__ = ["SealingWriter"]
 
