@@ -154,7 +154,7 @@ class Party:
             raise OSError("the disk")
 
         with pytest.raises(OSError, match="the disk"):
-            self.backend.uploads.write(key, chunks())
+            self.backend.writer.write(key, chunks())
 
     def stuck(self):
         """A chord whose members have delivered their parts, a failure among them, and then died; its result."""

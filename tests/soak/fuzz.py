@@ -65,7 +65,7 @@ from celery_s3.store.clients.obstore_errors import Failure
 from celery_s3.store.clients.translate import Operation
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 SECONDS = 5
 MEMORY = 1 << 30
@@ -118,7 +118,7 @@ def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callabl
     """Reads a result whose body is the input, as ``AsyncResult`` does."""
     store, body_decoder = MemoryStore(), BodyDecoder(content_type, {content_type})
     pool = Pool(1)
-    results = Results(store, Uploads(store, pool), Always(), pool, state_in=body_decoder.state_in)
+    results = Results(store, MultipartWriter(store, pool), Always(), pool, state_in=body_decoder.state_in)
     read = Reader(
         results,
         body_decoder,

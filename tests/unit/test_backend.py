@@ -33,7 +33,7 @@ from celery_s3.metadata import files_in
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 
 class Conditional:
@@ -44,7 +44,7 @@ class Conditional:
 @pytest.fixture
 def store(monkeypatch):
     store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, Uploads(store, pool), Tally(), Conditional(), pool)
+    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
     monkeypatch.setattr(s3, "open_store", lambda settings: opened)
     return store
 

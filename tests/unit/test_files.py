@@ -34,7 +34,7 @@ from celery_s3.keys import FILES, file_folder
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 DATA = b"%PDF-1.7 " + bytes(range(256)) * 3
 SERIALIZERS = ["json", "pickle", "typed+json"]
@@ -56,7 +56,7 @@ def _as_in_a_new_process():
 @pytest.fixture
 def store(monkeypatch):
     store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, Uploads(store, pool), Tally(), Conditional(), pool)
+    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
     monkeypatch.setattr(s3, "open_store", lambda settings: opened)
     return store
 

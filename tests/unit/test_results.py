@@ -23,17 +23,17 @@ from celery_s3.results.write_once import (
     LOST_RACES,
     PART_BYTES,
     VERSIONS,
-    Outcome,
     Results,
+    WriteOutcome,
 )
 from celery_s3.store import deadline
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.retrying import Retrying
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 KEY = "celery-task-meta-job"
-WRITTEN, KEPT = Outcome.WRITTEN, Outcome.KEPT
+WRITTEN, KEPT = WriteOutcome.WRITTEN, WriteOutcome.KEPT
 
 
 class Server:
@@ -52,7 +52,7 @@ def state_in(whole):
 
 def results_over(store, supported=True, **kwargs):
     pool = Pool(1)
-    return Results(store, Uploads(store, pool), Server(supported), pool, state_in=state_in, **kwargs)
+    return Results(store, MultipartWriter(store, pool), Server(supported), pool, state_in=state_in, **kwargs)
 
 
 def write(results, state, body=b"", key=KEY):

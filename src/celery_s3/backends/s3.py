@@ -73,7 +73,7 @@ class S3Backend(ResultBackend):
         self.terms = Terms.of(self.app.conf, self.expires)
         self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
-        self._plain_store, self.uploads = opened.plain, opened.uploads
+        self._plain_store, self.writer = opened.plain, opened.writer
         self._reporter = Reporter(self.tally, self.settings)
         self.files_of_tasks = FilesOfTasks(
             opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.task_key
@@ -88,7 +88,7 @@ class S3Backend(ResultBackend):
         self._decoder = Decoder(self.content_type, self.accept)
         self.results = Results(
             self.store,
-            self.uploads,
+            self.writer,
             self._opened.conditional,
             self.pool,
             state_in=self._decoder.state_in,

@@ -68,7 +68,7 @@ class FilesOfTasks:
         from .objects import Files
 
         bucket = self._bucket
-        return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self._uploaded)
+        return Files(bucket.store, bucket.writer, bucket.pool, self._settings, self._prefix, self._uploaded)
 
     def count(self, task_id: str, rerun: bool) -> int | None:
         """How many files a task has uploaded; ``None`` for a rerun, which may have done so in another process."""

@@ -9,7 +9,7 @@ from celery_s3.codec.encoding import Encoder
 from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
 
-from .write_once import Outcome, Results
+from .write_once import Results, WriteOutcome
 
 __all__ = ["Recorder", "is_rerun"]
 
@@ -34,7 +34,7 @@ class Recorder:
         self.task_key = task_key
         self.files = files
 
-    def record(self, meta: dict[str, Any], task: str | None, *, expires: float | None, rerun: bool) -> Outcome:
+    def record(self, meta: dict[str, Any], task: str | None, *, expires: float | None, rerun: bool) -> WriteOutcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
         Arguments:

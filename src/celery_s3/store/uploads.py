@@ -30,7 +30,7 @@ from .parallel import Pool
 from .pieces import cut, measured
 from .requests import Put
 
-__all__ = ["PART", "Uploads", "new_mark", "part_bytes"]
+__all__ = ["PART", "MultipartWriter", "new_mark", "part_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ AT_ONCE = 8
 _PATIENCE, _ABORTING = 5.0, 5.0
 
 
-class Uploads:
+class MultipartWriter:
     """A :class:`~celery_s3.store.api.Writer` over the requests of an upload."""
 
     def __init__(self, bucket: Bucket, pool: Pool) -> None:
