@@ -18,13 +18,13 @@ __all__ = [
     "Choice",
     "Endpoint",
     "Flag",
-    "Kind",
     "Number",
     "Session",
     "StorageClass",
     "Tags",
     "Text",
     "Token",
+    "ValueKind",
     "Wrong",
     "shown",
     "text_of",
@@ -40,14 +40,14 @@ class Wrong(ValueError):
     """What was given cannot be used; the message has the reason and the remedy, and no secret."""
 
 
-class Kind:
+class ValueKind:
     """What the values of a setting may be.
 
     Attributes:
-        says: what a value is, for the documentation and for messages.
+        description: what a value is, for the documentation and for messages.
     """
 
-    says: str
+    description: str
 
     def parse(self, text: str) -> object:
         """The value that stands in a URL as this text.
@@ -87,24 +87,24 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-class Text(Kind):
+class Text(ValueKind):
     """Text that matches a pattern."""
 
-    def __init__(self, says: str, pattern: str = r"[!-~]+") -> None:
-        self.says = says
+    def __init__(self, description: str, pattern: str = r"[!-~]+") -> None:
+        self.description = description
         self.pattern = pattern
 
     def check(self, value: object) -> object:
         text = text_of(value)
         if not re.fullmatch(self.pattern, text):
-            raise Wrong(f"{shown(text)} is not {self.says}")
+            raise Wrong(f"{shown(text)} is not {self.description}")
         return text
 
 
-class Token(Kind):
+class Token(ValueKind):
     """A secret: printable ASCII without white space."""
 
-    says = "secret text"
+    description = "secret text"
 
     def check(self, value: object) -> object:
         text = text_of(value.reveal() if isinstance(value, Secret) else value)
@@ -113,27 +113,27 @@ class Token(Kind):
         return Secret(text)
 
 
-class Flag(Kind):
+class Flag(ValueKind):
     """A boolean; in a URL true, false, 1 or 0."""
 
-    says = "true or false"
+    description = "true or false"
 
     def parse(self, text: str) -> object:
         return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
         if not isinstance(value, bool):
-            raise Wrong(f"{shown(value)} is not {self.says}: give the boolean, without quotes")
+            raise Wrong(f"{shown(value)} is not {self.description}: give the boolean, without quotes")
         return value
 
 
-class Number(Kind):
+class Number(ValueKind):
     """A number from `low` to `high`."""
 
     def __init__(self, low: float, high: float, *, whole: bool = True, unit: str = "") -> None:
         self.low, self.high, self.whole = low, high, whole
         kind = "a whole number" if whole else "a number"
-        self.says = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
+        self.description = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
 
     def parse(self, text: str) -> object:
         try:
@@ -143,23 +143,23 @@ class Number(Kind):
 
     def check(self, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         if self.whole and not isinstance(value, int):
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         return value if self.whole else float(value)
 
 
-class Choice(Kind):
+class Choice(ValueKind):
     """One of a few words."""
 
     def __init__(self, *values: str) -> None:
         self.values = values
         *most, last = (f"`{value}`" for value in values)
-        self.says = f"{', '.join(most)} or {last}"
+        self.description = f"{', '.join(most)} or {last}"
 
     def check(self, value: object) -> object:
         if text_of(value) not in self.values:
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         return value
 
 
@@ -175,10 +175,10 @@ class StorageClass(Text):
         return super().check(value)
 
 
-class Tags(Kind):
+class Tags(ValueKind):
     """Object tags; in a URL in S3's own form, percent-encoded: ``tags=team%3Dops%26env%3Dprod``."""
 
-    says = "a dict of at most 10 texts"
+    description = "a dict of at most 10 texts"
 
     def parse(self, text: str) -> object:
         try:
@@ -191,7 +191,7 @@ class Tags(Kind):
 
     def check(self, value: object) -> object:
         if not isinstance(value, Mapping) or len(value) > 10:
-            raise Wrong(f"is not {self.says}")
+            raise Wrong(f"is not {self.description}")
         return {self._part(key, 128, "name"): self._part(item, 256, "value") for key, item in value.items()}
 
     def _part(self, value: object, limit: int, what: str) -> str:
@@ -201,22 +201,22 @@ class Tags(Kind):
         return text
 
 
-class Session(Kind):
+class Session(ValueKind):
     """A session of boto3, which no URL can hold."""
 
-    says = "a `boto3.Session`"
+    description = "a `boto3.Session`"
 
     def check(self, value: object) -> object:
         # boto3 is not imported for this: whoever has a session has it imported already
         if not callable(getattr(value, "client", None)):
-            raise Wrong(f"must be {self.says}, not {type(value).__name__}")
+            raise Wrong(f"must be {self.description}, not {type(value).__name__}")
         return value
 
 
-class Endpoint(Kind):
+class Endpoint(ValueKind):
     """The URL of a server: scheme, host, port and path."""
 
-    says = "`http://` or `https://`, host, port, path"
+    description = "`http://` or `https://`, host, port, path"
 
     def check(self, value: object) -> object:
         text = text_of(value)
@@ -229,14 +229,14 @@ class Endpoint(Kind):
         except ValueError:
             right = False
         if not right:
-            raise Wrong(f"{shown(text)} is not an endpoint: give {self.says}, as http://localhost:9000")
+            raise Wrong(f"{shown(text)} is not an endpoint: give {self.description}, as http://localhost:9000")
         return text.rstrip("/")
 
 
-class BasePath(Kind):
+class BasePath(ValueKind):
     """What stands before every key; `verbatim` as Celery's own backend has it, else normalised."""
 
-    says = "a path in the bucket"
+    description = "a path in the bucket"
 
     def __init__(self, *, verbatim: bool = False) -> None:
         self.verbatim = verbatim
@@ -254,10 +254,10 @@ class BasePath(Kind):
         return base
 
 
-class CABundle(Kind):
+class CABundle(ValueKind):
     """Whether and by what certificates the server is verified."""
 
-    says = "true, false or the path of a CA bundle (PEM)"
+    description = "true, false or the path of a CA bundle (PEM)"
 
     def parse(self, text: str) -> object:
         return _TRUTH.get(text.lower(), text)
@@ -267,5 +267,5 @@ class CABundle(Kind):
             return value
         path = os.path.expanduser(text_of(os.fspath(value) if isinstance(value, os.PathLike) else value))
         if not os.path.isfile(path):
-            raise Wrong(f"there is no file {shown(path)}: give {self.says}")
+            raise Wrong(f"there is no file {shown(path)}: give {self.description}")
         return path
