@@ -55,7 +55,7 @@ class Reporter:
         self._log(logging.DEBUG if told_by_parent else logging.INFO, "process", self._tally.snapshot())
 
     def _worker_ends(self, **_: Any) -> None:
-        self._log(logging.INFO, "worker", self._tally.together())
+        self._log(logging.INFO, "worker", self._tally.worker_snapshot())
 
     def _log(self, level: int, whose: str, counted: Snapshot) -> None:
         # A second Ctrl-C makes a warm shutdown a cold one, and Celery sends `worker_shutdown` once more.
@@ -102,7 +102,7 @@ def _answer(state: Any, **_: Any) -> dict[str, Any]:
     if not isinstance(tally, Tally):
         return {"error": "the worker's result backend is not celery-s3's"}
     pool = set(state.consumer.pool.info.get("processes", ())) if prefork_parent() else set()
-    return {"counted": tally.together(), "pid": os.getpid(), "uncounted": len(pool - tally.processes())}
+    return {"counted": tally.worker_snapshot(), "pid": os.getpid(), "uncounted": len(pool - tally.processes())}
 
 
 def ask_workers(app: Any, timeout: float = 1.0) -> dict[str, dict[str, Any]]:
