@@ -25,12 +25,12 @@ from celery_s3.store.api import CREATE, Match, Object, Precondition, Store
 
 from .parts import parse
 
-__all__ = ["SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
+__all__ = ["SHORTEST_LEASE", "Claim", "ClaimState", "Held", "is_of_process", "lease_for"]
 
 #: Seconds.
 SHORTEST_LEASE = 30.0
-State = Literal["claimed", "sent", "failed"]
-DECIDED: frozenset[State] = frozenset({"sent", "failed"})
+ClaimState = Literal["claimed", "sent", "failed"]
+DECIDED: frozenset[ClaimState] = frozenset({"sent", "failed"})
 #: Shared with the processes that are forked from this one, and with no others.
 _FAMILY = uuid4().hex[:12]
 
@@ -62,7 +62,7 @@ class Held:
     """
 
     owner: str
-    state: State
+    state: ClaimState
     etag: str
     modified: datetime
     lease: float
@@ -148,7 +148,7 @@ class Claim:
         self._etag = held.etag
         return True
 
-    def _write(self, state: State, precondition: Precondition) -> bool:
+    def _write(self, state: ClaimState, precondition: Precondition) -> bool:
         asked = self._clock()
         body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": self._nonce()})
         try:
@@ -167,7 +167,7 @@ def _content(found: Object) -> dict[str, Any]:
     except ValueError as exc:
         raise Garbled(str(exc), "get", key=found.key) from exc
     known = isinstance(content, dict) and isinstance(content.get("owner"), str) and _is_lease(content.get("lease"))
-    if not known or content.get("state") not in get_args(State):
+    if not known or content.get("state") not in get_args(ClaimState):
         raise Garbled("a claim has an owner, a state and a lease", "get", key=found.key)
     return dict(content)
 

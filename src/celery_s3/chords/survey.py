@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 #: As chords write numbers into their keys.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
-State = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
+ChordState = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
 
 
 class Final(Protocol):
@@ -118,7 +118,7 @@ class Chord:
 
     group: str
     manifest: Manifest
-    state: State
+    state: ChordState
     done: int
     started: datetime
     age: float
@@ -206,7 +206,7 @@ class Survey:
 
     def _claimed(self, chord: Chord, held: Held) -> Chord:
         if held.decided:
-            state: State = "sent" if held.state == "sent" else "failed"
+            state: ChordState = "sent" if held.state == "sent" else "failed"
             return replace(chord, state=state, done=len(chord.manifest.ids))
         if self.service.claim(chord.group, chord.manifest.run).remaining(held, self.now()) > 0:
             return replace(chord, state="claimed")
@@ -232,7 +232,9 @@ class Survey:
         """Whether a member has added a task that is not done; a node with a summary has none such."""
         tree = self.service.tree(chord.ticket)
         firsts = range(0, tree.shape.size, FAN_IN)
-        return any(tree.look(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts)
+        return any(
+            tree.read_node(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts
+        )
 
     def _lost(self, chord: Chord) -> tuple[int, ...]:
         tree = self.service.tree(chord.ticket)

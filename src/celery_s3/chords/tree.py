@@ -229,7 +229,7 @@ class Tree:
         found = self.pool.map(lambda slot: read(self.key(level, slot)), wanted)
         return {slot: part for slot, part in zip(wanted, found, strict=True) if part is not None}
 
-    def look(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
+    def read_node(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
         ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
@@ -289,7 +289,7 @@ class Tree:
             All members' parts in order once the root is complete, else ``None``: somebody else goes on.
         """
         while True:
-            parts = self.look(level, slot, own, foreseen)
+            parts = self.read_node(level, slot, own, foreseen)
             if parts is None:
                 return None
             leaves = self._leaves(level, slot, parts)
