@@ -35,7 +35,7 @@ class Uploads:
         self.standing = []
         self.error = self.asked = None
 
-    def found(self, now):
+    def stale(self, now):
         self.asked = now
         if self.error is not None:
             raise self.error
@@ -478,5 +478,5 @@ def test_which_uploads_are_ours():
     }
     standing = [Upload(key, "id", datetime.fromtimestamp(NOW - age, UTC)) for key, age in names.items()]
     control = SimpleNamespace(uploads=lambda prefix: (one for one in standing if one.key.startswith(prefix)))
-    found = [one.key for one in StaleUploads(control, places).found(NOW)]
+    found = [one.key for one in StaleUploads(control, places).stale(NOW)]
     assert found == ["b/celery-task-meta-old", f"b/celery-files/whose/{'0' * 32}"]

@@ -180,7 +180,7 @@ class S3Backend(ResultBackend):
         return self.chord_members.store(store, task_id, result, state, request)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
-        rerun, expires = is_rerun(request), self.terms.own(meta["status"], request)
+        rerun, expires = is_rerun(request), self.terms.of_result(meta["status"], request)
         self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun)
 
     def serialize(self, data: Any) -> bytes | str:

@@ -85,7 +85,7 @@ def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
 
     budget = Budget(backend.tally, ask)
     return Inventory(
-        backend.store, backend.pool, backend.layout, budget, ends=backend.results.expires_at, files=backend.files
+        backend.store, backend.pool, backend.layout, budget, expires_at=backend.results.expires_at, files=backend.files
     )
 
 

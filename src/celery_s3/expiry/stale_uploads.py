@@ -19,7 +19,7 @@ class StaleUploads:
         self._control = control
         self._layout = layout
 
-    def found(self, now: float) -> Iterator[Upload]:
+    def stale(self, now: float) -> Iterator[Upload]:
         """Those that stand there, in a request for each 1,000 uploads.
 
         Arguments:

@@ -195,7 +195,7 @@ class Sweep:
 
     def _abort_uploads(self) -> None:
         try:
-            for upload in self.uploads.found(self.now()):
+            for upload in self.uploads.stale(self.now()):
                 if not self.dry_run:
                     self.uploads.abort(upload)
                 self.done.aborted += 1

@@ -86,7 +86,7 @@ class Terms:
         """Files that are arguments of calls from no task, where others live for ever; ``None``: as these."""
         return self.of_file(KEPT.total_seconds()) if self.results is None else None
 
-    def own(self, state: str, request: Any) -> float | None:
+    def of_result(self, state: str, request: Any) -> float | None:
         """The term that one result has of its own: its call's, else that of failures; ``None`` where it has none."""
         asked = term_asked(request)
         if asked is None and state == states.FAILURE and self.failures != self.results:

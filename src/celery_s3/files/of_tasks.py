@@ -119,7 +119,7 @@ class FilesOfTasks:
 
     def _keys_of(self, task_id: str) -> list[str]:
         known = self._read.pop(task_id)
-        files = self._look(task_id) if known is None else known
+        files = self._count_by_metadata(task_id) if known is None else known
         if files == 0:
             return []
         try:
@@ -129,7 +129,7 @@ class FilesOfTasks:
                 return []
             raise
 
-    def _look(self, task_id: str) -> int:
+    def _count_by_metadata(self, task_id: str) -> int:
         """How many files a result has by its metadata, which the first byte of it comes with."""
         try:
             files = files_in(self._bucket.plain.get(self._key_of(task_id), length=1).metadata)

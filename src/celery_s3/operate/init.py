@@ -200,7 +200,7 @@ def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[st
 def _uploads(control: Control, layout: Layout, exists: bool) -> _Step:
     uploads = StaleUploads(control, layout)
     # by the server's clock, which has answered already
-    stale = list(uploads.found(time.time() - (control.skew or 0.0))) if exists else []
+    stale = list(uploads.stale(time.time() - (control.skew or 0.0))) if exists else []
     if stale:
         yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, uploads, stale)
 

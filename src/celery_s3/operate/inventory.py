@@ -106,7 +106,7 @@ class Inventory:
     Arguments:
         layout: where they are.
         budget: asks before there are many requests.
-        ends: when an object expires, in seconds since the epoch; ``None``: never.
+        expires_at: when an object expires, in seconds since the epoch; ``None``: never.
         clock: seconds.
         files: the files that go with them.
 
@@ -120,7 +120,7 @@ class Inventory:
         layout: Layout,
         budget: Budget,
         *,
-        ends: Callable[[Object], float | None] = lambda _: None,
+        expires_at: Callable[[Object], float | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         files: Files | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Inventory:
         self.pool = pool
         self.layout = layout
         self.budget = budget
-        self.ends = ends
+        self.expires_at = expires_at
         self.clock = clock
         #: what the last listing has covered so far, whatever the filter
         self.listed = Extent()
@@ -198,7 +198,8 @@ class Inventory:
 
     def _with_metadata(self, results: Iterable[Found]) -> Iterator[Found]:
         """The same with what their metadata says, in order of completion, without those that are gone."""
-        return (found for found in self.pool.map_unordered(self._look, self._reserved(results)) if found is not None)
+        read = self.pool.map_unordered(self._read_metadata, self._reserved(results))
+        return (found for found in read if found is not None)
 
     def _reserved(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
         """The same, each of which takes a request."""
@@ -206,7 +207,7 @@ class Inventory:
             self.budget.reserve(verb)
             yield found
 
-    def _look(self, found: Found) -> Found | None:
+    def _read_metadata(self, found: Found) -> Found | None:
         try:
             seen = self.store.get(found.entry.key, length=1)
         except ObjectMissing:
@@ -217,8 +218,8 @@ class Inventory:
         # it may have been written again since it was listed
         entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
         state, task = state_of(seen.metadata), task_of(seen.metadata)
-        ends, files = time_of(self.ends(seen)), files_in(seen.metadata)
-        return Found(found.id, entry, self.clock(), state, task, ends, files)
+        expires, files = time_of(self.expires_at(seen)), files_in(seen.metadata)
+        return Found(found.id, entry, self.clock(), state, task, expires, files)
 
     # -- deleting
 
