@@ -188,9 +188,9 @@ class MemoryStore(Bucket):
         stored = self._objects.get(key)
         return stored is not None and stored.etag != etag
 
-    def _list(self, asked: ListPage) -> Page:
-        after = asked.token or asked.start_after
-        keys = sorted(key for key in self._objects if key.startswith(asked.key) and key > after)
+    def _list(self, listing: ListPage) -> Page:
+        after = listing.token or listing.start_after
+        keys = sorted(key for key in self._objects if key.startswith(listing.key) and key > after)
         found = [self._objects[key] for key in keys[:PAGE]]
         entries = [Entry(each.key, each.size, each.modified, each.etag) for each in found]
         return Page(entries, keys[PAGE - 1] if len(keys) > PAGE else "")

@@ -164,14 +164,14 @@ class Boto3Client(Bucket):
         answer = self._call(request, methodcaller("delete_objects", **parameters))
         return answer.get("Errors", ())  # type: ignore[no-any-return]
 
-    def _list(self, asked: ListPage) -> Page:
-        parameters = {**self._common, "Prefix": asked.key, "StartAfter": asked.start_after}
-        if asked.token:
-            parameters["ContinuationToken"] = asked.token
-        page = self._call(asked, methodcaller("list_objects_v2", **parameters))
+    def _list(self, listing: ListPage) -> Page:
+        parameters = {**self._common, "Prefix": listing.key, "StartAfter": listing.start_after}
+        if listing.token:
+            parameters["ContinuationToken"] = listing.token
+        page = self._call(listing, methodcaller("list_objects_v2", **parameters))
         token = page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
-        if token and token == asked.token:
-            raise error_of(BadRequest, asked, self._settings, "the listing goes round in circles")
+        if token and token == listing.token:
+            raise error_of(BadRequest, listing, self._settings, "the listing goes round in circles")
         return Page([_entry(found) for found in page.get("Contents", ())], token)
 
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Boto3Client, Any], Any]]] = {

@@ -40,7 +40,7 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 
-from .translate import ROUTINE, Answer, Asked, error_of
+from .translate import ROUTINE, Answer, AnyRequest, error_of
 
 __all__ = ["Failure", "is_failure"]
 
@@ -126,25 +126,25 @@ class Failure:
         """Whether the server sent the whole object where a range was asked for."""
         return "source: NotPartial," in self.debug
 
-    def error(self, asked: Asked, settings: Settings, *, worked: bool) -> StoreError:
+    def error(self, request: AnyRequest, settings: Settings, *, worked: bool) -> StoreError:
         """The error to raise, with the exception as its cause.
 
         Arguments:
             worked: whether a request of this client has succeeded, so that there were credentials.
         """
-        error = self._error(asked, settings, worked)
+        error = self._error(request, settings, worked)
         error.__cause__ = self.exc if isinstance(error, ROUTINE) else self._cause(settings)
         return error
 
-    def _error(self, asked: Asked, settings: Settings, worked: bool) -> StoreError:
+    def _error(self, request: AnyRequest, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._passing() else BadCredentials
-            return error_of(kind, asked, settings, f"no credentials: {self._reason()}", self.status)
+            return error_of(kind, request, settings, f"no credentials: {self._reason()}", self.status)
         if self.status is not None:
-            return self._answer(self.status).error(asked, settings)
+            return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
-            return Answer(None, failed[1], failed[2]).error(asked, settings)
-        return error_of(self._kind(settings), asked, settings, self._reason())
+            return Answer(None, failed[1], failed[2]).error(request, settings)
+        return error_of(self._kind(settings), request, settings, self._reason())
 
     def _cause(self, settings: Settings) -> BaseException:
         """The exception without secrets: S3 answers a refused signature with the signed headers, tokens among them."""
