@@ -11,10 +11,10 @@ from celery_s3.settings import Settings
 from .ciphers import Broken, derive
 from .kms import KMSKey
 
-__all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
+__all__ = ["KeyRing", "SealKey", "StaticKey", "keyring"]
 
 
-class Key(Protocol):
+class SealKey(Protocol):
     """One key of the ring; ``id`` names it in the objects that it sealed, and tells nothing about it."""
 
     id: str
@@ -42,7 +42,7 @@ class Key(Protocol):
 
 
 class StaticKey:
-    """A :class:`Key` that the settings hold: 32 bytes."""
+    """A :class:`SealKey` that the settings hold: 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -71,11 +71,11 @@ class KeyRing:
         first: the key that seals.
     """
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, keys: Sequence[SealKey]) -> None:
         self.first = keys[0]
         self._keys = {key.id: key for key in keys}
 
-    def get(self, id: str) -> Key | None:
+    def get(self, id: str) -> SealKey | None:
         """The key with that id, ``None`` where this process has none."""
         return self._keys.get(id)
 
@@ -90,7 +90,7 @@ def keyring(settings: Settings) -> KeyRing:
     return KeyRing([_key(secret.reveal(), settings) for secret in settings.seal_keys])
 
 
-def _key(text: str, settings: Settings) -> Key:
+def _key(text: str, settings: Settings) -> SealKey:
     if text.startswith("kms://"):
         return KMSKey(text.removeprefix("kms://"), settings)
     return StaticKey(base64.b64decode(text))

@@ -37,7 +37,7 @@ _BRIEFLY, _PATIENTLY = 1, 3
 
 
 class KMSKey:
-    """A :class:`~celery_s3.sealing.keyring.Key` that KMS holds.
+    """A :class:`~celery_s3.sealing.keyring.SealKey` that KMS holds.
 
     Arguments:
         name: the key's id, ARN or alias. Objects are found by it: it must stay as it is for as long as they live.
