@@ -23,7 +23,6 @@ from weakref import WeakKeyDictionary
 from celery.signals import task_success
 from kombu.exceptions import DecodeError
 
-from celery_s3 import keys
 from celery_s3.bucket import open_store
 from celery_s3.codec.compression import compress_payload, compression_method, decompress_payload
 from celery_s3.errors import (
@@ -34,6 +33,7 @@ from celery_s3.errors import (
     PreconditionFailed,
     StoreError,
 )
+from celery_s3.keys import MESSAGES, Layout, message_name
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings, resolve
 from celery_s3.store import ranges
@@ -82,7 +82,7 @@ class Messages:
         self._store, self._pool, self._clock = store, pool, clock
         self._compression, self._compression_threshold = compression, settings.compression_threshold
         self._names = Names(settings)
-        self._prefix = keys.Layout(settings.base).messages
+        self._prefix = Layout(settings.base).messages
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
         self.threshold = settings.message_threshold
@@ -104,7 +104,7 @@ class Messages:
         body = self._compressed(content)
         name = self._names.of(body)
         if removable and self._remove:
-            name = keys.message_name(name, uuid4().hex)
+            name = message_name(name, uuid4().hex)
             self._write(name, body, content_type)
         elif self._clock() >= (self._known_until.get(name) or 0.0):
             self._write(name, body, content_type)
@@ -122,7 +122,7 @@ class Messages:
             MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
                 :class:`ObjectMissing` where there is none.
         """
-        found = keys.MESSAGES.rest.fullmatch(name)
+        found = MESSAGES.rest.fullmatch(name)
         if found is None:
             raise MessageNotRead(f"the message's pointer is damaged: {name[:80]!r} names no object")
         try:
