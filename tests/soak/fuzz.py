@@ -322,13 +322,13 @@ PACKED = tuple(
 )
 
 
-def framed(body: bytes) -> Any:
+def with_preamble(body: bytes) -> Any:
     return BodyDecoder(JSON, {JSON}).loads(raw.MAGIC + body, raw.CONTENT_TYPE)
 
 
 READ = reader(JSON)
-FRAMED = tuple(
-    (raw.frame(json.dumps({**META, "result": len(value)}), JSON) + value).removeprefix(raw.MAGIC)
+WITH_PREAMBLE = tuple(
+    (raw.preamble(json.dumps({**META, "result": len(value)}), JSON) + value).removeprefix(raw.MAGIC)
     for value in (b"", b"\x00\xff", b"x" * 500)
 )
 
@@ -336,9 +336,9 @@ FRAMED = tuple(
 DECODERS = (
     Decoder("codec.loads", lambda body: BodyDecoder(JSON, {JSON}).loads(body, JSON), METAS, (DecodeError,)),
     Decoder("codec.loads, compressed", compressed, PACKED, (DecodeError,)),
-    Decoder("codec.loads, raw bytes", framed, FRAMED, (DecodeError, ContentDisallowed)),
+    Decoder("codec.loads, raw bytes", with_preamble, WITH_PREAMBLE, (DecodeError, ContentDisallowed)),
     Decoder("result", reader(JSON), METAS, (UnreadableResult,)),
-    Decoder("result, raw bytes", lambda body: READ(raw.MAGIC + body), FRAMED, (UnreadableResult,)),
+    Decoder("result, raw bytes", lambda body: READ(raw.MAGIC + body), WITH_PREAMBLE, (UnreadableResult,)),
     Decoder("result, typed", reader(TYPED), (*METAS, typed.dumps(META).encode()), (UnreadableResult,)),
     Decoder("result, large", reader(JSON, {"celery-state": "SUCCESS"}), METAS, (UnreadableResult,)),
     Decoder("metadata", metadata_of, (b"SUCCESS", b'[[["id",null],null]]', b"%C3%A9", b"60.5")),

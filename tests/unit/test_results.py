@@ -267,7 +267,7 @@ def test_large_body():
     assert one_body(TEXT[:-1]) == one_body(TEXT[:9], TEXT[9:-1].encode()) == TEXT[:-1].encode()
 
 
-@pytest.mark.parametrize("pieces", [(TEXT,), (b"frame", TEXT.encode()), ("é" * 2**23, "x")])
+@pytest.mark.parametrize("pieces", [(TEXT,), (b"preamble", TEXT.encode()), ("é" * 2**23, "x")])
 def test_chunks(pieces):
     """The chunks of a body are its bytes, in this number, as often as somebody asks."""
     body, whole = one_body(*pieces), b"".join(p.encode() if isinstance(p, str) else p for p in pieces)
@@ -489,16 +489,16 @@ def test_sizes(size):
     assert verbs(store).count("GET") == 1 + -(-max(0, size - HEAD_BYTES) // PART_BYTES)
 
 
-def test_a_frame_is_kept_apart():
+def test_a_preamble_is_kept_apart():
     """What stands before raw bytes is not mixed with them, so that they need not be copied; whatever its size."""
     store = MemoryStore()
     results = results_over(store)
     for notes in (b"{}", b"{" + b" " * HEAD_BYTES + b"}"):
-        frame, value = raw.frame(notes, "application/json"), bytes(range(256)) * 40_000
-        store.put(KEY, frame + value)
+        preamble, value = raw.preamble(notes, "application/json"), bytes(range(256)) * 40_000
+        store.put(KEY, preamble + value)
         whole = results.whole(results.read(KEY))
-        assert (whole.frame + whole.body, whole.about.size) == (frame + value, len(frame + value))
-        assert whole.frame == (frame if notes == b"{}" else b"")
+        assert (whole.preamble + whole.body, whole.about.size) == (preamble + value, len(preamble + value))
+        assert whole.preamble == (preamble if notes == b"{}" else b"")
 
 
 def test_a_body_is_taken_once():

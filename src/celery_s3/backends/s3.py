@@ -11,7 +11,6 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
-from celery_s3 import keys
 from celery_s3.bucket import open_store
 from celery_s3.celery_private import ResultBackend, checked_parents_of
 from celery_s3.chords import Chords, Timer
@@ -28,6 +27,7 @@ from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
+from celery_s3.keys import RESULTS, Layout, full_key
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
 from celery_s3.results.reader import Meta, Reader
@@ -69,7 +69,7 @@ class S3Backend(ResultBackend):
         # Celery before 5.7 knows no `result_compression`.
         self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
-        self.layout = keys.Layout(self.settings.base, self.task_keyprefix.removesuffix(keys.RESULTS.start))
+        self.layout = Layout(self.settings.base, self.task_keyprefix.removesuffix(RESULTS.start))
         self.terms = Terms.of(self.app.conf, self.expires)
         self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
@@ -149,7 +149,7 @@ class S3Backend(ResultBackend):
     # -- keys
 
     def _full(self, key: str | bytes) -> str:
-        return keys.full_key(self.settings.base, bytes_to_str(key))
+        return full_key(self.settings.base, bytes_to_str(key))
 
     def task_key(self, task_id: str) -> str:
         """The key of a task's result, that of the base path included."""
@@ -160,7 +160,7 @@ class S3Backend(ResultBackend):
     def get(self, key: str | bytes) -> bytes | None:
         found = self.results.read(self._full(key))
         whole = found and self.results.whole(found)
-        return whole.frame + whole.body if whole else None
+        return whole.preamble + whole.body if whole else None
 
     def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
         return self.pool.map(self.get, keys)

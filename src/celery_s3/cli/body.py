@@ -98,7 +98,7 @@ def _decompressed(results: Results, found: Object) -> bytes:
         body = decompress_payload(whole.pop_body())
     except DecodeError as exc:
         raise click.ClickException(f"The result cannot be read: {exc}. --raw gives you its body.") from exc
-    return body[len(raw.frame_of(body)) :]
+    return body[len(raw.preamble_of(body)) :]
 
 
 def _parts(store: Store, found: Object, start: int = 0) -> Iterator[bytes]:

@@ -257,14 +257,14 @@ class Results:
         raise Conflict(why, operation="get", key=found.key)
 
     def _joined(self, found: Object) -> Whole:
-        frame = raw.frame_of(found.body)
+        preamble = raw.preamble_of(found.body)
         # BytesIO hands out its bytes without a copy. Close it, lest a traceback that holds it keeps them alive.
         with io.BytesIO() as body:
-            body.write(memoryview(found.body)[len(frame) :])
+            body.write(memoryview(found.body)[len(preamble) :])
             for start, read in ranges.behind(found, self.store, self.pool, PART_BYTES, at_once=AT_ONCE):
-                body.seek(start - len(frame))
+                body.seek(start - len(preamble))
                 body.write(read)
-            return Whole(found, body.getvalue(), frame)
+            return Whole(found, body.getvalue(), preamble)
 
     def expires_at(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""
