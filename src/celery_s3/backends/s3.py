@@ -158,17 +158,25 @@ class S3Backend(ResultBackend):
     # -- the key/value verbs of Celery's base class
 
     def get(self, key: str | bytes) -> bytes | None:
+        """The body of an object, decrypted and not decoded; ``None`` where there is none or it has expired.
+
+        Arguments:
+            key: without the base path.
+        """
         found = self.results.read(self._full(key))
         whole = found and self.results.whole(found)
         return whole.preamble + whole.body if whole else None
 
     def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
+        """As :meth:`get`, for many keys at a time and in their order."""
         return self.pool.map(self.get, keys)
 
     def set(self, key: str | bytes, value: bytes | str) -> None:
+        """Write an object, whatever stands there."""
         self.store.put(self._full(key), str_to_bytes(value), content_type=self.content_type)
 
     def delete(self, key: str | bytes) -> None:
+        """Delete an object; one that does not exist counts as deleted."""
         self.results.delete(self._full(key))
 
     # -- storing
@@ -180,21 +188,42 @@ class S3Backend(ResultBackend):
         return self.chord_members.store(store, task_id, result, state, request)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
+        """Store a meta by the write-once protocol: a SUCCESS that is stored stays.
+
+        Raises:
+            ResultNotStored: the store failed.
+            kombu.exceptions.EncodeError: the serializer cannot hold the value.
+        """
         rerun, expires = is_rerun(request), self.terms.of_result(meta["status"], request)
         self.recorder.record(meta, getattr(request, "task", None), expires=expires, rerun=rerun)
 
     def serialize(self, data: Any) -> bytes | str:
+        """What ``result_serializer`` makes of something; files in it are uploaded on the way."""
         return self.files_of_tasks.encoded(data, super().serialize)
 
     def encode(self, data: Any) -> bytes | str:
+        """Something in the result serializer, and compressed where ``result_compression`` is set and it helps."""
         return self._encoder.payload(data)
 
     def prepare_compression(self, compression: str | None) -> str | None:
+        """The name of a compression method, checked.
+
+        Raises:
+            ConfigurationError: kombu does not know it here.
+        """
         return compression_method(compression)
 
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
+        """The meta of a task, PENDING where nothing is stored.
+
+        Where Celery asks on behalf of a result that waits for its parents, see :mod:`celery_s3.results.parents`.
+
+        Raises:
+            ResultNotRead: the store failed.
+            UnreadableResult: the object is no result that this process can read.
+        """
         waited = None if cache and task_id in self.known_metas else checked_parents_of()
         if waited is not None:
             return self.waiter.parents.meta(waited, task_id)
@@ -208,7 +237,10 @@ class S3Backend(ResultBackend):
         return meta
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
-        # A large one's body comes through here when it is fetched.
+        """Make an exception of what stands for one; a :class:`LazyMeta` stays as it is.
+
+        The value of a large result comes through here when it is fetched.
+        """
         return meta if isinstance(meta, LazyMeta) else super().meta_from_decoded(meta)
 
     def task_result_exists(self, task_id: str) -> bool:
@@ -216,6 +248,7 @@ class S3Backend(ResultBackend):
         return self.reader.exists(task_id)
 
     def fetch_group(self, group_id: str) -> Meta | None:
+        """``{"result": GroupResult}`` of a saved group, ``None`` where there is none."""
         return self.reader.group(
             group_id,
             self._full(self.get_key_for_group(group_id)),
@@ -223,6 +256,7 @@ class S3Backend(ResultBackend):
         )
 
     def decode(self, payload: bytes | str) -> Any:
+        """What :meth:`encode` was given."""
         return self._decoder.loads(str_to_bytes(payload))
 
     # -- waiting
@@ -230,6 +264,7 @@ class S3Backend(ResultBackend):
     def wait_for_pending(
         self, result: AsyncResult, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any
     ) -> Any:
+        """Wait for a result; if it is a chord's body, look now and then whether the chord is stuck, and mend it."""
         watching = self.mending.watching(result, on_interval)
         return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
 
@@ -241,6 +276,15 @@ class S3Backend(ResultBackend):
         no_ack: bool = True,
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
+        """The meta of a task once it is finished.
+
+        Arguments:
+            timeout: seconds; ``None``: for ever.
+            interval: seconds between two looks; Celery's default stands for 20 ms that grow to 2 s.
+
+        Raises:
+            celery.exceptions.TimeoutError: the time is over.
+        """
         self.warn_if_eager()
         return self.waiter.one(task_id, timeout=timeout, interval=interval, on_interval=on_interval)
 
@@ -287,6 +331,7 @@ class S3Backend(ResultBackend):
     # -- chords
 
     def apply_chord(self, header_result_args: Any, body: Signature, **kwargs: Any) -> None:
+        """Write the chord's manifest before its header is published, or let Celery's polling task join the chord."""
         self.ensure_chords_allowed()
         self.files_of_tasks.sends()
         if not self.chord_producer.open(header_result_args[0], header_result_args[1], body):
@@ -296,9 +341,11 @@ class S3Backend(ResultBackend):
         """Nothing to do: the manifest has it."""
 
     def add_to_chord(self, chord_id: str, result: ResultBase) -> None:
+        """Let a chord wait for a task that one of its members has added (``Task.add_to_chord``)."""
         self.chord_members.add(result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Go on with the chord of a task that has ended; its part was delivered by :meth:`store_result`."""
         self.chord_members.returned(request, result, state)
 
     @property
@@ -314,10 +361,12 @@ class S3Backend(ResultBackend):
         return self.files_of_tasks.files
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
+        """Note that files among a task's arguments are uploaded to this backend's bucket."""
         self.files_of_tasks.sends(task_id)
         return super().on_task_call(producer, task_id)
 
     def forget_result(self, task_id: str) -> None:
+        """Delete a task's files, then its result."""
         self.files_of_tasks.delete(bytes_to_str(task_id))
         super().forget_result(task_id)
 

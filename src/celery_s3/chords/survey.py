@@ -39,7 +39,8 @@ ChordState = Literal["running", "complete", "claimed", "stuck", "sent", "failed"
 class Final(Protocol):
     """What a member would deliver, read from its final result; ``None`` where none stands since that time."""
 
-    def __call__(self, task_id: str, since: datetime) -> bytes | None: ...
+    def __call__(self, task_id: str, since: datetime) -> bytes | None:
+        """The payload; ``None`` where no final result was stored since then."""
 
 
 @dataclass(slots=True)
@@ -51,6 +52,7 @@ class Run:
     others: list[Entry] = field(default_factory=list)
 
     def entries(self) -> list[Entry]:
+        """All keys of the run."""
         return [*self.parts.values(), *([self.claim] if self.claim else []), *self.others]
 
     def add(self, names: list[str], entry: Entry) -> bool:
@@ -98,6 +100,7 @@ class Folder:
         return last.claim is not None and not last.parts and last.claim.modified >= self.manifest.modified
 
     def entries(self) -> list[Entry]:
+        """All keys of the group id that a chord makes."""
         own = [self.manifest] if self.manifest else []
         return own + [entry for run in self.runs.values() for entry in run.entries()]
 
@@ -129,10 +132,12 @@ class Chord:
 
     @property
     def ticket(self) -> Ticket:
+        """The ticket that its header's tasks have."""
         return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat, self.manifest.nonce)
 
     @property
     def decided(self) -> bool:
+        """Whether its body was sent, or has failed."""
         return self.state in ("sent", "failed")
 
 

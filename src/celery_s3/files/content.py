@@ -46,6 +46,7 @@ class Local:
 
     @property
     def size(self) -> int | None:
+        """Bytes; ``None`` where only reading tells."""
         return self.source.size()
 
     @property
@@ -55,15 +56,18 @@ class Local:
 
     @property
     def sha256(self) -> str:
+        """In hexadecimal digits; the file is read for it."""
         digest = hashlib.sha256()
         for piece in self.pieces():
             digest.update(piece)
         return digest.hexdigest()
 
     def pieces(self) -> Iterator[bytes]:
+        """The content in pieces of up to 8 MiB, as its source gives it."""
         return self.source.pieces()
 
     def url(self, expires: int) -> NoReturn:  # noqa: ARG002 (as the others')
+        """Raises :class:`FileNotRead`: there is no link to what is not uploaded."""
         raise FileNotRead(f"there is no link to the file {self!r}: it is uploaded when its task has returned it")
 
     def __repr__(self) -> str:
@@ -95,9 +99,11 @@ class Remote:
         return files
 
     def pieces(self) -> Iterator[bytes]:
+        """The content in pieces of 8 MiB, verified; see :meth:`celery_s3.files.objects.Files.pieces`."""
         return self._files.pieces(self._pointer)
 
     def url(self, expires: int) -> str:
+        """A link for ``expires`` seconds; see :meth:`celery_s3.files.objects.Files.url`."""
         return self._files.url(self._pointer, expires)
 
     def pointer(self) -> dict[str, Any]:

@@ -87,9 +87,11 @@ class PieceReader(io.RawIOBase):
         self._error: Exception | None = None
 
     def readable(self) -> bool:
+        """True: it is for nothing else."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the current piece; the number of bytes, 0 at the end."""
         while not self._rest:
             piece = self._next()
             if piece is None:
@@ -110,6 +112,7 @@ class PieceReader(io.RawIOBase):
             raise
 
     def close(self) -> None:
+        """Close the stream and the iterator, which stops fetching ahead."""
         close = getattr(self._pieces, "close", None)
         if close is not None and not self.closed:
             close()

@@ -27,20 +27,32 @@ class Encryption:
 
     @classmethod
     def new(cls, ring_key: bytes) -> tuple[bytes, Encryption]:
+        """``key_info`` is the object's random key, wrapped by RFC 3394: 40 bytes."""
         key = os.urandom(KEY_BYTES)
         return aes_key_wrap(_wrapping(ring_key), key), cls(key)
 
     @classmethod
     def of(cls, ring_key: bytes, key_info: bytes) -> Encryption:
+        """Unwrap the object's key.
+
+        Raises:
+            Broken: it was wrapped by another key of the ring.
+        """
         try:
             return cls(aes_key_unwrap(_wrapping(ring_key), key_info))
         except (InvalidUnwrap, ValueError) as exc:
             raise Broken("the object's key cannot be unwrapped") from exc
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        """The ciphertext and GCM's tag of 16 bytes."""
         return self._gcm.encrypt(nonce, segment, context)
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
+        """Decrypt.
+
+        Raises:
+            Broken: segment, nonce or context are not those that were sealed.
+        """
         try:
             return self._gcm.decrypt(nonce, sealed, context)
         except InvalidTag as exc:

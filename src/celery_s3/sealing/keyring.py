@@ -50,15 +50,21 @@ class StaticKey:
         self.id = derive(secret, b"name")[:8].hex()
 
     def sealing(self) -> tuple[bytes, bytes]:
+        """An empty token and the key itself."""
         return b"", self._secret
 
     def opening(self, token: bytes) -> bytes:
+        """The key itself.
+
+        Raises:
+            Broken: there is a token, so the object was sealed by AWS KMS.
+        """
         if token:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
 
     def close(self) -> None:
-        pass
+        """Nothing to do."""
 
 
 class KeyRing:

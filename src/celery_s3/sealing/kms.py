@@ -85,6 +85,7 @@ class KMSKey:
             return slot.key
 
     def close(self) -> None:
+        """Close the client's connections; a later request makes a new client."""
         client = self._client.peek()
         self._client.drop()
         if client is not None:

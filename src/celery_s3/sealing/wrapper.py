@@ -71,6 +71,7 @@ class Sealing(Store):
             algorithm(writes)  # a package that is missing shows here, and not with the first result
 
     def send(self, request: Request[A]) -> A:
+        """Seal a PUT's body, open a GET's answer; any other request is passed on."""
         how = self._HOW.get(type(request))
         answer: A = how(self, request) if how else self._inner.send(request)
         return answer
@@ -148,6 +149,7 @@ class Sealing(Store):
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Sealing, Any], Any]]] = {Put: _put, Get: _get}
 
     def close(self) -> None:
+        """Close the keys and the store inside."""
         self._ring.close()
         self._inner.close()
 

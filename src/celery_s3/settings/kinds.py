@@ -95,6 +95,7 @@ class Text(ValueKind):
         self.pattern = pattern
 
     def check(self, value: object) -> object:
+        """The text, which must match the pattern as a whole."""
         text = text_of(value)
         if not re.fullmatch(self.pattern, text):
             raise Wrong(f"{shown(text)} is not {self.description}")
@@ -107,6 +108,7 @@ class Token(ValueKind):
     description = "secret text"
 
     def check(self, value: object) -> object:
+        """The secret as a :class:`Secret`; no message shows a part of it."""
         text = text_of(value.reveal() if isinstance(value, Secret) else value)
         if not re.fullmatch(r"[!-~]+", text):
             raise Wrong("holds white space or a character outside ASCII: check that it was copied whole")
@@ -119,9 +121,11 @@ class Flag(ValueKind):
     description = "true or false"
 
     def parse(self, text: str) -> object:
+        """A boolean, or the text itself, which :meth:`check` refuses then."""
         return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
+        """The boolean; 0, 1 and texts are refused, since ``"false"`` would be true."""
         if not isinstance(value, bool):
             raise Wrong(f"{shown(value)} is not {self.description}: give the boolean, without quotes")
         return value
@@ -136,12 +140,14 @@ class Number(ValueKind):
         self.description = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
 
     def parse(self, text: str) -> object:
+        """A number, or the text itself, which :meth:`check` refuses then."""
         try:
             return int(text) if self.whole else float(text)
         except ValueError:
             return text
 
     def check(self, value: object) -> object:
+        """The number, which must be in the range; a ``float`` unless it is to be whole."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             raise Wrong(f"{shown(value)} is not {self.description}")
         if self.whole and not isinstance(value, int):
@@ -158,6 +164,7 @@ class Choice(ValueKind):
         self.description = f"{', '.join(most)} or {last}"
 
     def check(self, value: object) -> object:
+        """The word, which must be one of those."""
         if text_of(value) not in self.values:
             raise Wrong(f"{shown(value)} is not {self.description}")
         return value
@@ -170,6 +177,7 @@ class StorageClass(Text):
         super().__init__("a storage class, as `STANDARD_IA`", "[A-Z][A-Z0-9_]*")
 
     def check(self, value: object) -> object:
+        """The name, in capitals; not that of an archive, from which no object can be read at once."""
         if value in ("GLACIER", "DEEP_ARCHIVE"):
             raise Wrong(f"{shown(value)} archives objects: a result in it cannot be read. Use another class")
         return super().check(value)
@@ -181,6 +189,7 @@ class Tags(ValueKind):
     description = "a dict of at most 10 texts"
 
     def parse(self, text: str) -> object:
+        """A dict of the pairs in ``key=value&key=value``."""
         try:
             pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
         except ValueError:
@@ -190,6 +199,7 @@ class Tags(ValueKind):
         return dict(pairs)
 
     def check(self, value: object) -> object:
+        """The dict, with names of up to 128 and values of up to 256 characters (S3's limits)."""
         if not isinstance(value, Mapping) or len(value) > 10:
             raise Wrong(f"is not {self.description}")
         return {self._part(key, 128, "name"): self._part(item, 256, "value") for key, item in value.items()}
@@ -207,6 +217,7 @@ class Session(ValueKind):
     description = "a `boto3.Session`"
 
     def check(self, value: object) -> object:
+        """Whatever makes clients as a session of boto3 does."""
         # boto3 is not imported for this: whoever has a session has it imported already
         if not callable(getattr(value, "client", None)):
             raise Wrong(f"must be {self.description}, not {type(value).__name__}")
@@ -219,6 +230,7 @@ class Endpoint(ValueKind):
     description = "`http://` or `https://`, host, port, path"
 
     def check(self, value: object) -> object:
+        """The URL without a slash at its end; one with credentials in it is refused, and not shown."""
         text = text_of(value)
         if "@" in text or "?" in text or "#" in text:
             # not shown: what stands there may be a password
@@ -242,6 +254,7 @@ class BasePath(ValueKind):
         self.verbatim = verbatim
 
     def check(self, value: object) -> object:
+        """The path with one slash at its end, or as it was given where it is ``verbatim``."""
         if value == "":
             return ""
         text = text_of(value)
@@ -260,9 +273,11 @@ class CABundle(ValueKind):
     description = "true, false or the path of a CA bundle (PEM)"
 
     def parse(self, text: str) -> object:
+        """A boolean, or the path itself."""
         return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
+        """A boolean, or the path of a file that exists, with ``~`` expanded."""
         if isinstance(value, bool):
             return value
         path = os.path.expanduser(text_of(os.fspath(value) if isinstance(value, os.PathLike) else value))

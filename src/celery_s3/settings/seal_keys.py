@@ -29,6 +29,11 @@ class SealKeys(ValueKind):
     description = f"`kms://…`, `env:NAME`, `file:/path` or {KEY_BYTES} bytes in base64; or a list of these"
 
     def check(self, value: object) -> object:
+        """The keys, each 32 bytes in base64 or ``kms://…``; files and variables are read.
+
+        Returns:
+            A tuple of :class:`Secret`.
+        """
         given = value if isinstance(value, list | tuple) else [value]
         if not given:
             raise Wrong(f"is an empty list: give {self.description}, or leave it out")

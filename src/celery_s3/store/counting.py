@@ -194,6 +194,7 @@ class Counting(Bucket):
         self._tally = tally
 
     def send(self, request: Request[A]) -> A:
+        """Pass the request on, and count it when it was sent: its bytes, and its error if it has one."""
         try:
             answer = self._inner.send(request)
         except StoreError as exc:
@@ -205,4 +206,5 @@ class Counting(Bucket):
         return answer
 
     def close(self) -> None:
+        """Close the store inside; the counts stay."""
         self._inner.close()

@@ -111,6 +111,7 @@ class MemoryStore(Bucket):
         self.uploads: dict[str, _Upload] = {}
 
     def send(self, request: Request[A]) -> A:
+        """Note the request, raise the fault that is due for it, else carry it out under one lock."""
         verb = _VERBS.get(type(request), request.verb)
         key = next(iter(_keys(request)))
         if self._before is not None:
@@ -196,7 +197,7 @@ class MemoryStore(Bucket):
         return Page(entries, keys[PAGE - 1] if len(keys) > PAGE else "")
 
     def close(self) -> None:
-        pass
+        """Nothing to do: the objects stay."""
 
     def _check(self, key: str, precondition: Precondition) -> None:
         if not self._conditional:

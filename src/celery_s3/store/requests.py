@@ -155,6 +155,7 @@ class Put(Request[str]):
 
     @property
     def up(self) -> int:
+        """Bytes of the body."""
         return len(self.body)
 
 
@@ -169,6 +170,7 @@ class Get(Request[Object]):
     if_match: str | None = None
 
     def down(self, answer: Object, /) -> int:
+        """Bytes of the answer's body: those of the range, not of the object."""
         return len(answer.body)
 
 
@@ -234,6 +236,7 @@ class PutPart(Request[str]):
 
     @property
     def up(self) -> int:
+        """Bytes of the part."""
         return len(self.body)
 
 

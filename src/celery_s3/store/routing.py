@@ -54,9 +54,15 @@ class Routing(Bucket):
         self._warned = PerProcess(_warn)
 
     def send(self, request: Request[A]) -> A:
+        """Let the client that is right for this request make it.
+
+        Raises:
+            ConfigurationError: `client` is 'obstore', and obstore cannot serve this request here.
+        """
         return self._client(request).send(request)
 
     def close(self) -> None:
+        """Close the clients that this process has made."""
         for clients in (self._obstore, self._boto3, self._brief):
             client = clients.peek()
             if client is not None:

@@ -65,6 +65,7 @@ class MultipartWriter:
         content_type: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
+        """Write an object; the parts of a large one have 8 MiB or more, eight of them under way at a time."""
         if size is not None:
             chunks = measured(key, chunks, size)
         bodies = map(_as_bytes, cut(chunks, part_bytes(size)))

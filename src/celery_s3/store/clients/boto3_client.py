@@ -65,6 +65,7 @@ class Boto3Client(Bucket):
         self._lock = threading.Lock()
 
     def send(self, request: Request[A]) -> A:
+        """Make the request by botocore; the client connects at the first one."""
         answer: A = self._HOW[type(request)](self, request)
         return answer
 
@@ -188,6 +189,7 @@ class Boto3Client(Bucket):
     }
 
     def close(self) -> None:
+        """Close the connections; the next request makes a new client."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:

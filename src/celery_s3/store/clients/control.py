@@ -131,6 +131,7 @@ class Control:
         return all(block.get(name) for name in BLOCK)
 
     def block_public_access(self) -> None:
+        """Let the bucket refuse every kind of public access."""
         self._call("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(BLOCK, True))
 
     def encryption(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ObstoreClient(Store):
         self._lock = threading.Lock()
 
     def send(self, request: Request[A]) -> A:
+        """Make a PUT, a GET or a delete; no other request has an answer here (KeyError)."""
         answer: A = self._HOW[type(request)](self, request)
         return answer
 
@@ -108,6 +109,7 @@ class ObstoreClient(Store):
     }
 
     def close(self) -> None:
+        """Let go of the stores, whose connections end with them; the next request makes new ones."""
         with self._lock:
             self._stores = {}
 

@@ -114,6 +114,7 @@ class Failure:
 
     @classmethod
     def of(cls, exc: BaseException) -> Failure:
+        """The parts of an exception's text; one that no debug form follows is all sentence."""
         # the last mark is obstore's own: a body that holds one is escaped below it
         sentence, _, debug = str(exc).rpartition(_MARK)
         answer = _ANSWER.search(debug)
