@@ -11,7 +11,7 @@ from urllib3.exceptions import HTTPError
 from celery_s3.errors import BadCredentials, BadRequest, Interrupted, StoreError, TLSFailure, Unreachable
 from celery_s3.settings import Settings
 
-from .translate import Answer, AnyRequest, answered, error_of
+from .translate import Answer, Asked, answered, error_of
 
 __all__ = ["call", "from_error", "is_failure", "translated"]
 
@@ -70,7 +70,7 @@ def is_failure(exc: BaseException) -> bool:
     return isinstance(exc, _FAILURES)
 
 
-def call(action: Callable[[], T], request: AnyRequest, settings: Settings) -> T:
+def call(action: Callable[[], T], request: Asked, settings: Settings) -> T:
     """What a call of botocore returns.
 
     Raises:
@@ -79,7 +79,7 @@ def call(action: Callable[[], T], request: AnyRequest, settings: Settings) -> T:
     return answered(action, is_failure, lambda exc: translated(exc, request, settings))
 
 
-def translated(exc: BaseException, request: AnyRequest, settings: Settings) -> StoreError:
+def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreError:
     """The error to raise, with ``exc`` as its cause, freed of what S3 repeats of the request."""
     if isinstance(exc, ClientError):
         error = _of_answer(exc.response, request, settings)
@@ -90,7 +90,7 @@ def translated(exc: BaseException, request: AnyRequest, settings: Settings) -> S
     return error
 
 
-def from_error(entry: Mapping[str, Any], request: AnyRequest, settings: Settings) -> StoreError:
+def from_error(entry: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
     return Answer(None, entry.get("Code", ""), entry.get("Message", "")).error(request, settings)
 
@@ -99,7 +99,7 @@ def _kind(exc: BaseException) -> type[StoreError]:
     return next(_KINDS[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in _KINDS)
 
 
-def _of_answer(response: Mapping[str, Any], request: AnyRequest, settings: Settings) -> StoreError:
+def _of_answer(response: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status, headers = metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
     code = str(error.get("Code", ""))

@@ -22,7 +22,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Pr
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
-from .translate import UNADDRESSABLE, AnyRequest, Operation, answered, check_headers, cut, error_of
+from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -77,11 +77,11 @@ class ObstoreClient(Store):
         whole: GetOptions = {"if_match": get.if_match} if get.if_match else {}
         if not start and length is None:
             return self._call(get, lambda store: _object(key, store.get(key, options=whole)))
-        ranged: GetOptions = {**whole, "range": {"offset": start} if length is None else (start, start + length)}
+        asked: GetOptions = {**whole, "range": {"offset": start} if length is None else (start, start + length)}
 
         def read(store: S3Store) -> Object:
             try:
-                return _object(key, store.get(key, options=ranged))
+                return _object(key, store.get(key, options=asked))
             except GenericError as exc:
                 failure = Failure.of(exc)
                 # an empty object has no first byte to begin a range with
@@ -113,29 +113,29 @@ class ObstoreClient(Store):
         with self._lock:
             self._stores = {}
 
-    def _check(self, request: AnyRequest, refused: str = "") -> None:
-        if UNADDRESSABLE.search(request.key):
+    def _check(self, asked: Asked, refused: str = "") -> None:
+        if UNADDRESSABLE.search(asked.key):
             refused = "obstore cannot address this key"
         if refused:
-            raise error_of(BadRequest, request, self._settings, refused)
+            raise error_of(BadRequest, asked, self._settings, refused)
 
-    def _call(self, request: AnyRequest, action: Callable[[S3Store], T], use: Use = "quick") -> T:
+    def _call(self, asked: Asked, action: Callable[[S3Store], T], use: Use = "quick") -> T:
         def act() -> T:
             # a thread may be started at any call, as to look up a host's name
             with without_sigterm():
                 return action(self._stores.get(use) or self._open(use))
 
-        answer = answered(act, is_failure, lambda exc: self._translated(exc, request))
+        answer = answered(act, is_failure, lambda exc: self._translated(exc, asked))
         self._worked = True
         return answer
 
-    def _translated(self, exc: BaseException, request: AnyRequest) -> StoreError:
+    def _translated(self, exc: BaseException, asked: Asked) -> StoreError:
         failure = getattr(self._credentials, "failure", None)
         if failure is not None and isinstance(exc, UnauthenticatedError) and "External AWS cred" in str(exc):
             from .boto3_errors import translated
 
-            return translated(failure, request, self._settings)
-        return Failure.of(exc).error(request, self._settings, worked=self._worked)
+            return translated(failure, asked, self._settings)
+        return Failure.of(exc).error(asked, self._settings, worked=self._worked)
 
     def _open(self, use: Use) -> S3Store:
         with self._lock:

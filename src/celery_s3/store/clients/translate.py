@@ -29,7 +29,7 @@ __all__ = [
     "ROUTINE",
     "UNADDRESSABLE",
     "Answer",
-    "AnyRequest",
+    "Asked",
     "Operation",
     "answered",
     "check_headers",
@@ -124,12 +124,12 @@ class Operation:
 
 
 #: What an error is about; either has an ``operation`` and a ``key``.
-AnyRequest = Request[Any] | Operation
+Asked = Request[Any] | Operation
 
 
 def error_of(
     kind: type[StoreError],
-    request: AnyRequest,
+    request: Asked,
     settings: Settings,
     detail: str = "",
     status: int | None = None,
@@ -176,7 +176,7 @@ class Answer:
     region: str = ""
     foreign: bool = False
 
-    def error(self, request: AnyRequest, settings: Settings) -> StoreError:
+    def error(self, request: Asked, settings: Settings) -> StoreError:
         """The error to raise for this answer to ``request``: without detail where its class says all there is."""
         kind = meaning(self, request)
         if kind in ROUTINE:
@@ -187,7 +187,7 @@ class Answer:
         return error_of(kind, request, settings, detail, self.status, self.code)
 
 
-def meaning(answer: Answer, request: AnyRequest) -> type[StoreError]:
+def meaning(answer: Answer, request: Asked) -> type[StoreError]:
     """The class that an answer to a request stands for."""
     if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
         return WrongRegion
@@ -205,7 +205,7 @@ def _of_status(status: int | None) -> type[StoreError]:
     return _BY_STATUS.get(status, ServerFault if status >= 500 else BadRequest)
 
 
-def _absent(answer: Answer, request: AnyRequest) -> type[StoreError]:
+def _absent(answer: Answer, request: Asked) -> type[StoreError]:
     """What a 404 says is missing; a web server's own page must not read as an absent result."""
     if answer.foreign:
         return BadRequest
