@@ -25,13 +25,13 @@ from celery_s3.store.api import CREATE, Match, Object, Precondition, Store
 
 from .parts import parse
 
-__all__ = ["SHORTEST_LEASE", "Claim", "ClaimState", "Held", "is_of_process", "lease_for"]
+__all__ = ["SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
 
 #: Seconds.
 SHORTEST_LEASE = 30.0
-ClaimState = Literal["claimed", "sent", "failed"]
-DECIDED: frozenset[ClaimState] = frozenset({"sent", "failed"})
-#: Shared with the processes that are forked from this one, and with no others.
+State = Literal["claimed", "sent", "failed"]
+DECIDED: frozenset[State] = frozenset({"sent", "failed"})
+#: The same in all processes that are forked from this one, and in no others: a pid alone is not unique.
 _FAMILY = uuid4().hex[:12]
 
 
@@ -58,11 +58,11 @@ class Held:
     Attributes:
         owner: who claimed.
         modified: when this was written, on the server's clock.
-        lease: seconds, by whoever wrote it.
+        lease: seconds after ``modified`` until which its owner may act, as that owner's configuration sets them.
     """
 
     owner: str
-    state: ClaimState
+    state: State
     etag: str
     modified: datetime
     lease: float
@@ -84,7 +84,8 @@ class Claim:
     Arguments:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
-        owner: who asks; a fresh name by default, which tells the process to its parent.
+        owner: the name of this party; by default a new one that begins with this process's pid, by which its parent
+            tells whether a child that has died owned the claim (:func:`is_of_process`).
         clock: seconds that pass here.
     """
 
@@ -121,6 +122,7 @@ class Claim:
             held = self.read()
             if held is None:
                 continue
+            # Our own name may stand there: a try that landed and whose answer was lost.
             return None if held.owner == self.owner and not held.decided and self._resume(held) else held
         return None
 
@@ -148,7 +150,7 @@ class Claim:
         self._etag = held.etag
         return True
 
-    def _write(self, state: ClaimState, precondition: Precondition) -> bool:
+    def _write(self, state: State, precondition: Precondition) -> bool:
         asked = self._clock()
         body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": self._nonce()})
         try:
@@ -167,7 +169,7 @@ def _content(found: Object) -> dict[str, Any]:
     except ValueError as exc:
         raise Garbled(str(exc), "get", key=found.key) from exc
     known = isinstance(content, dict) and isinstance(content.get("owner"), str) and _is_lease(content.get("lease"))
-    if not known or content.get("state") not in get_args(ClaimState):
+    if not known or content.get("state") not in get_args(State):
         raise Garbled("a claim has an owner, a state and a lease", "get", key=found.key)
     return dict(content)
 

@@ -1,6 +1,7 @@
 """The chords under a prefix, read back from a listing of their keys.
 
-Only the commands and the repair look at chords so; no task and no waiting client ever lists.
+The commands, the daily cleanup and a worker that starts list all chords; a client that waits for a body lists that
+one chord now and then. No task ever lists.
 
 A decided chord leaves its manifest and its claim. As parts are deleted only once their chord is decided, and a
 claim is made only when all of them are there, a claim without parts is a tombstone: it costs no GET.
@@ -93,7 +94,10 @@ class Folder:
 
     @property
     def settled(self) -> bool:
-        """Whether this is no chord in flight; a manifest newer than the claim may be that of a next run."""
+        """Whether there is nothing to mend: no manifest, or a claim without parts, which is a tombstone.
+
+        A manifest newer than the claim may be that of the next run of the same frozen chord, whose parts are to come.
+        """
         last = self.runs.get(max(self.runs, default=0), Run())
         if self.manifest is None:
             return True
@@ -220,7 +224,7 @@ class Survey:
     def examined(self, chord: Chord) -> Chord:
         """The chord; ``stuck`` where a closer look shows that nobody will go on by itself.
 
-        The look costs up to a GET per member. It is spared while the chord was active within a lease.
+        The look costs up to a GET per member; none where the chord was written to within the last lease.
         """
         if chord.quiet <= self.service.lease:
             return chord
@@ -245,7 +249,8 @@ class Survey:
         tree = self.service.tree(chord.ticket)
 
         def lost(slot: int) -> bool:
-            # The part is read after the result: a member that was just finishing has written it before.
+            # First the result, then the part: a member writes its part before its result, so where there is a result,
+            # a part that is missing now will not come.
             stands = self.final(chord.manifest.ids[slot], chord.started) is not None
             return stands and tree.get(tree.key(0, slot)) is None
 
