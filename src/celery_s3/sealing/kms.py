@@ -121,7 +121,7 @@ class KMSKey:
 
 
 class _Slot:
-    """A data key, with its lock: one request for all threads that need it. It is used until ``until``, by the clock."""
+    """A data key, used until ``until`` by the clock; its lock lets one thread ask KMS for all that need the key."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -154,7 +154,7 @@ def _client(name: str, settings: Settings) -> Any:
     from celery_s3.store.clients.session import client_factory
 
     if not settings.on_aws:
-        # `endpoint_url` is another server's, and so are these: KMS is asked with what AWS' environment says
+        # These belong to another server than Amazon's: KMS is asked with the credentials of the AWS environment.
         settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None, verify=True)
     logging.getLogger("botocore.parsers").addFilter(_silent)
     return client_factory(settings)(
@@ -169,7 +169,7 @@ def _client(name: str, settings: Settings) -> Any:
     )
 
 
-# -- secrets in the log: botocore writes every answer into it at level DEBUG, and KMS' answers hold keys
+# -- botocore logs every answer at level DEBUG, and those of KMS hold keys: they are left out of the log
 
 _asking: ContextVar[bool] = ContextVar("celery-s3-kms", default=False)
 

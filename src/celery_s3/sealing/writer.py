@@ -39,7 +39,7 @@ class SealingWriter:
         tags: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object in sealed segments, one after the other; never more than two of them are in memory here."""
-        # The seal binds the metadata, so the upload's mark must be among it already.
+        # The seal binds all metadata, so the upload's mark, which the writer inside would add, must be in it already.
         envelope = self._sealing.envelope(key, {UPLOAD: new_mark(), **(metadata or {})}, content_type)
         if envelope is not None:
             metadata, content_type = envelope.metadata, envelope.content_type
