@@ -51,7 +51,8 @@ sending_app: ContextVar[Any] = ContextVar("celery_s3_sending_app", default=None)
 
 #: Bytes that one request fetches.
 PART_BYTES = 8 * 1024 * 1024
-#: Seconds in which a process does not store the same again: rules count in days, so its lifetime is hardly shorter.
+#: Seconds in which a process does not store the same content again. So an object may be an hour older than its last
+#: message; the lifecycle rule keeps it for days.
 STORED_FOR = 3600.0
 #: How many objects a process remembers to have stored.
 REMEMBERED = 256
@@ -93,7 +94,7 @@ class Messages:
         """Store what a message will point to.
 
         Arguments:
-            removable: one message alone will point to it.
+            removable: one message alone will point to it, so that the task's success may remove it.
 
         Returns:
             The beginning of a pointer: ``object`` (its name), ``size`` (bytes of the content), ``at`` (where).
@@ -162,7 +163,8 @@ class Messages:
     def _whole(self, key: str) -> bytes:
         while True:
             first = self._store.get(key, length=PART_BYTES)
-            # Stored again meanwhile: the same content, but with a seal of its own the parts do not fit together.
+            # PreconditionFailed: it was stored again between two requests. The content is the same, but it is sealed
+            # anew, and parts of two seals do not fit together: read it again from its beginning.
             with suppress(PreconditionFailed):
                 rest = sorted(ranges.behind(first, self._store, self._pool, PART_BYTES))
                 return b"".join([first.body, *(part for _, part in rest)])
