@@ -85,7 +85,7 @@ class MemoryStore(Bucket):
 
     Arguments:
         clock: the server's time, in seconds since the epoch.
-        before: called with verb and key before each request, outside of any lock: where a test lets others run.
+        before: called with verb and key before each request, outside of the lock: there a test lets other threads run.
         conditional: False ignores preconditions on writes, as some servers do.
 
     Attributes:

@@ -113,7 +113,7 @@ class _Part:
 
 def _numbered(key: str, first: deque[bytes], rest: Iterator[bytes]) -> Iterator[_Part]:
     number = 0
-    while first:  # each is let go of as it leaves
+    while first:  # popleft: nobody here keeps a part (8 MiB) alive while the next one is read
         number += 1
         yield _Part(number, first.popleft())
     for body in rest:
@@ -149,12 +149,12 @@ class _Upload:
     def _put(self, part: _Part) -> str:
         try:
             with self._change:
-                if self._stopped:  # it waited for a thread
+                if self._stopped:  # the upload was given up while this part waited for a thread
                     return ""
                 self._under_way.add(part.number)
             with retried_while(lambda: not self._stopped):
                 etag = self._bucket.put_part(self._key, self._id, part.number, part.body)
-            part.body = b""  # whoever takes the outcome needs it no more
+            part.body = b""  # free it now: the part lives until somebody takes its outcome
             return etag
         finally:
             with self._change:
@@ -170,7 +170,7 @@ class _Upload:
                 return etag
             raise
         except Ambiguous:
-            with suppress(StoreError):  # what the completion met says more
+            with suppress(StoreError):  # the error of the completion is the one to raise
                 if etag := self._etag_if_ours(mark):
                     return etag
             raise

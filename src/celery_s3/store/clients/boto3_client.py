@@ -48,8 +48,8 @@ __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
 A = TypeVar("A")
 T = TypeVar("T")
-#: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
-#: new connection. None of them is opened before it is needed.
+#: Connections that are kept open at most; each is opened when it is needed. urllib3 warns of each one beyond that, and
+#: closes it after one request: there may be as many callers at once as there are green threads.
 _CONNECTIONS = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -287,7 +287,10 @@ def _entry(found: Mapping[str, Any]) -> Entry:
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """A wrong region is a setting to correct, not a redirect to follow at the cost of a request each time."""
+    """Let botocore believe that it has followed S3's redirect to another region already, so that it raises.
+
+    A wrong region is a setting to correct: followed, the redirect would cost one request more each time.
+    """
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 

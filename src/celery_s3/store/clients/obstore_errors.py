@@ -82,7 +82,8 @@ _SIGNS: Mapping[str, type[StoreError]] = {
 }
 
 _MARK = "\n\nDebug source:\n"
-# each of them spans a line break, which no value contains; a literal at the start makes the search fast
+# Each pattern spans a line break, which no value contains (they are escaped), so a server cannot forge a match. A
+# pattern that begins with literal text is searched for fast.
 _ANSWER = re.compile(r'inner: (?:Status|Response) \{\n +status: (\d{3}),\n +body: (?:Some\(\n +)?(?:None|"(.*)"),\n')
 _URI = re.compile(r"uri: (?:None|Some\(\n +(\S+)),\n")
 _ELAPSED = re.compile(r"elapsed: ([\d.]+)(ns|µs|ms|s),\n")
@@ -115,7 +116,7 @@ class Failure:
     @classmethod
     def of(cls, exc: BaseException) -> Failure:
         """The parts of an exception's text; one that no debug form follows is all sentence."""
-        # the last mark is obstore's own: a body that holds one is escaped below it
+        # The last mark is obstore's own: one in a body stands below it, with its line breaks escaped.
         sentence, _, debug = str(exc).rpartition(_MARK)
         answer = _ANSWER.search(debug)
         if answer is None:
@@ -139,7 +140,7 @@ class Failure:
 
     def _error(self, request: Asked, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
-            kind = Unreachable if worked and self._passing() else BadCredentials
+            kind = Unreachable if worked and self._is_transient() else BadCredentials
             return error_of(kind, request, settings, f"no credentials: {self._reason()}", self.status)
         if self.status is not None:
             return self._answer(self.status).error(request, settings)
@@ -179,10 +180,10 @@ class Failure:
         if found is None:
             return False
         full = os.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        # obstore does not show the address of STS, which has the token in it
+        # No address: that is STS. obstore leaves its address out, because the token stands in it.
         return found[1] is None or bool(_METADATA_SERVICE.match(found[1])) or found[1] == full
 
-    def _passing(self) -> bool:
+    def _is_transient(self) -> bool:
         status = self.status
         return status is None or status == 429 or status >= 500
 
