@@ -141,7 +141,7 @@ class Inventory:
         newest = _Newest(limit)
         candidates = (found for found in self.listing(wanted) if newest.takes(found))
         if wanted.needs_metadata:
-            # one that is too old by the time its turn comes is not read at all
+            # Candidates are checked as they are drawn: once enough newer ones fit, an older one costs no GET.
             for found in self._with_metadata(candidates):
                 if wanted.fits(found):
                     newest.add(found)
@@ -213,9 +213,9 @@ class Inventory:
         except ObjectMissing:
             return None
         except Untrusted:
-            # whatever is written beside it may be anybody's
+            # its metadata is not to be trusted either: nothing of it is shown
             return replace(found, seen=self.clock())
-        # it may have been written again since it was listed
+        # size, time and etag of this answer, for it may have been written again since it was listed
         entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
         state, task = state_of(seen.metadata), task_of(seen.metadata)
         expires, files = time_of(self.expires_at(seen)), files_in(seen.metadata)
@@ -235,18 +235,21 @@ class Inventory:
         for batch in batches(self.matching(wanted, looked), PAGE):
             doomed = {found.entry.key: found for found in self._still(wanted, batch)}
             if doomed:
-                # the files before the results that tell of them: interrupted, it may simply be run again
+                # Files first: the result tells that there are files, so whoever is interrupted can run it again.
                 running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
                 self._delete(self._listed_files(found for found in doomed.values() if found not in running))
                 self.budget.reserve("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
                 gone = [found for key, found in doomed.items() if key not in kept]
-                # a task that has ended meanwhile keeps its result, and the files
+                # Of a task that was running, only once its result is gone: one that has ended meanwhile keeps both.
                 self._delete(self._listed_files(found for found in running if found in gone))
                 yield from gone
 
     def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
-        """Those that are still wanted; which a batch that took long to fill up may hold others than."""
+        """Those that are still wanted: what was looked at more than a second ago is looked at again.
+
+        A batch of 1,000 that fit may take long to fill.
+        """
         now, stale = self.clock(), []
         for found in batch:
             if now - found.seen <= FRESH:
