@@ -21,11 +21,11 @@ from .output import data_size, print_json, print_table
 
 __all__ = ["command"]
 
-#: Each backend as it is called, and its model.
+#: The backends by the names that the table shows, each with its model.
 MODELS = {"celery-s3": celery_s3, "Celery's own s3": celery_own}
 
 
-#: The seconds of wait times the members of a group that are reckoned within seconds.
+#: The largest `--wait` (seconds) times `--group` (members) that the model, which simulates every look, does in seconds.
 _RECKONED = 500_000_000
 
 
