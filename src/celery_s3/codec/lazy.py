@@ -47,10 +47,10 @@ class LazyMeta(dict[str, Any]):
 
     def whole(self) -> LazyMeta:
         """Fetch the rest, if that has not been done."""
-        load = self._load  # once: another thread may be done meanwhile
+        load = self._load  # read once: another thread may set it to None between two looks
         if load is not None:
             rest = load()
-            if "status" in rest:  # another one by now, where it was not final
+            if "status" in rest:  # a state that was not final may have changed since it was read
                 super().__setitem__("status", rest["status"])
             for name, value in rest.items():
                 super().setdefault(name, value)

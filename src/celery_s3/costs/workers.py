@@ -1,4 +1,4 @@
-"""What the counters tell: a worker's log line at its end, and an answer to who asks the workers.
+"""What the counters tell: the line that a worker logs at its end, and its answer to a remote control command.
 
 Nothing here runs while results are stored or fetched: :mod:`celery_s3.store.counting` counts, and
 :mod:`celery_s3.store.tracing` has metrics and spans.
@@ -58,7 +58,7 @@ class Reporter:
         self._log(logging.INFO, "worker", self._tally.worker_snapshot())
 
     def _log(self, level: int, whose: str, counted: Snapshot) -> None:
-        # A second Ctrl-C makes a warm shutdown a cold one, and Celery sends `worker_shutdown` once more.
+        # Not twice: when a second Ctrl-C makes a warm shutdown a cold one, Celery sends `worker_shutdown` again.
         if counted == self._last_logged or not logger.isEnabledFor(level):
             return
         self._last_logged = counted

@@ -13,10 +13,11 @@ __all__ = ["server_clock"]
 def server_clock(
     control: Control, wall: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], float]:
-    """The server's time in seconds since the epoch, asked for once, in one request; rather a second early than late.
+    """A clock that tells the server's time, in seconds since the epoch, after one request.
 
-    A server that tells none is taken to have this machine's.
+    It is up to a second behind, never ahead: nothing is deleted before its time. Where the server's answers have no
+    date, it is this machine's clock.
     """
     control.region()
-    began, then = wall() - (control.skew or 0.0) - 1.0, clock()
-    return lambda: began + clock() - then
+    server_start, local_start = wall() - (control.skew or 0.0) - 1.0, clock()
+    return lambda: server_start + clock() - local_start

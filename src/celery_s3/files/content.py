@@ -115,9 +115,10 @@ class Remote:
 
 
 class Damaged:
-    """What came in the place of a pointer and is none: whatever is asked of it raises FileNotRead.
+    """Something in the place of a pointer that is none: every use of it raises :class:`FileNotRead`.
 
-    It travels on as it came, since a worker's main process hands its tasks on to its children.
+    Decoding must not raise: a worker's main process would lose the message. Sent on, as from there to a child, it is
+    what it was.
     """
 
     def __init__(self, value: Any, why: str) -> None:
