@@ -255,5 +255,8 @@ def test_hooks_hand_over():
     assert s3.S3Backend.__bases__ == (ResultBackend,)
     tree = ast.parse(inspect.getsource(s3.S3Backend))
     hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and hasattr(ResultBackend, node.name)]
-    sizes = {hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 for hook in hooks}
+    sizes = {
+        hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 - bool(ast.get_docstring(hook))
+        for hook in hooks
+    }
     assert {name: size for name, size in sizes.items() if size > 5 and name != "__init__"} == {}

@@ -77,8 +77,8 @@ class Parents:
             known = dict(self._fetch(wanted)) if task_id in wanted else {}
         meta = known.get(task_id)
         if isinstance(meta, LazyMeta) and meta["status"] == states.SUCCESS:
-            # Celery asks only whether a parent has failed, but would fetch the large value too, and throw it away: it is
-            # told PENDING.
+            # Celery asks only whether a parent has failed, but would fetch the large value too, and throw it
+            # away: so it is told PENDING.
             if wait is not None:
                 wait.passed.add(task_id)
             meta = None
