@@ -184,6 +184,14 @@ class S3Backend(ResultBackend):
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
+        """Store a task's state and value; of a chord's member, the part of its chord first.
+
+        Returns:
+            The value, as Celery's backends do.
+
+        Raises:
+            ResultNotStored: the store failed, or the part could not be delivered.
+        """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
         return self.chord_members.store(store, task_id, result, state, request)
 
@@ -231,6 +239,11 @@ class S3Backend(ResultBackend):
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
+        """The stored meta of a task, PENDING where nothing is stored.
+
+        Where a prefork worker's main process asks, and the task has succeeded, its child may have died: the main
+        process goes on with the chord that the task is a member of.
+        """
         meta = self.reader.meta(task_id)
         if meta["status"] == states.SUCCESS and prefork_parent():
             self.chord_members.child_was_lost()
