@@ -25,6 +25,8 @@ _WIDE = 96
 
 
 class Screen:
+    """What the demo prints: on a terminal with colour and a moving bar, elsewhere 100 plain columns."""
+
     def __init__(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -35,19 +37,24 @@ class Screen:
         self.wide = width >= _WIDE
 
     def show(self, renderable: RenderableType = "") -> None:
+        """Print anything that rich can print; an empty line by default."""
         self._console.print(renderable)
 
     def say(self, text: str, style: str = "") -> None:
+        """Print a text in one of rich's styles."""
         self.show(Text(text, style))
 
     def heading(self, text: str) -> None:
+        """Print a bold line below an empty one."""
         self.show()
         self.say(text, "bold")
 
     def started(self, what: str, detail: str, where: str) -> None:
+        """Print that something runs: what, a detail of it, and where it answers."""
         self.show(_ticked(what).append(f"{detail:<32}").append(where, "dim"))
 
     def ended(self, outcome: Outcome) -> None:
+        """Print a scene's call, its result, and the seconds that it took."""
         line = _ticked(outcome.scene.title).append(f"{outcome.scene.call:<38}").append(" → ", "dim")
         self.show(line.append(f"{outcome.ended.result:<11}", "cyan").append(f"{outcome.seconds:6.2f} s", "dim"))
 
@@ -57,9 +64,11 @@ class Screen:
             self._console.print(Text(f"    {line}", "cyan"), soft_wrap=True)
 
     def note(self, text: str) -> None:
+        """Print a remark, indented by two columns."""
         self.show(Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False))
 
     def failed(self, message: str, log: str = "") -> None:
+        """Print why the demo stops, and the end of the worker's log where there is one."""
         self.show()
         self._console.print(Text(message, "bold red"), soft_wrap=True)
         if log:

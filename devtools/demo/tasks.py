@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-    def task(**options: Any) -> Callable[[F], Any]: ...
+    def task(**options: Any) -> Callable[[F], Any]:
+        """Celery's ``shared_task``, which has no types."""
 else:
     task = shared_task
 
@@ -25,11 +26,13 @@ class NotFound(Exception):
 
 @task(name="demo.add")
 def add(x: int, y: int) -> int:
+    """A result."""
     return x + y
 
 
 @task(name="demo.find_order")
 def find_order(number: int) -> None:
+    """A failure, with an exception class of the application's own."""
     raise NotFound(number)
 
 
@@ -43,6 +46,7 @@ def unsteady(self: Task) -> str:
 
 @task(name="demo.notify", ignore_result=True)
 def notify(name: str) -> str:
+    """A task whose result is not stored."""
     return f"hello {name}"
 
 
@@ -61,4 +65,5 @@ def work(number: int) -> int:
 
 @task(name="demo.total")
 def total(numbers: Iterable[int]) -> int:
+    """The body of a chord: the sum of its members' results."""
     return sum(numbers)

@@ -74,6 +74,7 @@ class Worker:
         return done
 
     def has_logged(self, pattern: str) -> bool:
+        """Whether a regular expression is found in the worker's log, as far as it is written."""
         return re.search(pattern, self.log.read_text(errors="replace"), re.MULTILINE) is not None
 
     def stop(self, patience: float = 0.0) -> None:

@@ -110,6 +110,7 @@ class Client(asyncio.StreamReaderProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client and stop serving it."""
         super().connection_lost(exc)
         self._relay.clients.discard(self)
         self._serving.cancel()

@@ -66,6 +66,7 @@ class Fault:
     seconds: float = 60.0
 
     def fits(self, method: str, kind: str, target: str) -> bool:
+        """Whether a request of this method, operation and target (path and query) is meant; it is not counted."""
         verb, _, part = self.match.partition(" ")
         return verb in ("*", "", method, kind) and part in target
 
@@ -76,6 +77,7 @@ class Fault:
 
     @property
     def name(self) -> str:
+        """The fault without the mark that says that the request is carried out."""
         return self.how.removesuffix(CARRIED_OUT)
 
 
@@ -86,9 +88,11 @@ class Faults:
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
+        """Put a fault in force, behind those that are."""
         self._faults.append(fault)
 
     def clear(self) -> None:
+        """Let every request pass."""
         self._faults.clear()
 
     def pick(self, method: str, kind: str, target: str) -> Fault | None:

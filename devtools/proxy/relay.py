@@ -29,6 +29,7 @@ class Door:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
+        """Accept connections, if it does not do so already."""
         if self._server is None:
             loop = asyncio.get_running_loop()
             listening = _bound(self.port)
@@ -37,6 +38,7 @@ class Door:
             )
 
     async def close(self) -> None:
+        """Refuse new connections, and reset those that there are."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -24,6 +24,7 @@ class Traffic:
         self.reset()
 
     def reset(self) -> None:
+        """Forget every request so far."""
         self.kinds: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.records: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ def _row(option: Option) -> str:
     # the long form of a kind is for messages; the table needs it all the same, to be complete
     also = [f"`{name}`" for name in (option.celery, *option.environment) if name]
     also += [] if option.in_url or option.name in ("bucket", "base_path") else ["not in a URL"]
-    cells = (f"`{option.name}`", option.kind.says, _default(option.default), option.help, ", ".join(also))
+    cells = (f"`{option.name}`", option.kind.description, _default(option.default), option.help, ", ".join(also))
     return f"| {' | '.join(cells)} |"
 
 

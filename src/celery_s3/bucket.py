@@ -13,7 +13,7 @@ from celery_s3.store.parallel import Pool
 from celery_s3.store.probe import ConditionalWrites
 from celery_s3.store.retrying import Retrying, policy_for
 from celery_s3.store.routing import Routing
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 __all__ = ["Opened", "open_store"]
 
@@ -25,7 +25,7 @@ class Opened:
     Attributes:
         store: makes the requests, and tries again.
         plain: the same, and leaves seals unopened.
-        uploads: writes objects of any size.
+        writer: writes objects of any size.
         tally: what this process has asked.
         conditional: whether conditional writes work here.
         pool: for reading in parallel.
@@ -33,7 +33,7 @@ class Opened:
 
     store: Store
     plain: Store
-    uploads: Writer
+    writer: Writer
     tally: Tally
     conditional: ConditionalWrites
     pool: Pool
@@ -62,9 +62,9 @@ def open_store(settings: Settings) -> Opened:
         missing_as_403=settings.missing_as_403,
         base=settings.base,
     )
-    store, uploads = _sealed(retrying, Uploads(retrying, pool), settings)
+    store, writer = _sealed(retrying, MultipartWriter(retrying, pool), settings)
     # The probe is no secret, and is shared with processes that have no keys.
-    return Opened(store, retrying, uploads, tally, ConditionalWrites(settings, retrying), pool)
+    return Opened(store, retrying, writer, tally, ConditionalWrites(settings, retrying), pool)
 
 
 def _traced(store: Bucket, tally: Tally, settings: Settings) -> Bucket:
@@ -78,11 +78,11 @@ def _traced(store: Bucket, tally: Tally, settings: Settings) -> Bucket:
     return tracing.Tracing(store, settings)
 
 
-def _sealed(store: Store, uploads: Writer, settings: Settings) -> tuple[Store, Writer]:
+def _sealed(store: Store, writer: Writer, settings: Settings) -> tuple[Store, Writer]:
     if not settings.seal_keys:
-        return store, uploads
-    from celery_s3.sealing.store import sealing  # imported where it is used
+        return store, writer
+    from celery_s3.sealing.wrapper import sealing  # imported where it is used
     from celery_s3.sealing.writer import SealingWriter
 
     sealed = sealing(store, settings)
-    return sealed, SealingWriter(uploads, sealed)
+    return sealed, SealingWriter(writer, sealed)

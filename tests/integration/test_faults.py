@@ -12,7 +12,7 @@ from celery import states
 from celery.exceptions import BackendGetMetaError, BackendStoreError
 
 from celery_s3.errors import CeleryS3Error, ResultNotRead, ResultNotStored
-from celery_s3.results.write_once import Outcome
+from celery_s3.results.write_once import WriteOutcome
 
 CLIENTS = ["obstore", "boto3"]
 #: Seconds: short, so that a hang is soon over.
@@ -303,10 +303,10 @@ def test_two_writers_in_turn(writers, proxy, stored, seed):
         writer, task_id, state = chance.choice(both), chance.choice("xyz"), chance.choice(STATES)
         before = stored(task_id)
         found = writer.write(task_id, state, number)
-        if writer.outcome is Outcome.WRITTEN:
+        if writer.outcome is WriteOutcome.WRITTEN:
             assert found["status"] == state
             assert f"{writer.name} {number}" in json.dumps(found["result"])
-        elif writer.outcome is Outcome.KEPT:
+        elif writer.outcome is WriteOutcome.KEPT:
             assert found == before
             # a RETRY gives way to any final state
             assert found["status"] in (states.READY_STATES if state == states.RETRY else (states.SUCCESS, state))
@@ -355,4 +355,4 @@ def test_a_success_between_reading_and_writing(writers, stored, late):
 
     slow.backend.store.get = looked
     assert slow.write("id", late, 3)["result"] == "a 2"
-    assert slow.outcome is Outcome.KEPT
+    assert slow.outcome is WriteOutcome.KEPT

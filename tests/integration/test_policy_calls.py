@@ -154,7 +154,7 @@ class Party:
             raise OSError("the disk")
 
         with pytest.raises(OSError, match="the disk"):
-            self.backend.uploads.write(key, chunks())
+            self.backend.writer.write(key, chunks())
 
     def stuck(self):
         """A chord whose members have delivered their parts, a failure among them, and then died; its result."""
@@ -208,7 +208,7 @@ def party(make_app, monkeypatch):
     """``party(proxy, **conf)``"""
     monkeypatch.setattr(claim, "SHORTEST_LEASE", 0.3)
     monkeypatch.setattr(uploads, "part_bytes", lambda size: LENGTH)
-    monkeypatch.setattr("celery_s3.expiry.uploads.DAY", 0)
+    monkeypatch.setattr("celery_s3.expiry.stale_uploads.DAY", 0)
     deleted = []
     monkeypatch.setattr(Routing, "send", noting(Routing.send, deleted))
     return lambda proxy, **conf: Party(make_app(proxy, **(CONF | conf)), proxy, deleted)

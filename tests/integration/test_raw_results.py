@@ -83,7 +83,7 @@ def test_no_way_round_a_serializer(counted, stored, scrambling):
     assert b"secret" not in stands.body
     for content_type in ("application/x-scrambling", "application/json"):
         meta = app.backend._encode({"status": "SUCCESS", "result": 6})[2]
-        forged = raw.frame(meta if "scrambling" in content_type else '{"status":"SUCCESS","result":6}', content_type)
+        forged = raw.preamble(meta if "scrambling" in content_type else '{"status":"SUCCESS","result":6}', content_type)
         app.backend.store.put(stands.key, forged + b"forged", content_type=raw.CONTENT_TYPE)
         with pytest.raises(UnreadableResult):
             counted(result_serializer=scrambling, result_accept_content=[scrambling]).AsyncResult(result.id).get()
@@ -159,7 +159,7 @@ def test_lazy(counted, stored):
     assert app.AsyncResult(result.id).state == "PENDING"
 
 
-def test_a_frame_that_is_large_itself(counted, stored):
+def test_a_preamble_that_is_large_itself(counted, stored):
     """Where all that is told of a task is larger than the first GET, its bytes are found behind it."""
     app = counted(result_extended=True)
     result = stored(app, ALL, args=["x" * 2 * HEAD_BYTES], kwargs={})
@@ -186,7 +186,8 @@ def test_other_settings(counted, stored):
 
 
 @pytest.mark.parametrize(
-    "body", [raw.MAGIC, raw.MAGIC + b"x", raw.frame('{"status": "SUCCESS", "result": 9}', "application/json") + b"cut"]
+    "body",
+    [raw.MAGIC, raw.MAGIC + b"x", raw.preamble('{"status": "SUCCESS", "result": 9}', "application/json") + b"cut"],
 )
 def test_garbage(counted, body):
     """An object that is cut, or no result at all, is an error that names it."""
@@ -207,7 +208,7 @@ def test_any_bytes(counted, stored, value):
 
 
 def test_compressed(counted, stored):
-    """Bytes that become smaller are compressed together with their frame."""
+    """Bytes that become smaller are compressed together with their preamble."""
     app = counted(result_compression="gzip")
     result = stored(app, ALL * 1000)
     assert object_of(app, result).body.startswith(COMPRESSED_PAYLOAD_MAGIC)
@@ -287,8 +288,8 @@ def test_output(counted, stored, command, tmp_path, value, conf):
     assert f"The result is bytes, {len(value):,} of them: --output FILE".encode() in command(app, "show", result.id)
 
 
-def test_output_behind_a_large_frame(counted, stored, command, tmp_path):
-    """The bytes are found where their frame is larger than the first GET."""
+def test_output_behind_a_large_preamble(counted, stored, command, tmp_path):
+    """The bytes are found where their preamble is larger than the first GET."""
     app = counted(result_extended=True)
     result = stored(app, ALL, args=["x" * 2 * HEAD_BYTES], kwargs={})
     command(app, "show", result.id, "--output", tmp_path / "file")
@@ -296,7 +297,7 @@ def test_output_behind_a_large_frame(counted, stored, command, tmp_path):
 
 
 def test_output_of_garbage(counted, command, tmp_path):
-    """A frame that promises more than there is is no frame: all bytes of the object are written."""
+    """A preamble that promises more than there is is no preamble: all bytes of the object are written."""
     app, id = counted(), uuid()
     body = raw.MAGIC + b"application/json\x00\x00\x00\xff\xff{}"
     key = app.backend._full(app.backend.get_key_for_task(id))

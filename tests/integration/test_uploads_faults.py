@@ -99,7 +99,7 @@ def test_requests(open_, proxy, key, size, expected, sealed):
     body = BODY[:size]
     before = bucket.tally.snapshot()
     proxy.reset()
-    etag = bucket.uploads.write(key, in_chunks(body), size=size, precondition=CREATE, metadata={"a": "b"})
+    etag = bucket.writer.write(key, in_chunks(body), size=size, precondition=CREATE, metadata={"a": "b"})
     assert proxy.counts() == Counter(expected)
     spent = difference(bucket.tally.snapshot(), before)
     assert {verb: line["requests"] for verb, line in spent.items()} == {"PUT": sum(expected.values())}
@@ -112,7 +112,7 @@ def test_sealed_at_any_place(open_, key):
     """A sealed object of parts is checked range by range like any, and tampering with it is seen."""
     pytest.importorskip("cryptography")
     bucket = open_(seal_keys=seal_keys())
-    bucket.uploads.write(key, in_chunks(), content_type="application/json")
+    bucket.writer.write(key, in_chunks(), content_type="application/json")
     assert bucket.store.get(key, start=LENGTH - 5, length=10).body == BODY[LENGTH - 5 : LENGTH + 5]
     assert bucket.store.get(key).body == BODY
     stored = bucket.plain.get(key)
@@ -126,9 +126,9 @@ def test_sealed_at_any_place(open_, key):
 def test_replacing_a_version(bucket, key, unfinished):
     """A version is replaced by parts as by a PUT, once."""
     version = bucket.store.put(key, b"started")
-    etag = bucket.uploads.write(key, in_chunks(), precondition=Match(version))
+    etag = bucket.writer.write(key, in_chunks(), precondition=Match(version))
     with pytest.raises(PreconditionFailed):
-        bucket.uploads.write(key, in_chunks(), precondition=Match(version))
+        bucket.writer.write(key, in_chunks(), precondition=Match(version))
     assert bucket.store.get(key, length=1).etag == etag
     assert unfinished() == []
 
@@ -143,7 +143,7 @@ def test_replacing_a_version(bucket, key, unfinished):
 def test_a_completion_whose_answer_is_lost(bucket, proxy, key, unfinished, how, precondition):
     """The object is there once and right, the writer has its etag, and nothing is left."""
     proxy.fail("CompleteMultipartUpload", how)
-    etag = bucket.uploads.write(key, in_chunks(), size=len(BODY), precondition=precondition)
+    etag = bucket.writer.write(key, in_chunks(), size=len(BODY), precondition=precondition)
     assert bucket.store.get(key).body == BODY
     assert bucket.store.get(key, length=1).etag == etag
     assert unfinished() == []
@@ -166,7 +166,7 @@ def test_a_completion_whose_answer_is_lost(bucket, proxy, key, unfinished, how, 
 def test_passing_faults(bucket, proxy, key, unfinished, match, how):
     """A fault in any request is tried again; only a beginning whose answer is lost leaves an empty upload behind."""
     proxy.fail(match, how, times=2)
-    bucket.uploads.write(key, in_chunks(), precondition=CREATE)
+    bucket.writer.write(key, in_chunks(), precondition=CREATE)
     proxy.heal()
     assert bucket.store.get(key).body == BODY
     assert unfinished() == ([key] * 2 if (match, how) == ("CreateMultipartUpload", "reset_after") else [])
@@ -179,7 +179,7 @@ def test_lasting_faults(open_, proxy, key, unfinished, match, how, error):
     bucket = open_(max_retries=2)
     proxy.fail(match, how, times=-1)
     with pytest.raises(error):
-        bucket.uploads.write(key, in_chunks(), precondition=CREATE)
+        bucket.writer.write(key, in_chunks(), precondition=CREATE)
     assert proxy.records()[-1].kind == "AbortMultipartUpload"
     assert unfinished() == []
     assert list(bucket.store.list(key)) == []
@@ -189,10 +189,10 @@ def test_a_conflict(bucket, proxy, key, unfinished):
     """409 at the completion is raised, once, as S3 wants the parts anew; the next write succeeds."""
     proxy.fail("CompleteMultipartUpload", "conflict")
     with pytest.raises(Conflict):
-        bucket.uploads.write(key, in_chunks(), precondition=CREATE)
+        bucket.writer.write(key, in_chunks(), precondition=CREATE)
     assert proxy.counts()["CompleteMultipartUpload"] == 1
     assert unfinished() == []
-    bucket.uploads.write(key, in_chunks(), precondition=CREATE)
+    bucket.writer.write(key, in_chunks(), precondition=CREATE)
     assert bucket.store.get(key).body == BODY
 
 
@@ -205,7 +205,7 @@ def test_an_error_in_the_chunks(bucket, proxy, key, unfinished, error):
         raise error("no more")
 
     with pytest.raises(error, match="no more"):
-        bucket.uploads.write(key, chunks(), precondition=CREATE)
+        bucket.writer.write(key, chunks(), precondition=CREATE)
     assert unfinished() == []
     assert list(bucket.store.list(key)) == []
     assert proxy.records()[-2].kind == "AbortMultipartUpload"
@@ -216,7 +216,7 @@ def test_an_abort_that_fails(bucket, proxy, key, unfinished, caplog):
     proxy.fail("PUT partNumber=2", "access_denied")
     proxy.fail("AbortMultipartUpload", "access_denied")
     with pytest.raises(AccessDenied):
-        bucket.uploads.write(key, in_chunks())
+        bucket.writer.write(key, in_chunks())
     (record,) = caplog.records
     assert "celery s3 sweep" in record.getMessage()
     assert unfinished() == [key]
@@ -233,7 +233,7 @@ def test_two_at_once(bucket, key, unfinished):
             yield letter * 10
 
         try:
-            outcomes.append((letter, bucket.uploads.write(key, chunks(), precondition=CREATE)))
+            outcomes.append((letter, bucket.writer.write(key, chunks(), precondition=CREATE)))
         except PreconditionFailed:
             outcomes.append((letter, ""))
 
@@ -266,7 +266,7 @@ def chunks():
     print("under way", flush=True)
     time.sleep(60)
 
-open_store(Settings(**values)).uploads.write(sys.argv[2], chunks())
+open_store(Settings(**values)).writer.write(sys.argv[2], chunks())
 """
 
 

@@ -58,14 +58,14 @@ from celery_s3.results.write_once import Results
 from celery_s3.sealing.ciphers import Broken, SecretKey
 from celery_s3.sealing.format import Header
 from celery_s3.sealing.keyring import KeyRing, StaticKey
-from celery_s3.sealing.store import Sealing
+from celery_s3.sealing.wrapper import Sealing
 from celery_s3.settings import Settings
 from celery_s3.store.clients import boto3_errors
 from celery_s3.store.clients.obstore_errors import Failure
 from celery_s3.store.clients.translate import Operation
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 SECONDS = 5
 MEMORY = 1 << 30
@@ -118,7 +118,7 @@ def reader(content_type: str, metadata: dict[str, str] | None = None) -> Callabl
     """Reads a result whose body is the input, as ``AsyncResult`` does."""
     store, body_decoder = MemoryStore(), BodyDecoder(content_type, {content_type})
     pool = Pool(1)
-    results = Results(store, Uploads(store, pool), Always(), pool, state_in=body_decoder.state_in)
+    results = Results(store, MultipartWriter(store, pool), Always(), pool, state_in=body_decoder.state_in)
     read = Reader(
         results,
         body_decoder,
@@ -322,13 +322,13 @@ PACKED = tuple(
 )
 
 
-def framed(body: bytes) -> Any:
+def with_preamble(body: bytes) -> Any:
     return BodyDecoder(JSON, {JSON}).loads(raw.MAGIC + body, raw.CONTENT_TYPE)
 
 
 READ = reader(JSON)
-FRAMED = tuple(
-    (raw.frame(json.dumps({**META, "result": len(value)}), JSON) + value).removeprefix(raw.MAGIC)
+WITH_PREAMBLE = tuple(
+    (raw.preamble(json.dumps({**META, "result": len(value)}), JSON) + value).removeprefix(raw.MAGIC)
     for value in (b"", b"\x00\xff", b"x" * 500)
 )
 
@@ -336,9 +336,9 @@ FRAMED = tuple(
 DECODERS = (
     Decoder("codec.loads", lambda body: BodyDecoder(JSON, {JSON}).loads(body, JSON), METAS, (DecodeError,)),
     Decoder("codec.loads, compressed", compressed, PACKED, (DecodeError,)),
-    Decoder("codec.loads, raw bytes", framed, FRAMED, (DecodeError, ContentDisallowed)),
+    Decoder("codec.loads, raw bytes", with_preamble, WITH_PREAMBLE, (DecodeError, ContentDisallowed)),
     Decoder("result", reader(JSON), METAS, (UnreadableResult,)),
-    Decoder("result, raw bytes", lambda body: READ(raw.MAGIC + body), FRAMED, (UnreadableResult,)),
+    Decoder("result, raw bytes", lambda body: READ(raw.MAGIC + body), WITH_PREAMBLE, (UnreadableResult,)),
     Decoder("result, typed", reader(TYPED), (*METAS, typed.dumps(META).encode()), (UnreadableResult,)),
     Decoder("result, large", reader(JSON, {"celery-state": "SUCCESS"}), METAS, (UnreadableResult,)),
     Decoder("metadata", metadata_of, (b"SUCCESS", b'[[["id",null],null]]', b"%C3%A9", b"60.5")),

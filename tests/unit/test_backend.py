@@ -38,7 +38,7 @@ from celery_s3.store.counting import Tally
 from celery_s3.store.deadline import patience, remaining
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 
 class Conditional:
@@ -49,7 +49,7 @@ class Conditional:
 @pytest.fixture
 def store(monkeypatch):
     store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, Uploads(store, pool), Tally(), Conditional(), pool)
+    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
     monkeypatch.setattr(s3, "open_store", lambda settings: opened)
     return store
 
@@ -339,5 +339,8 @@ def test_hooks_hand_over():
     assert s3.S3Backend.__bases__ == (ResultBackend,)
     tree = ast.parse(inspect.getsource(s3.S3Backend))
     hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and hasattr(ResultBackend, node.name)]
-    sizes = {hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 for hook in hooks}
+    sizes = {
+        hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 - bool(ast.get_docstring(hook))
+        for hook in hooks
+    }
     assert {name: size for name, size in sizes.items() if size > 5 and name != "__init__"} == {}

@@ -234,9 +234,9 @@ def test_the_backends_threshold(make, method):
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_raw_bytes_are_kept_once(make, helps):
-    """Bytes that do not become smaller are stored behind their frame, not in a copy that holds both."""
+    """Bytes that do not become smaller are stored behind their preamble, not in a copy that holds both."""
     value = b"x" * 100_000 if helps else os.urandom(100_000)
-    pieces = make(result_compression="gzip")._encoder._framed(b"frame", value)
+    pieces = make(result_compression="gzip")._encoder._with_preamble(b"frame", value)
     assert (pieces[1] is value) == (not helps)
     assert is_packed(pieces[0]) == helps
 

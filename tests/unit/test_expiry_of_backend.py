@@ -108,8 +108,10 @@ def expiry(control, repairs, store):
 def test_the_term_of_one_result(failures, state, headers, own):
     """A call's own term comes first, then that of failures; what is as any says nothing, so that it costs no bytes."""
     terms = Terms(results=7 * DAY, failures=failures, chords=None, decided=15 * DAY, messages=None)
-    assert terms.own(state, SimpleNamespace(headers=headers, id="t")) == own
-    assert terms.own(state, None) == (own if headers is None else terms.own(state, SimpleNamespace(headers=None)))
+    assert terms.of_result(state, SimpleNamespace(headers=headers, id="t")) == own
+    assert terms.of_result(state, None) == (
+        own if headers is None else terms.of_result(state, SimpleNamespace(headers=None))
+    )
 
 
 # -- rules

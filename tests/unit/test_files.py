@@ -26,7 +26,7 @@ from celery_s3.backends import s3
 from celery_s3.bucket import Opened
 from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, FileNotStored, Throttled
 from celery_s3.files import file as files_file
-from celery_s3.files import store as files_store
+from celery_s3.files import objects as files_objects
 from celery_s3.files import whose
 from celery_s3.files.pointer import Pointer
 from celery_s3.files.source import PIECE
@@ -34,7 +34,7 @@ from celery_s3.keys import FILES, file_folder
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 DATA = b"%PDF-1.7 " + bytes(range(256)) * 3
 SERIALIZERS = ["json", "pickle", "typed+json"]
@@ -56,7 +56,7 @@ def _as_in_a_new_process():
 @pytest.fixture
 def store(monkeypatch):
     store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, Uploads(store, pool), Tally(), Conditional(), pool)
+    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
     monkeypatch.setattr(s3, "open_store", lambda settings: opened)
     return store
 
@@ -713,7 +713,7 @@ def test_a_task_that_returns_what_is_gone(make, store, tmp_path):
 @pytest.fixture
 def remote(make, store, monkeypatch):
     """``remote(data)``: a handle, and the key of its object; pieces are 10 bytes."""
-    monkeypatch.setattr(files_store, "PIECE", 10)
+    monkeypatch.setattr(files_objects, "PIECE", 10)
     make()
 
     def upload(data):
@@ -729,7 +729,7 @@ def test_ahead(remote, store):
     file, key = remote(bytes(range(200)))
     chunks = iter(file)
     assert next(chunks) == bytes(range(10))
-    assert 2 <= len(store.requests) <= 2 + files_store.AHEAD
+    assert 2 <= len(store.requests) <= 2 + files_objects.AHEAD
     assert b"".join(chunks) == bytes(range(10, 200))
     assert store.requests == [("GET", key)] * 20
 
@@ -856,7 +856,7 @@ light = {name for name in sys.modules if name.startswith("celery_s3.files")}
 assert light == {"celery_s3.files", "celery_s3.files.of_tasks", "celery_s3.files.whose"}, light
 file = loads('{"__type__": "celery_s3.file", "__value__": {}}', "application/json", "utf-8")
 assert type(file).__name__ == "S3File"
-heavy = {"boto3", "botocore", "obstore", "cryptography", "celery_s3.files.store"} & set(sys.modules)
+heavy = {"boto3", "botocore", "obstore", "cryptography", "celery_s3.files.objects"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -17,7 +17,7 @@ from celery_s3.settings import Settings
 from celery_s3.store.counting import Tally
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def store():
 
 def files_of_tasks(store, serializer="json"):
     pool = Pool(1)
-    bucket = Opened(store, store, Uploads(store, pool), Tally(), None, pool)
+    bucket = Opened(store, store, MultipartWriter(store, pool), Tally(), None, pool)
     settings = Settings(bucket="memory", base="base/")
     key_of = lambda id: f"base/meta-{id}"  # noqa: E731
     return FilesOfTasks(bucket, settings, prefix="base/files/", serializer=serializer, key_of=key_of)

@@ -159,7 +159,7 @@ def test_tasks(bucket, pattern, expected):
 
 def test_expiry(bucket):
     """When a result expires is told as its object tells it; a time that no calendar has is none."""
-    bucket.inventory.ends = lambda found: found.modified.timestamp() + 60
+    bucket.inventory.expires_at = lambda found: found.modified.timestamp() + 60
     bucket.put("a", age=10)
     assert [one.expires for one in bucket.inventory.newest(Filter(), 10)] == [at(50)]
     assert inventory.time_of(1e300) is None

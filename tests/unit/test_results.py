@@ -23,17 +23,17 @@ from celery_s3.results.write_once import (
     LOST_RACES,
     PART_BYTES,
     VERSIONS,
-    Outcome,
     Results,
+    WriteOutcome,
 )
 from celery_s3.store import deadline
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.retrying import Retrying
-from celery_s3.store.uploads import Uploads
+from celery_s3.store.uploads import MultipartWriter
 
 KEY = "celery-task-meta-job"
-WRITTEN, KEPT = Outcome.WRITTEN, Outcome.KEPT
+WRITTEN, KEPT = WriteOutcome.WRITTEN, WriteOutcome.KEPT
 
 
 class Server:
@@ -52,7 +52,7 @@ def state_in(whole):
 
 def results_over(store, supported=True, **kwargs):
     pool = Pool(1)
-    return Results(store, Uploads(store, pool), Server(supported), pool, state_in=state_in, **kwargs)
+    return Results(store, MultipartWriter(store, pool), Server(supported), pool, state_in=state_in, **kwargs)
 
 
 def write(results, state, body=b"", key=KEY):
@@ -267,7 +267,7 @@ def test_large_body():
     assert one_body(TEXT[:-1]) == one_body(TEXT[:9], TEXT[9:-1].encode()) == TEXT[:-1].encode()
 
 
-@pytest.mark.parametrize("pieces", [(TEXT,), (b"frame", TEXT.encode()), ("é" * 2**23, "x")])
+@pytest.mark.parametrize("pieces", [(TEXT,), (b"preamble", TEXT.encode()), ("é" * 2**23, "x")])
 def test_chunks(pieces):
     """The chunks of a body are its bytes, in this number, as often as somebody asks."""
     body, whole = one_body(*pieces), b"".join(p.encode() if isinstance(p, str) else p for p in pieces)
@@ -489,16 +489,16 @@ def test_sizes(size):
     assert verbs(store).count("GET") == 1 + -(-max(0, size - HEAD_BYTES) // PART_BYTES)
 
 
-def test_a_frame_is_kept_apart():
+def test_a_preamble_is_kept_apart():
     """What stands before raw bytes is not mixed with them, so that they need not be copied; whatever its size."""
     store = MemoryStore()
     results = results_over(store)
     for notes in (b"{}", b"{" + b" " * HEAD_BYTES + b"}"):
-        frame, value = raw.frame(notes, "application/json"), bytes(range(256)) * 40_000
-        store.put(KEY, frame + value)
+        preamble, value = raw.preamble(notes, "application/json"), bytes(range(256)) * 40_000
+        store.put(KEY, preamble + value)
         whole = results.whole(results.read(KEY))
-        assert (whole.frame + whole.body, whole.about.size) == (frame + value, len(frame + value))
-        assert whole.frame == (frame if notes == b"{}" else b"")
+        assert (whole.preamble + whole.body, whole.about.size) == (preamble + value, len(preamble + value))
+        assert whole.preamble == (preamble if notes == b"{}" else b"")
 
 
 def test_a_body_is_taken_once():

@@ -19,7 +19,7 @@ from celery_s3.metadata import SEAL
 from celery_s3.sealing.ciphers import TAG_BYTES, Broken, SecretKey
 from celery_s3.sealing.format import SEGMENT, STORED_SEGMENT, Header, plain_size
 from celery_s3.sealing.keyring import KeyRing, StaticKey
-from celery_s3.sealing.store import UNTYPED, Sealing
+from celery_s3.sealing.wrapper import UNTYPED, Sealing
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.retrying import Retrying

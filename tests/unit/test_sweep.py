@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from celery_s3.errors import AccessDenied, BadRequest, Interrupted, ServerFault
 from celery_s3.expiry.clock import server_clock
+from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.sweep import Sweep, areas
 from celery_s3.expiry.terms import DAY, Terms
-from celery_s3.expiry.uploads import StaleUploads
 from celery_s3.keys import Layout
 from celery_s3.metadata import expires_at, result_metadata, term_asked, term_metadata, term_of
 from celery_s3.store.api import Object
@@ -35,7 +35,7 @@ class Uploads:
         self.standing = []
         self.error = self.asked = None
 
-    def found(self, now):
+    def stale(self, now):
         self.asked = now
         if self.error is not None:
             raise self.error
@@ -478,5 +478,5 @@ def test_which_uploads_are_ours():
     }
     standing = [Upload(key, "id", datetime.fromtimestamp(NOW - age, UTC)) for key, age in names.items()]
     control = SimpleNamespace(uploads=lambda prefix: (one for one in standing if one.key.startswith(prefix)))
-    found = [one.key for one in StaleUploads(control, places).found(NOW)]
+    found = [one.key for one in StaleUploads(control, places).stale(NOW)]
     assert found == ["b/celery-task-meta-old", f"b/celery-files/whose/{'0' * 32}"]

@@ -57,7 +57,7 @@ def counting(tally, number):
     def work():
         for _ in range(number):
             tally.count("PUT", up=2)
-        return 0 if tally.snapshot()["PUT"]["requests"] == number == tally.together()["PUT"]["requests"] else 1
+        return 0 if tally.snapshot()["PUT"]["requests"] == number == tally.worker_snapshot()["PUT"]["requests"] else 1
 
     return work
 
@@ -69,7 +69,7 @@ def test_children_count_with_their_parent(tally):
     """The main process knows what its children have asked, ended ones and those in their places included."""
     tally.count("PUT", up=1)
     assert [child(index, counting(tally, 3)) for index in (0, 1, 0, CHILDREN - 1)] == [0, 0, 0, 0]
-    assert tally.together()["PUT"] == {"requests": 13, "retries": 0, "bytes_up": 25, "bytes_down": 0}
+    assert tally.worker_snapshot()["PUT"] == {"requests": 13, "retries": 0, "bytes_up": 25, "bytes_down": 0}
     assert tally.snapshot()["PUT"]["requests"] == 1
     assert len(tally.processes()) == 4
 
@@ -82,14 +82,14 @@ def test_a_killed_child_is_counted(tally):
         os.kill(os.getpid(), 9)
 
     assert child(0, work) == -9
-    assert tally.together()["GET"]["requests"] == 1
+    assert tally.worker_snapshot()["GET"]["requests"] == 1
 
 
 @pytest.mark.parametrize("index", [None, CHILDREN])
 def test_others_count_for_themselves(tally, index):
     """A process that is not of the pool, or one too many, never counts in another's place."""
     assert child(index, counting(tally, 3)) == 0
-    assert tally.together() == {}
+    assert tally.worker_snapshot() == {}
 
 
 def test_a_grandchild_counts_for_itself(tally):
@@ -100,7 +100,7 @@ def test_a_grandchild_counts_for_itself(tally):
         return child(0, counting(tally, 2)) or (tally.snapshot()["PUT"]["requests"] != 1)
 
     assert child(0, work) == 0
-    assert tally.together()["PUT"]["requests"] == 1
+    assert tally.worker_snapshot()["PUT"]["requests"] == 1
 
 
 def test_a_child_joins_before_its_first_request(tally):

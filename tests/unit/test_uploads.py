@@ -25,7 +25,7 @@ from celery_s3.errors import (
 )
 from celery_s3.metadata import SEAL
 from celery_s3.sealing.format import SEGMENT, plain_size, stored_size
-from celery_s3.sealing.store import sealing
+from celery_s3.sealing.wrapper import sealing
 from celery_s3.sealing.writer import SealingWriter
 from celery_s3.settings import Secret, Settings
 from celery_s3.store import uploads
@@ -36,7 +36,7 @@ from celery_s3.store.parallel import Pool
 from celery_s3.store.pieces import cut
 from celery_s3.store.requests import PutPart
 from celery_s3.store.retrying import Policy, Retrying
-from celery_s3.store.uploads import PART, PARTS, UPLOAD, Uploads, part_bytes
+from celery_s3.store.uploads import PART, PARTS, UPLOAD, MultipartWriter, part_bytes
 
 MIB = 1024 * 1024
 #: The bytes of a part in these tests.
@@ -62,8 +62,8 @@ def pool():
 
 @pytest.fixture
 def writer(memory, pool):
-    """Uploads over retries that do not wait."""
-    return Uploads(Retrying(memory, policy=lambda: Policy(3), sleep=lambda seconds: None), pool)
+    """A writer over retries that do not wait."""
+    return MultipartWriter(Retrying(memory, policy=lambda: Policy(3), sleep=lambda seconds: None), pool)
 
 
 def verbs(memory):
@@ -122,7 +122,7 @@ def test_any_chunks(chunks, concurrency, told):
     body = b"".join(chunks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uploads, "part_bytes", lambda size: LENGTH)
-        Uploads(memory, pool).write("k", iter(views), size=len(body) if told else None)
+        MultipartWriter(memory, pool).write("k", iter(views), size=len(body) if told else None)
     pool.close()
     assert memory.get("k").body == body
     assert [lengths[number] for number in sorted(lengths)][:-1] == [LENGTH] * max(0, len(lengths) - 1)
@@ -211,7 +211,7 @@ def test_few_parts_are_held(memory, pool):
                 done += 1
             return etag
 
-    Uploads(Slow(), pool).write("k", chunks())
+    MultipartWriter(Slow(), pool).write("k", chunks())
     assert max(seen) <= uploads.AT_ONCE + 2
     assert max(seen) > 2
 
@@ -275,7 +275,7 @@ def test_the_abort_waits_for_parts_under_way(pool):
 
     memory = Server()
     with pytest.raises(AccessDenied):
-        Uploads(memory, pool).write("k", [b"x" * 20])
+        MultipartWriter(memory, pool).write("k", [b"x" * 20])
     assert verbs(memory) == ["CREATE", "PART", "ABORT"]
     assert stays(memory) == {}
 
@@ -299,7 +299,7 @@ def test_nobody_retries_for_an_upload_that_has_failed(pool):
     memory = Server()
     store = Retrying(memory, policy=lambda: Policy(50), sleep=lambda seconds: None, random=lambda: 1.0)
     with pytest.raises(AccessDenied):
-        Uploads(store, pool).write("k", [b"x" * 20])
+        MultipartWriter(store, pool).write("k", [b"x" * 20])
     assert verbs(memory) == ["CREATE", "ABORT"]
     assert remaining() is None
 
@@ -425,7 +425,7 @@ def sealed(memory, pool):
     def make(**options):
         key = Secret(b64encode(b"k" * 32).decode())
         store = sealing(memory, Settings(bucket="memory", seal_keys=(key,), **options))
-        return SealingWriter(Uploads(memory, pool), store), store
+        return SealingWriter(MultipartWriter(memory, pool), store), store
 
     return make
 

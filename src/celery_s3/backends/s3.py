@@ -11,7 +11,6 @@ from celery.canvas import Signature
 from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
-from celery_s3 import keys
 from celery_s3.bucket import open_store
 from celery_s3.celery_private import ResultBackend, how_joined, who_asks
 from celery_s3.chords import Chords, Timer
@@ -29,6 +28,7 @@ from celery_s3.costs.workers import Reporter
 from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
+from celery_s3.keys import RESULTS, Layout, full_key
 from celery_s3.outbox import Outbox
 from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
     from celery_s3.expiry.service import Expiry
     from celery_s3.expiry.sweep import Sweep
-    from celery_s3.files.store import Files
+    from celery_s3.files.objects import Files
 
 __all__ = ["S3Backend"]
 
@@ -74,11 +74,11 @@ class S3Backend(ResultBackend):
         # Celery before 5.7 knows no `result_compression`.
         self.compression = self.prepare_compression(self.app.conf.get("result_compression"))
         self.settings = resolve(self.app, url)
-        self.layout = keys.Layout(self.settings.base, self.task_keyprefix.removesuffix(keys.RESULTS.start))
+        self.layout = Layout(self.settings.base, self.task_keyprefix.removesuffix(RESULTS.start))
         self.terms = Terms.of(self.app.conf, self.expires)
         self._opened = opened = open_store(self.settings)
         self.store, self.tally, self.pool = opened.store, opened.tally, opened.pool
-        self._plain_store, self.uploads = opened.plain, opened.uploads
+        self._plain_store, self.writer = opened.plain, opened.writer
         self.files_of_tasks = FilesOfTasks(
             opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.layout.result_key
         )
@@ -95,7 +95,7 @@ class S3Backend(ResultBackend):
         self._decoder = Decoder(self.content_type, self.accept, self.settings.decompression_limit)
         self.results = Results(
             self.store,
-            self.uploads,
+            self.writer,
             self._opened.conditional,
             self.pool,
             state_in=self._decoder.state_in,
@@ -171,22 +171,30 @@ class S3Backend(ResultBackend):
     # -- keys
 
     def _full(self, key: str | bytes) -> str:
-        return keys.full_key(self.settings.base, bytes_to_str(key))
+        return full_key(self.settings.base, bytes_to_str(key))
 
     # -- the key/value verbs of Celery's base class
 
     def get(self, key: str | bytes) -> bytes | None:
+        """The body of an object, decrypted and not decoded; ``None`` where there is none or it has expired.
+
+        Arguments:
+            key: without the base path.
+        """
         found = self.results.read(self._full(key))
         whole = found and self.results.whole(found)
-        return whole.frame + whole.body if whole else None
+        return whole.preamble + whole.body if whole else None
 
     def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
+        """As :meth:`get`, for many keys at a time and in their order."""
         return self.pool.map(self.get, keys)
 
     def set(self, key: str | bytes, value: bytes | str) -> None:
+        """Write an object, whatever stands there."""
         self.store.put(self._full(key), str_to_bytes(value), content_type=self.content_type)
 
     def delete(self, key: str | bytes) -> None:
+        """Delete an object; one that does not exist counts as deleted."""
         self.results.delete(self._full(key))
 
     # -- storing
@@ -194,43 +202,74 @@ class S3Backend(ResultBackend):
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
+        """Store a task's state and value; of a chord's member, the part of its chord first.
+
+        Returns:
+            The value, as Celery's backends do.
+
+        Raises:
+            ResultNotStored: the store failed, or the part could not be delivered.
+        """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
         write = partial(self.chord_members.store, store, task_id, result, state, request)
         return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
+        """Store a SUCCESS that the worker reports, and go on with chord and chain."""
         with self.chord_members.reporting():
             super().mark_as_done(*args, **kwargs)
 
     def mark_as_failure(self, *args: Any, **kwargs: Any) -> None:
+        """Store a FAILURE that the worker reports, and go on with chord, chain and errbacks."""
         with self.chord_members.reporting():
             super().mark_as_failure(*args, **kwargs)
 
     def mark_as_revoked(self, *args: Any, **kwargs: Any) -> None:
+        """Store a REVOKED that the worker reports, and go on with chord and chain."""
         with self.chord_members.reporting():
             super().mark_as_revoked(*args, **kwargs)
 
     def store_meta(self, meta: Meta, request: Any) -> None:
+        """Store a meta by the write-once protocol: a SUCCESS that is stored stays.
+
+        Raises:
+            ResultNotStored: the store failed.
+            kombu.exceptions.EncodeError: the serializer cannot hold the value.
+        """
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
         by_id = request is None and meta["status"] == states.REVOKED
         self.recorder.record(
             meta,
             getattr(request, "task", None),
-            expires=self.terms.own(meta["status"], request),
+            expires=self.terms.of_result(meta["status"], request),
             rerun=is_rerun(request),
             unless_begun=by_id,
             eager=is_eager(request),
         )
 
     def encode(self, data: Any) -> bytes | str:
+        """Something in the result serializer, and compressed where ``result_compression`` is set and it helps."""
         return self._encoder.payload(data)
 
     def prepare_compression(self, compression: str | None) -> str | None:
+        """The name of a compression method, checked.
+
+        Raises:
+            ConfigurationError: kombu does not know it here.
+        """
         return compression_method(compression)
 
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
+        """The meta of a task, PENDING where nothing is stored.
+
+        Where Celery asks on behalf of a result that waits for its parents, or of a group, see :meth:`Waiter.answer`.
+
+        Raises:
+            ResultNotRead: the store failed.
+            UnreadableResult: the object is no result that this process can read.
+        """
         asking = None if cache and task_id in self.known_metas else who_asks()
         if asking is not None:
             return self.waiter.answer(asking, task_id)
@@ -238,10 +277,14 @@ class S3Backend(ResultBackend):
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
+        """The stored meta of a task, PENDING where nothing is stored; in the thread that receives tasks, in time."""
         return self.consumer.meta(task_id) if self.consumer.is_here() else self.reader.meta(task_id)
 
     def meta_from_decoded(self, meta: Meta) -> Meta:
-        # A large one's body comes through here when it is fetched.
+        """Make an exception of what stands for one; a :class:`LazyMeta` stays as it is.
+
+        The value of a large result comes through here when it is fetched.
+        """
         return meta if isinstance(meta, LazyMeta) else super().meta_from_decoded(meta)
 
     def task_result_exists(self, task_id: str) -> bool:
@@ -249,6 +292,7 @@ class S3Backend(ResultBackend):
         return self.reader.exists(task_id)
 
     def fetch_group(self, group_id: str) -> Meta | None:
+        """``{"result": GroupResult}`` of a saved group, ``None`` where there is none."""
         return self.reader.group(
             group_id,
             self.layout.group_key(group_id),
@@ -256,6 +300,7 @@ class S3Backend(ResultBackend):
         )
 
     def decode(self, payload: bytes | str) -> Any:
+        """What :meth:`encode` was given."""
         return self._decoder.loads(str_to_bytes(payload))
 
     # -- waiting
@@ -263,6 +308,7 @@ class S3Backend(ResultBackend):
     def wait_for_pending(
         self, result: AsyncResult, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any
     ) -> Any:
+        """Wait for a result; if it is a chord's body, look now and then whether the chord is stuck, and mend it."""
         watching = self.mending.watching(result, on_interval)
         return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
 
@@ -274,6 +320,15 @@ class S3Backend(ResultBackend):
         no_ack: bool = True,
         on_interval: Callable[[], object] | None = None,
     ) -> Meta:
+        """The meta of a task once it is finished.
+
+        Arguments:
+            timeout: seconds; ``None``: for ever.
+            interval: seconds between two looks; Celery's default stands for 20 ms that grow to 2 s.
+
+        Raises:
+            celery.exceptions.TimeoutError: the time is over.
+        """
         self.warn_if_eager()
         return self.waiter.one(task_id, timeout=timeout, interval=interval, on_interval=on_interval)
 
@@ -321,6 +376,7 @@ class S3Backend(ResultBackend):
     # -- chords
 
     def apply_chord(self, header_result_args: Any, body: Signature, **kwargs: Any) -> None:
+        """Write the chord's manifest before its header is published, or let Celery's polling task join the chord."""
         self.ensure_chords_allowed()
         self.files_of_tasks.sends()
         if not self.chord_producer.open(header_result_args[0], header_result_args[1], body):
@@ -330,9 +386,11 @@ class S3Backend(ResultBackend):
         """Nothing to do: the manifest has it."""
 
     def add_to_chord(self, chord_id: str, result: ResultBase) -> None:
+        """Let a chord wait for a task that one of its members has added (``Task.add_to_chord``)."""
         self.chord_members.add(result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Go on with the chord of a task that has ended; its part was delivered by :meth:`store_result`."""
         go_up = partial(self.chord_members.returned, request, result, state)
         self.consumer.spared(go_up, request.id, f"the chord part of task {request.id}", None)
 
@@ -349,10 +407,12 @@ class S3Backend(ResultBackend):
         return self.files_of_tasks.files
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
+        """Note that files among a task's arguments are uploaded to this backend's bucket."""
         self.files_of_tasks.sends(task_id)
         return super().on_task_call(producer, task_id)
 
     def forget_result(self, task_id: str) -> None:
+        """Delete a task's files, then its result."""
         self.files_of_tasks.delete(bytes_to_str(task_id))
         super().forget_result(task_id)
 

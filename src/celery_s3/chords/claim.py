@@ -36,7 +36,7 @@ PUBLISHING = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.2, "in
 TRIES = 4
 State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
-#: Shared with the processes that are forked from this one, and with no others.
+#: The same in all processes that are forked from this one, and in no others: a pid alone is not unique.
 _FAMILY = uuid4().hex[:12]
 
 
@@ -58,7 +58,7 @@ class Held:
     Attributes:
         owner: who claimed.
         modified: when this was written, on the server's clock.
-        lease: seconds, by whoever wrote it.
+        lease: seconds after ``modified`` until which its owner may act, as that owner's configuration sets them.
     """
 
     owner: str
@@ -84,7 +84,8 @@ class Claim:
     Arguments:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
-        owner: who asks; a fresh name by default, which tells the process to its parent.
+        owner: the name of this party; by default a new one that begins with this process's pid, by which its parent
+            tells whether a child that has died owned the claim (:func:`is_of_process`).
         clock: seconds that pass here.
     """
 
@@ -121,6 +122,7 @@ class Claim:
             held = self.read()
             if held is None:
                 continue
+            # Our own name may stand there: a try that landed and whose answer was lost.
             return None if held.owner == self.owner and not held.decided and self._resume(held) else held
         return None
 

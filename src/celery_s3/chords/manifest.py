@@ -70,7 +70,7 @@ class Manifest:
 
 
 def _nests(nesting: Any, size: int, depth: int = 100) -> bool:
-    """Whether this is a nesting of so many members."""
+    """Whether this is a nesting of ``size`` leaves, ``depth`` lists deep at most."""
     if nesting is None:
         return True
     if not isinstance(nesting, list) or not depth:
@@ -94,7 +94,7 @@ def _leaves(results: Iterable[ResultBase]) -> Iterator[str]:
 
 
 def nesting(results: list[ResultBase]) -> list[Nesting] | None:
-    """How the leaves make up the header; ``None`` where they are just its members."""
+    """How the leaves are nested in the header; ``None`` where each member is one leaf, and none occurs twice."""
     numbers = {id: number for number, id in enumerate(leaf_ids(results))}
 
     def nested(results: list[ResultBase]) -> list[Nesting]:

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 DAY = 86_400
 #: Workers that start within this time of each other look at the chords once: the listing has every tombstone too.
 ONCE_IN = timedelta(hours=1)
-#: What a member without a part may deliver from its result. REVOKED is written by every worker that hears of it,
-#: while the task may be running or yet to come, and delivers its part by itself.
+#: The states whose result stands in for a part that is missing. Not REVOKED: every worker that hears of a revoked id
+#: stores it, while the task may still run, or come, and deliver its part by itself.
 FINAL = frozenset({states.SUCCESS, states.FAILURE})
 
 
@@ -48,7 +48,7 @@ class Mending:
     Arguments:
         sender: sends their bodies.
         final: reads what a member would have delivered.
-        native: whether there are chords of ours at all.
+        native: whether chords are run by this package, and not by Celery's polling task.
         mended: the key of the object that tells when chords were mended last.
         kept: seconds that a decided chord's claim and manifest stay.
         dead: seconds after which a chord that waits for members is given up; ``None``: never.
@@ -77,7 +77,7 @@ class Mending:
         self._uid = f"celery-s3-{id(self)}"
 
     def repairs(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Repair:
-        """To see chords, and to mend them.
+        """What finds the chords under the prefix, and mends them.
 
         Arguments:
             now: the time, by which chords are given up and tombstones removed.
@@ -121,7 +121,7 @@ class Mending:
 
     def worker_started(self, **_: object) -> None:
         """What Celery's signals call."""
-        # Children that are forked after this inherit it from the main process.
+        # Set before it returns: children that are forked later inherit it from the main process, and do nothing.
         started, self._started = self._started, True
         if started or prefork_parent() or getattr(process.current_process(), "index", None):
             return
@@ -208,25 +208,25 @@ class MemberResults:
 
 
 class _Watch:
-    """Called on each interval of a wait: now and then does something, then what the caller wanted."""
+    """Called on each interval of a wait: mends after ever longer pauses, and calls what the caller wanted."""
 
-    def __init__(self, after: float, act: Callable[[], object], then: Callable[[], object] | None) -> None:
-        self._act = act
-        self._then = then
-        self._pause = after
-        self._due = time.monotonic() + after
+    def __init__(self, pause: float, mend: Callable[[], object], on_interval: Callable[[], object] | None) -> None:
+        self._mend = mend
+        self._on_interval = on_interval
+        self._pause = pause
+        self._due = time.monotonic() + pause
 
     def __call__(self) -> None:
         if time.monotonic() >= self._due:
             self._pause *= 2
             self._due = time.monotonic() + self._pause
-            self._act()
-        if self._then is not None:
-            self._then()
+            self._mend()
+        if self._on_interval is not None:
+            self._on_interval()
 
 
 def _logging_errors(mend: Callable[[], None]) -> None:
-    """For a thread that nobody waits for."""
+    """Call ``mend`` and log what it raises: it runs in a thread where nobody else would see that."""
     try:
         mend()
     except CeleryS3Error as exc:  # a worker that may not list, for one: the message says all there is

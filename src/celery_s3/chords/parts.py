@@ -29,8 +29,8 @@ __all__ = [
 
 #: Parts up to this size travel in the summaries.
 INLINE_BYTES = 4 * 1024
-#: Stands before what is wrong with a part that cannot be trusted, in the place of its payload: the chord goes on, and
-#: fails of it in the end. An error raised while the tree is climbed would leave nobody to decide.
+#: In the place of the payload of a part that cannot be trusted: this, and the text of the error. The chord goes on with
+#: it and fails in the end; an error raised by whoever reads the part would leave nobody to decide the chord.
 UNREADABLE = b"\x00celery-s3-unreadable\x00"
 
 #: The parts of some members in order; ``None`` where one is too large to be carried along.
@@ -42,10 +42,10 @@ class Line(bytes):
 
 
 def parse(line: bytes) -> Any:
-    """What a line says.
+    """The JSON value in a line.
 
     Raises:
-        ValueError: it is no JSON, and nothing else whatever the line holds.
+        ValueError: it is no JSON, or nested too deeply for Python's parser; no other error, whatever it holds.
     """
     try:
         return json.loads(line)

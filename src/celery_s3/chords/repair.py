@@ -34,8 +34,8 @@ class Repair:
     """Mends chords and cleans up after them.
 
     Arguments:
-        owner: what an owner does who has none of the chord's tasks at hand. Asked before there is anything to
-            own, so that who could not act does not claim.
+        owner: makes of a manifest the function that sends the body without one of the chord's tasks. It is called
+            before the chord is claimed, and raises where this process could not send.
         kept: how long a decided chord's claim and manifest stay.
         dead: how long after its last sign of life a chord that waits for members is given up; ``None``: never.
     """
@@ -75,7 +75,7 @@ class Repair:
             tree.put(tree.key(0, slot), pack_part((), payload))
 
     def _sum_up(self, tree: Tree, parts: set[tuple[int, int]]) -> None:
-        """Go up from every complete node that has no summary."""
+        """Write the summary of every complete node that has none, and of those above that become complete by it."""
         for level in range(tree.shape.top):
             for above in range(tree.shape.counts[level + 1]):
                 node = tree.shape.node(level, above * FAN_IN)

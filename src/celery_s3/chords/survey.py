@@ -1,6 +1,7 @@
 """The chords under a prefix, read back from a listing of their keys.
 
-Only the commands and the repair look at chords so; no task and no waiting client ever lists.
+The commands, the daily cleanup and a worker that starts list all chords; a client that waits for a body lists that
+one chord now and then. No task ever lists.
 
 A decided chord leaves its manifest and its claim. As parts are deleted only once their chord is decided, and a
 claim is made only when all of them are there, a claim without parts is a tombstone: it costs no GET.
@@ -33,13 +34,14 @@ logger = logging.getLogger(__name__)
 #: As chords write numbers into their keys.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
-State = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
+ChordState = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
 
 
 class Final(Protocol):
     """What a member would deliver, read from its final result; ``None`` where none stands since that time."""
 
-    def __call__(self, task_id: str, since: datetime) -> bytes | None: ...
+    def __call__(self, task_id: str, since: datetime) -> bytes | None:
+        """The payload; ``None`` where no final result was stored since then."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Run:
     others: list[Entry] = field(default_factory=list)
 
     def entries(self) -> list[Entry]:
+        """All keys of the run."""
         return [*self.parts.values(), *([self.claim] if self.claim else []), *self.others]
 
     def add(self, names: list[str], entry: Entry) -> bool:
@@ -91,13 +94,17 @@ class Folder:
 
     @property
     def settled(self) -> bool:
-        """Whether this is no chord in flight; a manifest newer than the claim may be that of a next run."""
+        """Whether there is nothing to mend: no manifest, or a claim without parts, which is a tombstone.
+
+        A manifest newer than the claim may be that of the next run of the same frozen chord, whose parts are to come.
+        """
         last = self.runs.get(max(self.runs, default=0), Run())
         if self.manifest is None:
             return True
         return last.claim is not None and not last.parts and last.claim.modified >= self.manifest.modified
 
     def entries(self) -> list[Entry]:
+        """All keys of the group id that a chord makes."""
         own = [self.manifest] if self.manifest else []
         return own + [entry for run in self.runs.values() for entry in run.entries()]
 
@@ -118,7 +125,7 @@ class Chord:
 
     group: str
     manifest: Manifest
-    state: State
+    state: ChordState
     done: int
     started: datetime
     age: float
@@ -129,10 +136,12 @@ class Chord:
 
     @property
     def ticket(self) -> Ticket:
+        """The ticket that its header's tasks have."""
         return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat, self.manifest.nonce)
 
     @property
     def decided(self) -> bool:
+        """Whether its body was sent, or has failed."""
         return self.state in ("sent", "failed")
 
 
@@ -206,7 +215,7 @@ class Survey:
 
     def _claimed(self, chord: Chord, held: Held) -> Chord:
         if held.decided:
-            state: State = "sent" if held.state == "sent" else "failed"
+            state: ChordState = "sent" if held.state == "sent" else "failed"
             return replace(chord, state=state, done=len(chord.manifest.ids))
         if self.service.claim(chord.group, chord.manifest.run).remaining(held, self.now()) > 0:
             return replace(chord, state="claimed")
@@ -215,7 +224,7 @@ class Survey:
     def examined(self, chord: Chord) -> Chord:
         """The chord; ``stuck`` where a closer look shows that nobody will go on by itself.
 
-        The look costs up to a GET per member. It is spared while the chord was active within a lease.
+        The look costs up to a GET per member; none where the chord was written to within the last lease.
         """
         if chord.quiet <= self.service.lease:
             return chord
@@ -232,13 +241,16 @@ class Survey:
         """Whether a member has added a task that is not done; a node with a summary has none such."""
         tree = self.service.tree(chord.ticket)
         firsts = range(0, tree.shape.size, FAN_IN)
-        return any(tree.look(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts)
+        return any(
+            tree.read_node(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts
+        )
 
     def _lost(self, chord: Chord) -> tuple[int, ...]:
         tree = self.service.tree(chord.ticket)
 
         def lost(slot: int) -> bool:
-            # The part is read after the result: a member that was just finishing has written it before.
+            # First the result, then the part: a member writes its part before its result, so where there is a result,
+            # a part that is missing now will not come.
             stands = self.final(chord.manifest.ids[slot], chord.started) is not None
             return stands and tree.get(tree.key(0, slot)) is None
 

@@ -40,7 +40,8 @@ from .parts import (
 __all__ = ["FAN_IN", "Memory", "Parts", "Shape", "Tree"]
 
 FAN_IN = 32
-#: So many of a node's parts, more or less, are those of members that run at the same time.
+#: Members that run at the same time end in nearly the order of their slots: who delivers one of the last so many slots
+#: of a node may well be the last one, and where so many others' parts are missing at most, all of them may be there.
 NEARLY_ALL = 2
 
 #: Parts of one node by slot; those of added tasks by id.
@@ -80,7 +81,7 @@ class Shape:
 
 
 def _light(part: bytes) -> bytes:
-    """The part as it is kept in memory: of a large one, its line alone."""
+    """The part as it is kept in memory: of one over :data:`INLINE_BYTES`, its first line alone."""
     return part if len(part) <= INLINE_BYTES else line_of(part)
 
 
@@ -91,8 +92,8 @@ def _small(parts: Parts) -> Parts:
 class Memory:
     """The parts that this process has written or seen lately: a part never changes, so it is read once.
 
-    Of values that are too large to be carried along, only that they are there. No lock: what two threads do at the
-    same time may be forgotten, and is read again.
+    Of a part over :data:`INLINE_BYTES` only the first line is kept, which tells that it is there. No lock: what two
+    threads remember at the same time may be lost, and is read again then.
 
     Arguments:
         limit: bytes, roughly.
@@ -165,7 +166,7 @@ class Tree:
         return True
 
     def add(self, level: int, slot: int, part: bytes) -> tuple[bool, Parts | None]:
-        """Create a part; whether it was created, and the others of its node as far as they were read meanwhile.
+        """Create a part, and read the others of its node at the same time where it is likely to be the last one.
 
         They are read where the part is likely to be the node's last one: that saves a round trip. A part never
         changes, so what was there before one's own part was need not be asked for again. What cannot be read now is
@@ -193,7 +194,8 @@ class Tree:
         if slot < node.stop - NEARLY_ALL or name in self.memory.ragged:
             return []
         if level == 0 and len(known) < len(node) // 4:
-            # Of many processes that share a node, each one would read what the others do.
+            # This process has seen few of the node's parts, so other processes deliver the rest: each of them would
+            # read all the parts that the others read.
             return []
         return [one for one in node if one != slot and one not in known]
 
@@ -238,13 +240,15 @@ class Tree:
         found = self.pool.map(lambda slot: read(self.key(level, slot)), wanted)
         return {slot: part for slot, part in zip(wanted, found, strict=True) if part is not None}
 
-    def look(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
+    def read_node(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
-        ``own`` is the slot's part, ``None`` where it is another's and must be read as well.
+        The highest slot is the one most likely to be missing, so it is asked for first, alone; then 4, 16, … at the
+        same time (2, 4, … where members of this node were seen to end in no order), until one is missing.
 
-        The highest slot is the one most likely to be missing, so it is asked for first, then ever more at the same
-        time: fewer more where members turned out to finish in no order.
+        Arguments:
+            own: the slot's part; ``None``: another process wrote it, and it must be read as well.
+            foreseen: parts that were read already, see :meth:`add`.
         """
         node = self.shape.node(level, slot)
         name = self._name(level, node)
@@ -298,7 +302,7 @@ class Tree:
             All members' parts in order once the root is complete, else ``None``: somebody else goes on.
         """
         while True:
-            parts = self.look(level, slot, own, foreseen)
+            parts = self.read_node(level, slot, own, foreseen)
             if parts is None:
                 return None
             leaves = self._leaves(level, slot, parts)

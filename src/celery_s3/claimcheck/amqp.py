@@ -1,4 +1,4 @@
-"""Tells the serializers of which app the message is that they encode."""
+"""Tells the serializers which app sends the message that they encode: kombu hands them the data alone."""
 
 from __future__ import annotations
 

@@ -139,14 +139,15 @@ def _change_values(mapping: Any, names: Iterable[str], change: Callable[[Any], A
 
 
 def _store_arguments(carrier: dict[str, Any], messages: Messages, inner: str) -> dict[str, Any]:
-    """The carrier with its arguments in S3, where they are not there already and are worth it."""
+    """The carrier with its arguments in S3; as it is where they are there already, or smaller than :data:`SMALL`."""
     args, kwargs = carrier["args"], carrier["kwargs"]
     if MARK in carrier or not (args or kwargs):
         return carrier
     content = str_to_bytes(encode((args, kwargs), inner))
     if len(content) < SMALL:
         return carrier
-    # Signatures have options. One goes from message to message: nobody knows which of them is the last to need it.
+    # Only signatures have options. They are copied from message to message, and nobody knows which message is the last
+    # to need their arguments: a lifecycle rule removes these, and not a task's success.
     removable = "options" not in carrier
     pointer = messages.put(content, registry.name_to_type[inner], removable=removable)
     return _with_pointer(carrier, {**pointer, "args": bool(args), "kwargs": bool(kwargs)})
@@ -157,7 +158,7 @@ def _with_pointer(carrier: dict[str, Any], pointer: Mapping[str, Any]) -> dict[s
 
 
 def _put_pointer_back(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
-    """The carrier with its pointer instead of unfetched arguments: what comes by a pointer is sent on by it."""
+    """The carrier with the pointer in the place of arguments that nobody has fetched: they are not stored again."""
     args, kwargs = args_as_they_are(carrier["args"]), kwargs_as_they_are(carrier["kwargs"])
     unfetched = [one.stored for one in (*args, *kwargs.values()) if type(one) is Unfetched]
     if not unfetched:
@@ -165,7 +166,7 @@ def _put_pointer_back(carrier: dict[str, Any], inner: str) -> dict[str, Any]:
     first = unfetched[0]
     if first.inner == inner and first.are_all_of(args, kwargs):
         return _with_pointer(carrier, first.pointer)
-    # There are other arguments beside the stored ones, as where the body of a chord gets its values.
+    # New arguments stand beside the stored ones, as those that a chord's body gets: all of them are sent in full.
     return {**carrier, "args": _args_in_full(args), "kwargs": _kwargs_in_full(kwargs)}
 
 

@@ -218,8 +218,8 @@ class LazyArgs(list[Any]):
             list.__setitem__(self, slice(None), self.stored.args)
             self.stored = None
 
-    # list's own comparison would read the memory of both. Celery compares with the text 'args' whatever a message
-    # holds: nothing is fetched for that.
+    # list.__eq__ would compare both lists without fetching. For another type nothing is fetched: Celery compares the
+    # arguments of each message with a text.
     def __eq__(self, other: object) -> bool:
         if isinstance(other, list):
             return [*self] == [*other]

@@ -23,7 +23,6 @@ from weakref import WeakKeyDictionary
 from celery.signals import task_success
 from kombu.exceptions import DecodeError
 
-from celery_s3 import keys
 from celery_s3.bucket import open_store
 from celery_s3.codec.compression import compress_payload, compression_method, decompress_payload
 from celery_s3.errors import (
@@ -34,6 +33,7 @@ from celery_s3.errors import (
     PreconditionFailed,
     StoreError,
 )
+from celery_s3.keys import MESSAGES, Layout, message_name
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings, resolve
 from celery_s3.store import ranges
@@ -51,7 +51,8 @@ sending_app: ContextVar[Any] = ContextVar("celery_s3_sending_app", default=None)
 
 #: Bytes that one request fetches.
 PART_BYTES = 8 * 1024 * 1024
-#: Seconds in which a process does not store the same again: rules count in days, so its lifetime is hardly shorter.
+#: Seconds in which a process does not store the same content again. So an object may be an hour older than its last
+#: message; the lifecycle rule keeps it for days.
 STORED_FOR = 3600.0
 #: How many objects a process remembers to have stored.
 REMEMBERED = 256
@@ -83,7 +84,7 @@ class Messages:
         self._compression, self._compression_threshold = compression, settings.compression_threshold
         self._decompression_limit = settings.decompression_limit
         self._names = Names(settings)
-        self._prefix = keys.Layout(settings.base).messages
+        self._prefix = Layout(settings.base).messages
         self._where = f"s3://{settings.bucket}/{self._prefix}"
         self._remove = settings.message_cleanup == "success"
         self.threshold = settings.message_threshold
@@ -94,7 +95,7 @@ class Messages:
         """Store what a message will point to.
 
         Arguments:
-            removable: one message alone will point to it.
+            removable: one message alone will point to it, so that the task's success may remove it.
 
         Returns:
             The beginning of a pointer: ``object`` (its name), ``size`` (bytes of the content), ``at`` (where).
@@ -105,7 +106,7 @@ class Messages:
         body = self._compressed(content)
         name = self._names.of(body)
         if removable and self._remove:
-            name = keys.message_name(name, uuid4().hex)
+            name = message_name(name, uuid4().hex)
             self._write(name, body, content_type)
         elif self._clock() >= (self._known_until.get(name) or 0.0):
             self._write(name, body, content_type)
@@ -123,7 +124,7 @@ class Messages:
             MessageNotRead: it could not be fetched, or is not what was stored; its cause is an
                 :class:`ObjectMissing` where there is none.
         """
-        found = keys.MESSAGES.rest.fullmatch(name)
+        found = MESSAGES.rest.fullmatch(name)
         if found is None:
             raise MessageNotRead(f"the message's pointer is damaged: {name[:80]!r} names no object")
         try:
@@ -163,7 +164,8 @@ class Messages:
     def _whole(self, key: str) -> bytes:
         while True:
             first = self._store.get(key, length=PART_BYTES)
-            # Stored again meanwhile: the same content, but with a seal of its own the parts do not fit together.
+            # PreconditionFailed: it was stored again between two requests. The content is the same, but it is sealed
+            # anew, and parts of two seals do not fit together: read it again from its beginning.
             with suppress(PreconditionFailed):
                 rest = sorted(ranges.behind(first, self._store, self._pool, PART_BYTES))
                 return b"".join([first.body, *(part for _, part in rest)])

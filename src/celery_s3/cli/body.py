@@ -75,7 +75,7 @@ def write_file(results: Results, found: Object, path: Path) -> int:
 
 
 def _of_value(results: Results, found: Object) -> tuple[Iterable[bytes], int]:
-    """The bytes that a result is, and how many; of any other those of its body."""
+    """The value of a result that is bytes, else the bytes of the body, part by part; and how many they are."""
     if found.content_type == raw.CONTENT_TYPE and found.body.startswith(COMPRESSED_PAYLOAD_MAGIC):
         value = _decompressed(results, found)
         return [value], len(value)
@@ -98,7 +98,7 @@ def _decompressed(results: Results, found: Object) -> bytes:
         body = decompress_payload(whole.pop_body())
     except DecodeError as exc:
         raise click.ClickException(f"The result cannot be read: {exc}. --raw gives you its body.") from exc
-    return body[len(raw.frame_of(body)) :]
+    return body[len(raw.preamble_of(body)) :]
 
 
 def _parts(store: Store, found: Object, start: int = 0) -> Iterator[bytes]:

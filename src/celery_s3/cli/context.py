@@ -35,7 +35,7 @@ def with_backend(fn: _F) -> Callable[..., Any]:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends what runs in here as Ctrl-C does, so that it cleans up."""
+    """Let SIGTERM raise SystemExit in the block, so that its ``finally`` clauses run; the exit code is 1."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         yield

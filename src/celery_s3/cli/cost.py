@@ -21,11 +21,11 @@ from .output import data_size, print_json, print_table
 
 __all__ = ["command"]
 
-#: Each backend as it is called, and its model.
+#: The backends by the names that the table shows, each with its model.
 MODELS = {"celery-s3": celery_s3, "Celery's own s3": celery_own}
 
 
-#: The seconds of wait times the members of a group that are reckoned within seconds.
+#: The largest `--wait` (seconds) times `--group` (members) that the model, which simulates every look, does in seconds.
 _RECKONED = 500_000_000
 
 
@@ -116,7 +116,7 @@ def _predicted(shape: Deployment, tables: Mapping[str, Prices], as_json: bool) -
     if as_json:
         print_json({"shape": asdict(shape), "bills": [_record(shape, *one) for one in bills]})
         return
-    click.echo(f"{_said(shape)}\nList prices of {first.date}: {first.source}\n")
+    click.echo(f"{_describe(shape)}\nList prices of {first.date}: {first.source}\n")
     rows = [row for name, prices, work in bills for row in _rows(f"{name} on {prices.title}", shape, prices, work)]
     print_table(("", "REQUESTS", "", "PER MILLION", "DOLLARS"), rows)
     million = 1_000_000 / shape.tasks
@@ -126,7 +126,7 @@ def _predicted(shape: Deployment, tables: Mapping[str, Prices], as_json: bool) -
     click.echo(f"\nA million such tasks: {', '.join(totals)}.")
 
 
-def _said(shape: Deployment) -> str:
+def _describe(shape: Deployment) -> str:
     what = f"{shape.tasks:,} tasks"
     if shape.chord:
         what += f" in the headers of {shape.chords:,.0f} chords"

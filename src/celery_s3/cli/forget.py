@@ -66,7 +66,7 @@ def _each(ids: Iterable[str]) -> Iterable[str]:
 
 
 def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: bool) -> dict[str, Any]:
-    # a saved group of that id goes along: it costs no more
+    # The saved group of that id too: one DeleteObjects takes 1,000 keys, whatever they are.
     doomed = [key for id in ids for key in keys_of(backend, id)]
     inventory = inventory_of(backend, yes=True)
     if ids and not dry_run:
@@ -74,7 +74,7 @@ def _forget_ids(backend: S3Backend, ids: Sequence[str], *, yes: bool, dry_run: b
             requests = Counter(GET=len(ids), DELETE_OBJECTS=pages(len(doomed)))
             confirm(f"Forget {counted(len(ids), 'result')}?{_price(requests, backend)}")
         inventory.budget.agreed()
-        # the files before the results that tell of them: interrupted, it may simply be run again
+        # Files first: the result tells that there are files, so whoever is interrupted can run it again.
         doomed = inventory.files_of(ids) + doomed
         with progress("Forgetting", len(doomed)) as advance:
             for batch in batches(doomed, PAGE):

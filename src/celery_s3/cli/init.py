@@ -57,7 +57,7 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
         backend.terms,
     )
     ask = bool(found.changes) and not (dry_run or yes)
-    # who is asked sees what about, also where standard output is for a program
+    # Whoever is asked must see the changes; with --json on standard error, since standard output is for a program.
     if ask or not as_json:
         _print(backend, found, err=as_json)
     if ask:

@@ -61,7 +61,10 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Ids are users' input: nothing in them reaches the terminal as a control character, but for those to ``keep``."""
+    """The text with its control characters escaped, apart from those to ``keep``.
+
+    For ids, names and values: they are input, and must not move a terminal's cursor or change its title.
+    """
     return "".join(char if char.isprintable() or char in keep else f"\\x{ord(char):02x}" for char in text)
 
 

@@ -74,7 +74,11 @@ def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before
 
 
 def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
-    """The results of a backend; who looks through them asks before it makes many requests."""
+    """The results of a backend, and the budget that asks before there are many requests.
+
+    Arguments:
+        yes: tell what was spent instead of asking.
+    """
 
     def ask(spent: Counter[str], share: float | None) -> None:
         told = _so_far(spent, share, backend.settings)
@@ -85,7 +89,7 @@ def inventory_of(backend: S3Backend, *, yes: bool) -> Inventory:
 
     budget = Budget(backend.tally, ask)
     return Inventory(
-        backend.store, backend.pool, backend.layout, budget, ends=backend.results.expires_at, files=backend.files
+        backend.store, backend.pool, backend.layout, budget, expires_at=backend.results.expires_at, files=backend.files
     )
 
 
@@ -107,7 +111,7 @@ def price(requests: Mapping[str, int], settings: Settings) -> str:
 
 
 def expensive(requests: Mapping[str, int]) -> bool:
-    """Whether somebody should be told before."""
+    """Whether these are more requests than are made without telling, or asking, somebody."""
     return sum(requests.values()) > FREE
 
 

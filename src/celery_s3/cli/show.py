@@ -182,7 +182,10 @@ class _Shown:
         return {"result": group}
 
     def _members(self, results: Sequence[ResultBase]) -> list[tuple[str, str | None]]:
-        """The id and state of each member; ``None`` where that was not read, or is not told."""
+        """The id and state of each member.
+
+        The state is ``None`` for a group in the group, where another writer left none, and where they are too many.
+        """
         tasks = [result.id for result in results if isinstance(result, AsyncResult)]
         if len(tasks) > MEMBERS:
             return [(result.id, None) for result in results]
@@ -229,12 +232,12 @@ def _nodes(children: Any, app: Any) -> list[ResultBase]:
     """The results of the tasks that this one has sent."""
     try:
         return [result_from_tuple(child, app) for child in children or ()]
-    except (TypeError, ValueError):  # whoever wrote that was not Celery
+    except (TypeError, ValueError):  # no results as Celery stores them
         return []
 
 
 def _storage_class(backend: S3Backend, key: str) -> str:
-    """As a listing tells it: of the two clients' answers to a GET only one has it."""
+    """The storage class of an object, by a LIST of its key: obstore's answer to a GET does not tell it."""
     try:
         first = next(backend.store.list(key), None)
     except StoreError:

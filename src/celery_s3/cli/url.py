@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from celery_s3.backends.s3 import S3Backend
-from celery_s3.files.store import LONGEST_LINK
+from celery_s3.files.objects import LONGEST_LINK
 from celery_s3.store.clients.control import Control
 
 from .context import json_option, with_backend

@@ -48,6 +48,6 @@ def one_body(*pieces: bytes | str) -> bytes | Chunks:
     if len(pieces) == 1 and len(pieces[0]) <= LARGE:
         body: bytes = str_to_bytes(pieces[0])
         return body
-    # Large ASCII text stays text, for its bytes would be a copy; any other must be encoded to know its size.
+    # ASCII text is not encoded yet, since its bytes would be a copy; any other text must be, to know its size.
     chunks = Chunks(*(piece if isinstance(piece, str) and piece.isascii() else str_to_bytes(piece) for piece in pieces))
     return chunks if chunks.size > LARGE else b"".join(chunks)

@@ -33,13 +33,13 @@ class Whole:
 
     Attributes:
         about: its first bytes, and all that came with them.
-        body: its bytes, or those behind the frame.
-        frame: what stands before a value that was stored as raw bytes: apart, so that a large value is not copied.
+        body: its bytes, or those behind the preamble.
+        preamble: what stands before a value that was stored as raw bytes: apart, so that a large value is not copied.
     """
 
     about: Object
     body: bytes = field(repr=False)
-    frame: bytes = field(default=b"", repr=False)
+    preamble: bytes = field(default=b"", repr=False)
 
     def pop_body(self) -> bytes:
         """The body, which is not kept here any longer: its value needs the room."""
@@ -83,8 +83,8 @@ class Decoder:
         """Decode all of an object, which has no body any more afterwards."""
         handled = sys.exception()
         try:
-            if whole.frame:
-                return self._joined(whole.frame, whole.pop_body())
+            if whole.preamble:
+                return self._joined(whole.preamble, whole.pop_body())
             # Pass the body without binding it: a local would keep up to 5 GB alive while it is decoded.
             return self._loads(whole.pop_body(), whole.about.content_type)
         except Exception as exc:
@@ -105,8 +105,8 @@ class Decoder:
         if payload.startswith(b"\x00"):  # one of the magics; no serializer begins so
             payload = decompress_payload(payload, self._limit)
             if payload.startswith(raw.MAGIC):
-                frame = raw.frame_of(payload)
-                return self._joined(frame, payload[len(frame) :])
+                preamble = raw.preamble_of(payload)
+                return self._joined(preamble, payload[len(preamble) :])
         if content_type not in DECODERS:
             content_type = self.content_type
         decoder = DECODERS.get(content_type)
@@ -118,9 +118,9 @@ class Decoder:
         del payload
         return loads(body, content_type=content_type, content_encoding="utf-8", accept=self.accept)
 
-    def _joined(self, frame: bytes, value: bytes) -> dict[str, Any]:
+    def _joined(self, preamble: bytes, value: bytes) -> dict[str, Any]:
         """The meta of a result that is bytes, from what stands before them."""
-        content_type, meta = raw.unframe(frame)
+        content_type, meta = raw.split_preamble(preamble)
         declared = content_type if content_type in DECODERS else self.content_type
         return raw.joined(loads(meta, content_type=declared, content_encoding="utf-8", accept=self.accept), value)
 

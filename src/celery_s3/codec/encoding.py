@@ -47,13 +47,13 @@ class Encoder:
     def body(self, meta: Mapping[str, Any]) -> tuple[bytes | Chunks, str]:
         """The body of a result's object, and its content type.
 
-        A SUCCESS whose value is bytes is stored as these bytes behind a frame (see :mod:`celery_s3.codec.raw`), where
-        the serializer would make text of them.
+        A SUCCESS whose value is bytes is stored as these bytes behind a preamble (see :mod:`celery_s3.codec.raw`)
+        where the serializer would make text of them.
         """
         value = meta["result"]
         if type(value) is bytes and meta["status"] == SUCCESS and self._content_type in raw.PLAIN:
-            frame = raw.frame(self._serialize({**meta, "result": len(value)}), self._content_type)
-            return one_body(*self._framed(frame, value)), raw.CONTENT_TYPE
+            preamble = raw.preamble(self._serialize({**meta, "result": len(value)}), self._content_type)
+            return one_body(*self._with_preamble(preamble, value)), raw.CONTENT_TYPE
         payload = self._serialize(meta)
         pieces = self._compressed(payload) if self._compression else (payload,)
         return one_body(*pieces), self._content_type
@@ -66,12 +66,12 @@ class Encoder:
             reraise_interruption(exc, handled)
             raise
 
-    def _framed(self, frame: bytes, value: bytes) -> tuple[bytes, ...]:
+    def _with_preamble(self, preamble: bytes, value: bytes) -> tuple[bytes, ...]:
         if self._compression:
-            compressed = self._compressed(frame + value)
+            compressed = self._compressed(preamble + value)
             if len(compressed) > 1:
                 return compressed
-        return frame, value  # where compression does not help, the copy that was tried is let go of
+        return preamble, value  # the joined copy that compression did not make smaller is not kept
 
     def _compressed(self, payload: bytes | str) -> tuple[bytes, ...]:
         return compress_payload(payload, self._compression or "", self._threshold)

@@ -50,10 +50,10 @@ class LazyMeta(dict[str, Any]):
 
     def whole(self) -> LazyMeta:
         """Fetch the rest, if that has not been done."""
-        load = self._load  # once: another thread may be done meanwhile
+        load = self._load  # read once: another thread may set it to None between two looks
         if load is not None:
             rest = load()
-            if "status" in rest:  # another one by now, where it was not final
+            if "status" in rest:  # a state that was not final may have changed since it was read
                 super().__setitem__("status", rest["status"])
             for name, value in rest.items():
                 super().setdefault(name, value)
@@ -66,6 +66,7 @@ class LazyMeta(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict, with the one exception of Celery's own question for the children, see :class:`LazyMeta`."""
         if name == "children":
             asking, known = who_asks_for_children(), super().__contains__(name)
             if asking == "keeping":
@@ -88,31 +89,39 @@ class LazyMeta(dict[str, Any]):
         return super(LazyMeta, self.whole()).__len__()
 
     def keys(self) -> Any:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).keys()
 
     def values(self) -> Any:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).values()
 
     def items(self) -> Any:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).items()
 
     def __reversed__(self) -> Iterator[str]:
         return super(LazyMeta, self.whole()).__reversed__()
 
     def pop(self, *args: Any) -> Any:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).pop(*args)
 
     def popitem(self) -> tuple[str, Any]:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).popitem()
 
     def setdefault(self, name: str, default: Any = None) -> Any:
+        """Of the whole meta, which is fetched."""
         return super(LazyMeta, self.whole()).setdefault(name, default)
 
     def clear(self) -> None:
+        """Empty it; nothing is fetched for that, nor later."""
         self._load = None
         super().clear()
 
     def copy(self) -> dict[str, Any]:
+        """The whole meta, which is fetched, as a plain dict."""
         return dict(self.items())
 
     def __delitem__(self, name: str) -> None:

@@ -4,8 +4,8 @@ The body of its object, whose content type is :data:`CONTENT_TYPE`::
 
     \\x00celery-bytes\\x00  <content type of the meta>  \\x00  <its length: 4 bytes>  <the meta>  <the bytes>
 
-The meta is serialised as that of any result, with the number of the bytes for its result. All up to the bytes is
-called the frame.
+The meta is serialised as that of any result, with the number of the bytes in the place of its result. Everything before
+the bytes is called the preamble.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kombu.utils.encoding import str_to_bytes
 
 from celery_s3.serializers import TYPED
 
-__all__ = ["CONTENT_TYPE", "MAGIC", "PLAIN", "frame", "frame_of", "joined", "unframe", "value_start"]
+__all__ = ["CONTENT_TYPE", "MAGIC", "PLAIN", "joined", "preamble", "preamble_of", "split_preamble", "value_start"]
 
 MAGIC = b"\x00celery-bytes\x00"
 CONTENT_TYPE = "application/octet-stream"
@@ -34,8 +34,8 @@ _LENGTH = struct.Struct(">I")
 _LONGEST_TYPE = 128
 
 
-def frame(meta: bytes | str, content_type: str) -> bytes:
-    """What stands before the bytes.
+def preamble(meta: bytes | str, content_type: str) -> bytes:
+    """The preamble to store before the bytes.
 
     Arguments:
         meta: the meta, serialised.
@@ -46,30 +46,30 @@ def frame(meta: bytes | str, content_type: str) -> bytes:
 
 
 def value_start(body: bytes) -> int:
-    """Where the bytes begin, as the beginning of a body tells; 0 where it has no frame."""
+    """Where the bytes begin, as the beginning of a body tells; 0 where it has no preamble."""
     start = _meta_start(body)
     return start + int(_LENGTH.unpack_from(body, start - _LENGTH.size)[0]) if start else 0
 
 
-def frame_of(body: bytes) -> bytes:
-    """The frame that a body begins with; empty where there is none, or not all of it."""
+def preamble_of(body: bytes) -> bytes:
+    """The preamble that a body begins with; empty where there is none, or not all of it."""
     stop = value_start(body)
     return body[:stop] if stop <= len(body) else b""
 
 
-def unframe(frame: bytes) -> tuple[str, bytes]:
+def split_preamble(preamble: bytes) -> tuple[str, bytes]:
     """The content type of the meta, one of :data:`PLAIN`, and the meta.
 
     Raises:
-        DecodeError: that is no frame, or none that may stand before bytes.
+        DecodeError: that is no preamble, or none that may stand before bytes.
     """
-    start = _meta_start(frame)
+    start = _meta_start(preamble)
     if not start:
         raise DecodeError("what stands before the bytes is cut, or garbage")
-    content_type = frame[len(MAGIC) : start - _LENGTH.size - 1].decode("ascii", "replace")
+    content_type = preamble[len(MAGIC) : start - _LENGTH.size - 1].decode("ascii", "replace")
     if content_type not in PLAIN:
         raise DecodeError(f"{content_type!r} does not stand before bytes")
-    return content_type, frame[start:]
+    return content_type, preamble[start:]
 
 
 def joined(meta: object, value: bytes) -> dict[str, Any]:

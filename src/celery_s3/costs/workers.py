@@ -1,4 +1,4 @@
-"""What the counters tell: a worker's log line at its end, and an answer to who asks the workers.
+"""What the counters tell: the line that a worker logs at its end, and its answer to a remote control command.
 
 Nothing here runs while results are stored or fetched: :mod:`celery_s3.store.counting` counts, and
 :mod:`celery_s3.store.tracing` has metrics and spans.
@@ -55,10 +55,10 @@ class Reporter:
         self._log(logging.DEBUG if told_by_parent else logging.INFO, "process", self._tally.snapshot())
 
     def _worker_ends(self, **_: Any) -> None:
-        self._log(logging.INFO, "worker", self._tally.together())
+        self._log(logging.INFO, "worker", self._tally.worker_snapshot())
 
     def _log(self, level: int, whose: str, counted: Snapshot) -> None:
-        # A second Ctrl-C makes a warm shutdown a cold one, and Celery sends `worker_shutdown` once more.
+        # Not twice: when a second Ctrl-C makes a warm shutdown a cold one, Celery sends `worker_shutdown` again.
         if counted == self._last_logged or not logger.isEnabledFor(level):
             return
         self._last_logged = counted
@@ -102,7 +102,7 @@ def _answer(state: Any, **_: Any) -> dict[str, Any]:
     if not isinstance(tally, Tally):
         return {"error": "the worker's result backend is not celery-s3's"}
     pool = set(state.consumer.pool.info.get("processes", ())) if prefork_parent() else set()
-    return {"counted": tally.together(), "pid": os.getpid(), "uncounted": len(pool - tally.processes())}
+    return {"counted": tally.worker_snapshot(), "pid": os.getpid(), "uncounted": len(pool - tally.processes())}
 
 
 def ask_workers(app: Any, timeout: float = 1.0) -> dict[str, dict[str, Any]]:

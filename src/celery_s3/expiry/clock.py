@@ -15,7 +15,7 @@ __all__ = ["server_clock"]
 def server_clock(
     control: Control, wall: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], float]:
-    """The server's time in seconds since the epoch, asked for once, in one request; rather a second early than late.
+    """A clock that tells the server's time, in seconds since the epoch, after one request.
 
     A server that tells none is taken to have this machine's.
 

@@ -75,7 +75,7 @@ def wanted(layout: Layout, terms: Terms, *, by_tag: bool = False, versioned: boo
     ]
     if terms.sent:
         found.append(_expiring(layout, "files-sent", layout.sent, terms.sent, versioned))
-    # what begins with `chords/` or `messages/` may be another program's, where nothing of ours expires there
+    # Other programs may have objects under `chords/` and `messages/`: uploads there are left alone unless ours expire.
     return found + [_aborting(layout, kind) for kind in EXPIRING if kind.unmistakable or terms.of_all(kind)]
 
 
@@ -94,7 +94,7 @@ def _rule(layout: Layout, kind: str, prefix: str, tag: str = "", **actions: Any)
     where: dict[str, Any] = {"Prefix": prefix}
     if tag:
         where = {"And": {"Prefix": prefix, "Tags": [{"Key": EXPIRY_TAG, "Value": tag}]}}
-    # several deployments may share a bucket: each has rules of its own
+    # The digest of the prefix, since several deployments may share a bucket: each has rules of its own.
     digest = hashlib.sha256(layout.results.encode()).hexdigest()[:8]
     return {"ID": f"{_OURS}{digest}-{kind}", "Status": "Enabled", "Filter": where, **actions}
 

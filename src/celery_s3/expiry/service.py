@@ -16,9 +16,9 @@ from celery_s3.store.clients.control import Control
 
 from . import clock
 from .rules import Rule, covers, wanted
+from .stale_uploads import StaleUploads
 from .sweep import CAREFUL, Sweep, Swept, areas
 from .terms import Terms
-from .uploads import StaleUploads
 
 __all__ = ["Expiry"]
 
@@ -35,8 +35,8 @@ class Expiry:
         bucket: that which it is stored in.
         layout: where everything is.
         terms: how long everything lives.
-        repairs: chords, given the time.
-        native: whether there are chords of ours at all.
+        repairs: what mends chords, made of a function that tells the time.
+        native: whether chords are run by this package, and not by Celery's polling task.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Expiry:
         control = Control(self._settings)
         now = clock.server_clock(control)
         repairs = self._repairs(lambda: datetime.fromtimestamp(now(), UTC))
-        # On AWS what was written after the look is certain to stay, however long it has been.
+        # AWS deletes only the version that was looked at, so there may be many between the look and the deletion.
         batch = PAGE if self._settings.on_aws else CAREFUL
         return Sweep(
             self._bucket.plain,

@@ -29,8 +29,8 @@ from celery_s3.store.counting import pages
 from celery_s3.store.extent import Extent
 from celery_s3.store.parallel import Pool
 
+from .stale_uploads import StaleUploads
 from .terms import SLACK, Terms
-from .uploads import StaleUploads
 
 __all__ = ["CAREFUL", "Area", "Sweep", "Swept", "areas"]
 
@@ -78,7 +78,8 @@ def areas(layout: Layout, terms: Terms, *, batch: int = CAREFUL, thorough: bool 
     return [
         Area(RESULTS.name, layout.results, terms.results, suspect, RESULTS.rest, batch),
         Area(FILES.name, layout.files, terms.results, Terms.of_file(suspect), FILES.rest, batch, SLACK),
-        # they have no term of their own where other files have one: those of no task are among them then
+        # Files of no task. Only where results live for ever do they have a term of their own (`terms.sent`); where they
+        # do not, they expire with the files above.
         Area(FILES.name, layout.sent, terms.sent, terms.sent, _SENT, batch),
         Area(GROUPS.name, layout.groups, terms.results, terms.results, GROUPS.rest),
         Area(MESSAGES.name, layout.messages, terms.messages, terms.messages, MESSAGES.rest),
@@ -195,11 +196,11 @@ class Sweep:
 
     def _abort_uploads(self) -> None:
         try:
-            for upload in self.uploads.found(self.now()):
+            for upload in self.uploads.stale(self.now()):
                 if not self.dry_run:
                     self.uploads.abort(upload)
                 self.done.aborted += 1
-        except Refused as exc:  # a permission more than the rest needs, and not every server has them
+        except Refused as exc:  # listing uploads needs another permission than the rest, and a server that can do it
             self.done.unseen = exc.reason
 
     def _wanted(self) -> list[Area]:
@@ -230,7 +231,7 @@ class Sweep:
         if not round_trip:
             yield from self.store.list(prefix)
             return
-        # Celery's ids are random hexadecimal numbers: they are everywhere alike
+        # A random place: Celery's ids are random hexadecimal numbers, so keys are spread evenly over them.
         middle = prefix + uuid4().hex
         yield from self.store.list(prefix, start_after=middle)
         yield from itertools.takewhile(lambda entry: entry.key <= middle, self.store.list(prefix))

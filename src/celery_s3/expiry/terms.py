@@ -78,15 +78,18 @@ class Terms:
 
     @property
     def files(self) -> float | None:
-        """Those that say nothing else."""
+        """The age at which files go that have no term of their own."""
         return self.of_file(self.results)
 
     @property
     def sent(self) -> float | None:
-        """Files that are arguments of calls from no task, where others live for ever; ``None``: as these."""
+        """The age at which files go that are arguments of calls from no task; ``None``: that of all other files.
+
+        It is needed where results live for ever: no result, and nobody's ``forget()``, removes such a file.
+        """
         return self.of_file(KEPT.total_seconds()) if self.results is None else None
 
-    def own(self, state: str, request: Any) -> float | None:
+    def of_result(self, state: str, request: Any) -> float | None:
         """The term that one result has of its own: its call's, else that of failures; ``None`` where it has none."""
         asked = term_asked(request)
         if asked is None and state == states.FAILURE and self.failures != self.results:

@@ -6,7 +6,8 @@ What is in which module::
     content     where its content is: here, in S3, or nowhere
     source      what is uploaded: a path, or a file object
     pointer     what travels in a result or a message
-    store       the files of one backend: where they are, writing, reading, deleting them
+    objects     the objects that hold the files of one backend: writing, reading, deleting them
+    of_tasks    the files of a backend's tasks: how many each has uploaded, deleting them with the result
     reading     pieces in order, checked against size and SHA-256; the reader over them
     whose       which task a file goes with, and which backend it goes to and comes from
 

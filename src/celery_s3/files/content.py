@@ -21,7 +21,7 @@ from .pointer import Pointer, check_content_type, check_name, clean_name
 from .source import PathSource, Source, StreamSource, check_size
 
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = ["Content", "Damaged", "Local", "Remote"]
 
@@ -46,6 +46,7 @@ class Local:
 
     @property
     def size(self) -> int | None:
+        """Bytes; ``None`` where only reading tells."""
         return self.source.size()
 
     @property
@@ -55,15 +56,18 @@ class Local:
 
     @property
     def sha256(self) -> str:
+        """In hexadecimal digits; the file is read for it."""
         digest = hashlib.sha256()
         for piece in self.pieces():
             digest.update(piece)
         return digest.hexdigest()
 
     def pieces(self) -> Iterator[bytes]:
+        """The content in pieces of up to 8 MiB, as its source gives it."""
         return self.source.pieces()
 
     def url(self, expires: int) -> NoReturn:  # noqa: ARG002 (as the others')
+        """Raises :class:`FileNotRead`: there is no link to what is not uploaded."""
         raise FileNotRead(f"there is no link to the file {self!r}: it is uploaded when its task has returned it")
 
     def __repr__(self) -> str:
@@ -95,9 +99,11 @@ class Remote:
         return files
 
     def pieces(self) -> Iterator[bytes]:
+        """The content in pieces of 8 MiB, verified; see :meth:`celery_s3.files.objects.Files.pieces`."""
         return self._files.pieces(self._pointer)
 
     def url(self, expires: int) -> str:
+        """A link for ``expires`` seconds; see :meth:`celery_s3.files.objects.Files.url`."""
         return self._files.url(self._pointer, expires)
 
     def pointer(self) -> dict[str, Any]:
@@ -109,9 +115,10 @@ class Remote:
 
 
 class Damaged:
-    """What came in the place of a pointer and is none: whatever is asked of it raises FileNotRead.
+    """Something in the place of a pointer that is none: every use of it raises :class:`FileNotRead`.
 
-    It travels on as it came, since a worker's main process hands its tasks on to its children.
+    Decoding must not raise: a worker's main process would lose the message. Sent on, as from there to a child, it is
+    what it was.
     """
 
     def __init__(self, value: Any, why: str) -> None:

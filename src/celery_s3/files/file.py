@@ -25,8 +25,8 @@ from .content import Content, Damaged, Local, Remote
 from .pointer import Pointer
 
 if TYPE_CHECKING:
+    from .objects import Files
     from .reading import Progress
-    from .store import Files
 
 __all__ = ["S3File"]
 
@@ -102,7 +102,7 @@ class S3File:
 
     @classmethod
     def _with(cls, content: Content) -> S3File:
-        file = cls.__new__(cls)  # __init__ is for users: it takes what is not uploaded yet
+        file = cls.__new__(cls)  # not by __init__, which is for users and takes a local file
         file._begin(content)  # noqa: SLF001 (its own)
         return file
 
@@ -240,8 +240,8 @@ def _upload(local: Local, files: Files, owner: str | None) -> Pointer:
             term=term_asked(task and task.request),
         )
     except StoreError as exc:
-        # Celery tries again where the cause is transient (`result_backend_always_retry`), which a stream that is spent
-        # cannot stand: its error gets no cause.
+        # With `result_backend_always_retry` Celery tries again where the cause is transient. A stream that is spent
+        # cannot be read again: its error gets no cause, so that Celery does not try.
         raise FileNotStored(f"the file {local!r} was not stored: {exc}") from (None if local.spent else exc)
     except OSError as exc:
         raise FileNotStored(f"the file {local!r} was not stored: {exc.strerror or exc}") from exc

@@ -21,7 +21,7 @@ from .whose import last_used, sending, storing
 
 # The rest is imported where it is used: most results have no files.
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = ["FilesOfTasks", "transient"]
 
@@ -68,10 +68,10 @@ class FilesOfTasks:
     @cached_property
     def files(self) -> Files:
         """To write, read and delete them."""
-        from .store import Files
+        from .objects import Files
 
         bucket = self._bucket
-        return Files(bucket.store, bucket.uploads, bucket.pool, self._settings, self._prefix, self.uploaded)
+        return Files(bucket.store, bucket.writer, bucket.pool, self._settings, self._prefix, self.uploaded)
 
     # -- which backend a file goes to, and comes from
 
@@ -119,7 +119,7 @@ class FilesOfTasks:
 
     def _keys_of(self, task_id: str) -> list[str]:
         known = self._read.pop(task_id, None)
-        files = self._look(task_id) if known is None else known
+        files = self._count_by_metadata(task_id) if known is None else known
         if files == 0:
             return []
         try:
@@ -129,7 +129,7 @@ class FilesOfTasks:
                 return []
             raise
 
-    def _look(self, task_id: str) -> int:
+    def _count_by_metadata(self, task_id: str) -> int:
         """How many files a result has by its metadata, which the first byte of it comes with."""
         try:
             files = files_in(self._bucket.plain.get(self._key_of(task_id), length=1).metadata)

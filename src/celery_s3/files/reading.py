@@ -44,7 +44,7 @@ def in_order(pool: Pool, fn: Callable[[T], R], items: Iterable[T], ahead: int) -
 
     for (number, _), outcome in pool.stream_from(lambda pair: fn(pair[1]), next_item):
         waiting[number] = outcome
-        del outcome  # a piece of 8 MiB: nobody keeps one while the next is waited for
+        del outcome  # no local keeps a piece of 8 MiB alive while the next one is waited for
         while turn in waiting:
             turn += 1
             if isinstance(waiting[turn - 1], BaseException):
@@ -87,9 +87,11 @@ class PieceReader(io.RawIOBase):
         self._error: Exception | None = None
 
     def readable(self) -> bool:
+        """True: it is for nothing else."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the current piece; the number of bytes, 0 at the end."""
         while not self._rest:
             piece = self._next()
             if piece is None:
@@ -110,6 +112,7 @@ class PieceReader(io.RawIOBase):
             raise
 
     def close(self) -> None:
+        """Close the stream and the iterator, which stops fetching ahead."""
         close = getattr(self._pieces, "close", None)
         if close is not None and not self.closed:
             close()
@@ -145,11 +148,11 @@ def replaced(path: Path, mode: int | None) -> Iterator[IO[bytes]]:
     Arguments:
         mode: of the new file; ``None``: what any new file gets.
     """
-    beside = path.with_name(f".{uuid4().hex}.part")  # in the same folder: only within one file system it is a rename
+    beside = path.with_name(f".{uuid4().hex}.part")  # in the same folder: os.replace works within one file system
     try:
         with open(beside, "xb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
             if mode is not None:
-                os.chmod(beside, mode)  # what the umask has taken from it
+                os.chmod(beside, mode)  # the umask has removed bits of it when the file was opened
             yield file
         os.replace(beside, path)
     except BaseException:

@@ -62,9 +62,11 @@ class PathSource:
         return repr(str(self.path))
 
     def size(self) -> int | None:
+        """The expected size, else that of the file as it is now; ``None`` of a device or a pipe."""
         return self._expected if self._expected is not None else _size_of(os.stat(self.path))
 
     def pieces(self) -> Iterator[bytes]:
+        """The content; FileNotStored also where the file was written while it was read."""
         try:
             with open(self.path, "rb", buffering=0) as stream:
                 before = os.fstat(stream.fileno())
@@ -105,9 +107,11 @@ class StreamSource:
 
     @property
     def spent(self) -> bool:
+        """Whether it was read and cannot seek back."""
         return self._read and self._start is None
 
     def size(self) -> int | None:
+        """The expected size, else what is left from where the stream stood; ``None`` where it cannot seek."""
         if self._expected is not None or self._start is None:
             return self._expected
         here = self._stream.tell()
@@ -117,6 +121,7 @@ class StreamSource:
             self._stream.seek(here)
 
     def pieces(self) -> Iterator[bytes]:
+        """The content from where the stream stood; FileNotStored also where it was read and cannot seek back."""
         try:
             size = self.size()
             if self._start is not None:

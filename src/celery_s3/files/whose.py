@@ -17,7 +17,7 @@ from celery.signals import before_task_publish
 from celery_s3.celery_private import current_task
 
 if TYPE_CHECKING:
-    from .store import Files
+    from .objects import Files
 
 __all__ = [
     "backend_in_use",
@@ -40,7 +40,10 @@ last_used: ContextVar[Any] = ContextVar("celery_s3_last_used", default=None)
 
 
 def _forget_the_call_before(headers: Any = None, **_: object) -> None:
-    """Celery tells no backend of a call that ignores its result: who sent the call before it is not its sender."""
+    """Before a message is published: forget which backend sent the message before it, if that was another task's.
+
+    Celery calls ``on_task_call``, which sets :data:`sending`, only for calls that do not ignore their result.
+    """
     id = headers.get("id") if isinstance(headers, dict) else None
     if id and sending.get()[1] != id:
         sending.set((None, None))

@@ -133,7 +133,7 @@ class Bench:
         yield self._listings()
 
     def _remove(self, first: BaseException | None) -> None:
-        """Remove what was written; an error before is the one to tell, and a failure here only a note of it."""
+        """Remove what was written; where ``first`` was raised before, a failure here becomes a note of that error."""
         try:
             self._store.delete_many(self._written)
         except StoreError as exc:
@@ -142,7 +142,7 @@ class Bench:
             first.add_note(f"What was written under {self._prefix} could not be removed: {exc}")
 
     def _put(self, key: str, body: bytes, precondition: Precondition = None) -> None:
-        # Noted before it is certain: an interrupt may come at any moment.
+        # Noted before the request: after an interrupt, nobody would know whether it was carried out.
         self._written.append(key)
         self._store.put(key, body, precondition=precondition)
 

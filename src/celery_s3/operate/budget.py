@@ -27,7 +27,7 @@ class Budget:
         self._before = tally.snapshot()
         self._ask = ask
         self._asked = False
-        # the tally knows of a request when it has been made: too late to ask, where many are under way at once
+        # The tally counts a request once it is made, which is too late to ask where many are under way at once.
         self._reserved: Counter[str] = Counter()
         #: the id that the listing has come to
         self.position = ""
@@ -49,7 +49,7 @@ class Budget:
         self._reserved[verb] += 1
 
     def agreed(self) -> None:
-        """Somebody was asked already."""
+        """Do not ask: whoever runs the query was asked already."""
         self._asked = True
 
 

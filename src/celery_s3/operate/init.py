@@ -14,8 +14,8 @@ from typing import Any
 
 from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
+from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.terms import Terms
-from celery_s3.expiry.uploads import StaleUploads
 from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
@@ -150,7 +150,7 @@ def _strengthened(standing: dict[str, Any], wanted: dict[str, Any]) -> dict[str,
 
 
 def _strength(default: dict[str, Any]) -> int:
-    """An algorithm that nobody here knows was chosen by somebody who does: it stays."""
+    """How strong an algorithm is; one that is not known here counts as strongest, so that it stays."""
     order = ("", "AES256", *_KMS)
     algorithm = default.get("SSEAlgorithm", "")
     return order.index(algorithm) if algorithm in order else len(order)
@@ -179,10 +179,7 @@ def _lifecycle(
 
 
 def keeps_versions(control: Control) -> bool:
-    """Whether the bucket keeps versions, or what it has of them; ``False`` where that is not told, or may not be asked.
-
-    One request.
-    """
+    """Whether the bucket has, or may have, old versions; ``False`` also where the request is refused. One request."""
     try:
         return control.versioning() != ""
     except StoreError:
@@ -199,8 +196,8 @@ def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[st
 
 def _uploads(control: Control, layout: Layout, exists: bool) -> _Step:
     uploads = StaleUploads(control, layout)
-    # by the server's clock, which has answered already
-    stale = list(uploads.found(time.time() - (control.skew or 0.0))) if exists else []
+    # by the server's clock: `control.skew` is known since the first answer
+    stale = list(uploads.stale(time.time() - (control.skew or 0.0))) if exists else []
     if stale:
         yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, uploads, stale)
 

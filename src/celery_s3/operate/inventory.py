@@ -19,7 +19,7 @@ from itertools import chain
 from celery.states import READY_STATES
 
 from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
-from celery_s3.files.store import Files, written
+from celery_s3.files.objects import Files, written
 from celery_s3.keys import RESULTS, Layout, file_folder
 from celery_s3.metadata import files_in, state_of, task_of
 from celery_s3.store.api import PAGE, Entry, Object, Store, batches
@@ -106,7 +106,7 @@ class Inventory:
     Arguments:
         layout: where they are.
         budget: asks before there are many requests.
-        ends: when an object expires, in seconds since the epoch; ``None``: never.
+        expires_at: when an object expires, in seconds since the epoch; ``None``: never.
         clock: seconds.
         files: the files that go with them.
 
@@ -120,7 +120,7 @@ class Inventory:
         layout: Layout,
         budget: Budget,
         *,
-        ends: Callable[[Object], float | None] = lambda _: None,
+        expires_at: Callable[[Object], float | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         files: Files | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Inventory:
         self.pool = pool
         self.layout = layout
         self.budget = budget
-        self.ends = ends
+        self.expires_at = expires_at
         self.clock = clock
         #: what the last listing has covered so far, whatever the filter
         self.listed = Extent()
@@ -141,7 +141,7 @@ class Inventory:
         newest = _Newest(limit)
         candidates = (found for found in self.listing(wanted) if newest.takes(found))
         if wanted.needs_metadata:
-            # one that is too old by the time its turn comes is not read at all
+            # Candidates are checked as they are drawn: once enough newer ones fit, an older one costs no GET.
             for found in self._with_metadata(candidates):
                 if wanted.fits(found):
                     newest.add(found)
@@ -198,7 +198,8 @@ class Inventory:
 
     def _with_metadata(self, results: Iterable[Found]) -> Iterator[Found]:
         """The same with what their metadata says, in order of completion, without those that are gone."""
-        return (found for found in self.pool.map_unordered(self._look, self._reserved(results)) if found is not None)
+        read = self.pool.map_unordered(self._read_metadata, self._reserved(results))
+        return (found for found in read if found is not None)
 
     def _reserved(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
         """The same, each of which takes a request."""
@@ -206,19 +207,19 @@ class Inventory:
             self.budget.reserve(verb)
             yield found
 
-    def _look(self, found: Found) -> Found | None:
+    def _read_metadata(self, found: Found) -> Found | None:
         try:
             seen = self.store.get(found.entry.key, length=1)
         except ObjectMissing:
             return None
         except Untrusted:
-            # whatever is written beside it may be anybody's
+            # its metadata is not to be trusted either: nothing of it is shown
             return replace(found, seen=self.clock())
-        # it may have been written again since it was listed
+        # size, time and etag of this answer, for it may have been written again since it was listed
         entry = replace(found.entry, size=seen.size, modified=seen.modified, etag=seen.etag)
         state, task = state_of(seen.metadata), task_of(seen.metadata)
-        ends, files = time_of(self.ends(seen)), files_in(seen.metadata)
-        return Found(found.id, entry, self.clock(), state, task, ends, files)
+        expires, files = time_of(self.expires_at(seen)), files_in(seen.metadata)
+        return Found(found.id, entry, self.clock(), state, task, expires, files)
 
     # -- deleting
 
@@ -234,18 +235,21 @@ class Inventory:
         for batch in batches(self.matching(wanted, looked), PAGE):
             doomed = {found.entry.key: found for found in self._still(wanted, batch)}
             if doomed:
-                # the files before the results that tell of them: interrupted, it may simply be run again
+                # Files first: the result tells that there are files, so whoever is interrupted can run it again.
                 running = [found for found in doomed.values() if found.state and found.state not in READY_STATES]
                 self._delete(self._listed_files(found for found in doomed.values() if found not in running))
                 self.budget.reserve("DELETE_OBJECTS")
                 kept = self.store.delete_unchanged({key: found.entry.etag for key, found in doomed.items()})
                 gone = [found for key, found in doomed.items() if key not in kept]
-                # a task that has ended meanwhile keeps its result, and the files
+                # Of a task that was running, only once its result is gone: one that has ended meanwhile keeps both.
                 self._delete(self._listed_files(found for found in running if found in gone))
                 yield from gone
 
     def _still(self, wanted: Filter, batch: Iterable[Found]) -> Iterator[Found]:
-        """Those that are still wanted; which a batch that took long to fill up may hold others than."""
+        """Those that are still wanted: what was looked at more than a second ago is looked at again.
+
+        A batch of 1,000 that fit may take long to fill.
+        """
         now, stale = self.clock(), []
         for found in batch:
             if now - found.seen <= FRESH:

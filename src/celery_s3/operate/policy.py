@@ -132,5 +132,7 @@ def _partition(settings: Settings) -> str:
 
 
 def _literal(text: str) -> str:
-    """The text with what has a meaning of its own in a policy escaped; IAM takes no more than Latin-1."""
+    """The text as a policy means it literally: ``*``, ``?`` and ``$`` escaped, and ``?`` (any character) for each one
+    that is not in Latin-1, since IAM takes no other.
+    """
     return "".join(f"${{{char}}}" if char in "*?$" else "?" if ord(char) > 0xFF else char for char in text)

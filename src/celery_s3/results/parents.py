@@ -62,7 +62,7 @@ class Parents:
 
     @contextmanager
     def waiting(self, task_id: str) -> Iterator[None]:
-        """This thread waits for a result; inside, perhaps for another one (in a caller's ``on_interval``)."""
+        """In the block, this thread waits for ``task_id``; waits may be nested, by a caller's ``on_interval``."""
         outer = getattr(self._local, "wait", None)
         self._local.wait = _Wait(task_id)
         self._local.glimpse = None
@@ -120,7 +120,8 @@ class Parents:
             known = dict(self._fetch(wanted)) if task_id in wanted else {}
         meta = known.get(task_id)
         if isinstance(meta, LazyMeta) and meta["status"] == states.SUCCESS:
-            # Celery only asks whether it failed, but would fetch the large value too, and throw it away.
+            # Celery asks only whether a parent has failed, but would fetch the large value too, and throw it
+            # away: so it is told PENDING.
             if wait is not None:
                 wait.passed.add(task_id)
             meta = None

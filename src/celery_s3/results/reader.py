@@ -13,7 +13,7 @@ from kombu.exceptions import DecodeError
 
 from celery_s3.codec.decoding import Decoder, Whole
 from celery_s3.codec.lazy import LazyMeta
-from celery_s3.codec.raw import frame_of
+from celery_s3.codec.raw import preamble_of
 from celery_s3.errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
 from celery_s3.interruptions import brief, reraise_interruption
 from celery_s3.metadata import SEAL, are_children, children_in, state_of
@@ -50,7 +50,7 @@ class _Held:
 
     def let_go_of_value(self) -> None:
         """Keep its name and version, and no 64 KiB of a value that may never be asked for."""
-        self.found = replace(self.found, body=frame_of(self.found.body))
+        self.found = replace(self.found, body=preamble_of(self.found.body))
 
 
 class Reader:

@@ -22,7 +22,7 @@ from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
 from celery_s3.store.deadline import patient, retried_until
 
-from .write_once import Outcome, Results
+from .write_once import Results, WriteOutcome
 
 __all__ = ["Recorder", "is_eager", "is_rerun"]
 
@@ -64,7 +64,7 @@ class Recorder:
         rerun: bool = False,
         unless_begun: bool = False,
         eager: bool = False,
-    ) -> Outcome:
+    ) -> WriteOutcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
         Arguments:
@@ -91,7 +91,7 @@ class Recorder:
             what = f"{state} of task {id} was not stored: {exc}"
             if isinstance(exc, StoreError) and state not in states.READY_STATES:
                 logger.warning("%s", what, extra={"s3_task": str(id)})
-                return Outcome.DROPPED
+                return WriteOutcome.DROPPED
             raise ResultNotStored(what, str(id), state) from exc
 
     def _tried(self, state: str, *, eager: bool) -> AbstractContextManager[None]:

@@ -40,9 +40,11 @@ UNSAID = 0.5
 class Clock(Protocol):
     """What the loops need of time; :class:`time` itself is one."""
 
-    def monotonic(self) -> float: ...
+    def monotonic(self) -> float:
+        """Seconds that pass, from any start."""
 
-    def sleep(self, seconds: float, /) -> None: ...
+    def sleep(self, seconds: float, /) -> None:
+        """Let so many seconds pass."""
 
 
 def adaptive(jitter: Callable[[float, float], float] = _CHANCE.uniform) -> Delay:

@@ -34,7 +34,7 @@ from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 from celery_s3.store.parallel import Pool
 
-__all__ = ["Outcome", "Results"]
+__all__ = ["Results", "WriteOutcome"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ DRIFT = 15 * 60
 NOT_BEGUN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
 
 
-class Outcome(enum.Enum):
+class WriteOutcome(enum.Enum):
     """What became of a write."""
 
     WRITTEN = "written"
@@ -87,7 +87,7 @@ class Results:
 
     Arguments:
         store: where the objects are.
-        uploads: writes large ones there.
+        writer: writes large ones there.
         conditional: whether the server honours preconditions.
         pool: reads the parts of a large object at the same time.
         state_in: the state that a whole object's body tells, ``None`` where it cannot be read.
@@ -100,7 +100,7 @@ class Results:
     def __init__(
         self,
         store: Store,
-        uploads: Writer,
+        writer: Writer,
         conditional: Supported,
         pool: Pool,
         *,
@@ -111,7 +111,7 @@ class Results:
         server_now: Callable[[], float] | None = None,
     ) -> None:
         self.store = store
-        self.uploads = uploads
+        self.writer = writer
         self.conditional = conditional
         self.pool = pool
         self.state_in = state_in
@@ -135,7 +135,7 @@ class Results:
         *,
         rerun: bool = False,
         unless_begun: bool = False,
-    ) -> Outcome:
+    ) -> WriteOutcome:
         """Store a state; a SUCCESS that stands there is kept.
 
         Arguments:
@@ -157,9 +157,9 @@ class Results:
         for _ in range(1 + LOST_RACES):
             if look:
                 stored = self._replaceable(draft)
-                if stored is Outcome.KEPT:
+                if stored is WriteOutcome.KEPT:
                     self._versions.pop(key, None)
-                    return Outcome.KEPT
+                    return WriteOutcome.KEPT
                 precondition = stored
             try:
                 etag = self._put(draft, precondition)
@@ -173,14 +173,14 @@ class Results:
                     self._versions.pop(key, None)
                 else:
                     self._versions.put(key, etag)
-                return Outcome.WRITTEN
+                return WriteOutcome.WRITTEN
         raise _always_refused(key, precondition, bucket)
 
-    def _write_after_reading(self, draft: _Draft) -> Outcome:
-        if self._replaceable(draft) is Outcome.KEPT:
-            return Outcome.KEPT
+    def _write_after_reading(self, draft: _Draft) -> WriteOutcome:
+        if self._replaceable(draft) is WriteOutcome.KEPT:
+            return WriteOutcome.KEPT
         self._put(draft, None)
-        return Outcome.WRITTEN
+        return WriteOutcome.WRITTEN
 
     def _put(self, draft: _Draft, precondition: Precondition) -> str:
         body = draft.body
@@ -191,7 +191,7 @@ class Results:
             "tags": expiry_tags(draft.metadata) if self.tagged else None,
         }
         if isinstance(body, Chunks):
-            return self.uploads.write(draft.key, body, size=body.size, **how)
+            return self.writer.write(draft.key, body, size=body.size, **how)
         return self.store.put(draft.key, body, **how)
 
     def _read_stored(self, key: str) -> Object | None:
@@ -200,12 +200,12 @@ class Results:
         except ObjectMissing:
             return None
 
-    def _replaceable(self, draft: _Draft) -> Match | Create | Literal[Outcome.KEPT]:
+    def _replaceable(self, draft: _Draft) -> Match | Create | Literal[WriteOutcome.KEPT]:
         """Look at what is stored: the precondition that replaces it, ``KEPT`` where it must stay."""
         stored = self._read_stored(draft.key)
         try:
             if stored is not None and self._keeps_stored(stored, draft):
-                return Outcome.KEPT
+                return WriteOutcome.KEPT
         except ObjectMissing:  # forgotten while its state was read: that is no reason to drop the draft
             return CREATE
         return CREATE if stored is None else Match(stored.etag)
@@ -278,14 +278,14 @@ class Results:
         raise Conflict(why, "get", bucket, found.key)
 
     def _joined(self, found: Object) -> Whole:
-        frame = raw.frame_of(found.body)
+        preamble = raw.preamble_of(found.body)
         # BytesIO hands out its bytes without a copy. Close it, lest a traceback that holds it keeps them alive.
         with io.BytesIO() as body:
-            body.write(memoryview(found.body)[len(frame) :])
+            body.write(memoryview(found.body)[len(preamble) :])
             for start, read in ranges.behind(found, self.store, self.pool, PART_BYTES, at_once=AT_ONCE):
-                body.seek(start - len(frame))
+                body.seek(start - len(preamble))
                 body.write(read)
-            return Whole(found, body.getvalue(), frame)
+            return Whole(found, body.getvalue(), preamble)
 
     def expires_at(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""

@@ -34,11 +34,17 @@ class Encryption:
 
     @classmethod
     def new(cls, ring_key: SecretKey) -> tuple[bytes, Encryption]:
+        """``key_info`` is the object's random key, wrapped by RFC 3394: 40 bytes."""
         key = SecretKey(os.urandom(KEY_BYTES))
         return _forgetting(lambda: aes_key_wrap(_wrapping(ring_key).reveal(), key.reveal())), cls(key)
 
     @classmethod
     def of(cls, ring_key: SecretKey, key_info: bytes) -> Encryption:
+        """Unwrap the object's key.
+
+        Raises:
+            Broken: it was wrapped by another key of the ring.
+        """
         try:
             key = _forgetting(lambda: SecretKey(aes_key_unwrap(_wrapping(ring_key).reveal(), key_info)))
             return cls(key)
@@ -46,9 +52,15 @@ class Encryption:
             raise Broken("the object's key cannot be unwrapped") from exc
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        """The ciphertext and GCM's tag of 16 bytes."""
         return self._gcm.encrypt(nonce, segment, context)
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
+        """Decrypt.
+
+        Raises:
+            Broken: segment, nonce or context are not those that were sealed.
+        """
         try:
             return self._gcm.decrypt(nonce, sealed, context)
         except InvalidTag as exc:

@@ -119,17 +119,25 @@ class Signature:
 
     @classmethod
     def new(cls, ring_key: SecretKey) -> tuple[bytes, Signature]:
+        """``key_info`` is 32 random bytes, from which and the ring's key the object's key is derived."""
         key_info = os.urandom(KEY_BYTES)
         return key_info, cls.of(ring_key, key_info)
 
     @classmethod
     def of(cls, ring_key: SecretKey, key_info: bytes) -> Signature:
+        """Derive the object's key; it never raises, a wrong key shows when a segment is opened."""
         return cls(ring_key.derived(b"sign", key_info))
 
     def seal(self, nonce: bytes, segment: bytes | memoryview, context: bytes) -> bytes:
+        """The segment as it is and 16 bytes of its HMAC-SHA256."""
         return b"".join((segment, self._tag(nonce, segment, context)))
 
     def open(self, nonce: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
+        """Check the HMAC.
+
+        Raises:
+            Broken: segment, nonce or context are not those that were sealed.
+        """
         segment, tag = sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
         if not hmac.compare_digest(tag, self._tag(nonce, segment, context)):
             raise Broken("a segment's signature is wrong")

@@ -11,10 +11,10 @@ from celery_s3.settings import Secret, Settings
 from .ciphers import Broken, SecretKey
 from .kms import KMSKey
 
-__all__ = ["Key", "KeyRing", "StaticKey", "keyring"]
+__all__ = ["KeyRing", "SealKey", "StaticKey", "keyring"]
 
 
-class Key(Protocol):
+class SealKey(Protocol):
     """One key of the ring; ``id`` names it in the objects that it sealed, and tells nothing about it."""
 
     id: str
@@ -42,7 +42,7 @@ class Key(Protocol):
 
 
 class StaticKey:
-    """A :class:`Key` that the settings hold: 32 bytes."""
+    """A :class:`SealKey` that the settings hold: 32 bytes."""
 
     def __init__(self, secret: SecretKey) -> None:
         self._secret = secret
@@ -50,15 +50,21 @@ class StaticKey:
         self.id = secret.derived(b"name").reveal()[:8].hex()
 
     def sealing(self) -> tuple[bytes, SecretKey]:
+        """An empty token and the key itself."""
         return b"", self._secret
 
     def opening(self, token: bytes) -> SecretKey:
+        """The key itself.
+
+        Raises:
+            Broken: there is a token, so the object was sealed by AWS KMS.
+        """
         if token:
             raise Broken("its header has a token that its key has no use for")
         return self._secret
 
     def close(self) -> None:
-        pass
+        """Nothing to do."""
 
 
 class KeyRing:
@@ -71,11 +77,11 @@ class KeyRing:
         first: the key that seals.
     """
 
-    def __init__(self, keys: Sequence[Key]) -> None:
+    def __init__(self, keys: Sequence[SealKey]) -> None:
         self.first = keys[0]
         self._keys = {key.id: key for key in keys}
 
-    def get(self, id: str) -> Key | None:
+    def get(self, id: str) -> SealKey | None:
         """The key with that id, ``None`` where this process has none."""
         return self._keys.get(id)
 
@@ -90,7 +96,7 @@ def keyring(settings: Settings) -> KeyRing:
     return KeyRing([_key(secret, settings) for secret in settings.seal_keys])
 
 
-def _key(said: Secret, settings: Settings) -> Key:
+def _key(said: Secret, settings: Settings) -> SealKey:
     if said.reveal().startswith("kms://"):
         return KMSKey(said.reveal().removeprefix("kms://"), settings)
     return StaticKey(SecretKey(a2b_base64(said.reveal())))

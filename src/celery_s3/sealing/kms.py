@@ -37,7 +37,7 @@ _BRIEFLY, _PATIENTLY = 1, 3
 
 
 class KMSKey:
-    """A :class:`~celery_s3.sealing.keyring.Key` that KMS holds.
+    """A :class:`~celery_s3.sealing.keyring.SealKey` that KMS holds.
 
     Arguments:
         name: the key's id, ARN or alias. Objects are found by it: it must stay as it is for as long as they live.
@@ -84,6 +84,7 @@ class KMSKey:
             return slot.key
 
     def close(self) -> None:
+        """Close the client's connections; a later request makes a new client."""
         client = self._client.peek()
         self._client.drop()
         if client is not None:
@@ -121,7 +122,7 @@ class KMSKey:
 
 
 class _Slot:
-    """A data key, with its lock: one request for all threads that need it. It is used until ``until``, by the clock."""
+    """A data key, used until ``until`` by the clock; its lock lets one thread ask KMS for all that need the key."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -154,7 +155,7 @@ def _client(name: str, settings: Settings) -> Any:
     from celery_s3.store.clients.session import client_factory
 
     if not settings.on_aws:
-        # `endpoint_url` is another server's, and so are these: KMS is asked with what AWS' environment says
+        # These belong to another server than Amazon's: KMS is asked with the credentials of the AWS environment.
         settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None, verify=True)
     logging.getLogger("botocore.parsers").addFilter(_silent)
     return client_factory(settings)(
@@ -169,7 +170,7 @@ def _client(name: str, settings: Settings) -> Any:
     )
 
 
-# -- secrets in the log: botocore writes every answer into it at level DEBUG, and KMS' answers hold keys
+# -- botocore logs every answer at level DEBUG, and those of KMS hold keys: they are left out of the log
 
 _asking: ContextVar[bool] = ContextVar("celery-s3-kms", default=False)
 

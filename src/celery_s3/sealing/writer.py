@@ -10,7 +10,7 @@ from celery_s3.store.pieces import measured
 from celery_s3.store.uploads import new_mark
 
 from .format import sealed_chunks, stored_size
-from .store import Sealing
+from .wrapper import Sealing
 
 __all__ = ["SealingWriter"]
 
@@ -38,7 +38,8 @@ class SealingWriter:
         content_type: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        # The seal binds the metadata, so the upload's mark must be among it already.
+        """Write an object in sealed segments, one after the other; never more than two of them are in memory here."""
+        # The seal binds all metadata, so the upload's mark, which the writer inside would add, must be in it already.
         envelope = self._sealing.envelope(key, {UPLOAD: new_mark(), **(metadata or {})}, content_type)
         if envelope is not None:
             metadata, content_type = envelope.metadata, envelope.content_type

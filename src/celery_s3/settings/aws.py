@@ -47,7 +47,7 @@ class AwsEnvironment:
     def given(self) -> Iterator[Given]:
         """Region, endpoint and CA bundle: variables first, then the profile."""
         for name, key in (("aws_region", "region"), ("endpoint_url", "endpoint_url"), ("verify", "ca_bundle")):
-            if name == "endpoint_url" and self._says("ignore_configured_endpoint_urls"):
+            if name == "endpoint_url" and self._is_true("ignore_configured_endpoint_urls"):
                 continue
             option = OPTIONS[name]
             variable = next((item for item in option.environment if self._environ.get(item)), None)
@@ -60,7 +60,7 @@ class AwsEnvironment:
     @property
     def special_endpoints(self) -> bool:
         """Whether FIPS or dual-stack hosts are asked for."""
-        return self._says("use_fips_endpoint") or self._says("use_dualstack_endpoint")
+        return self._is_true("use_fips_endpoint") or self._is_true("use_dualstack_endpoint")
 
     @property
     def profile_credentials(self) -> bool:
@@ -94,7 +94,7 @@ class AwsEnvironment:
         nested = _nested(services.get("s3", "")) if key == "endpoint_url" else {}
         return nested.get(key) or self.section.get(key)
 
-    def _says(self, key: str) -> bool:
+    def _is_true(self, key: str) -> bool:
         value = self._environ.get(f"AWS_{key.upper()}") or self.section.get(key, "")
         return value.lower() == "true"
 

@@ -18,13 +18,13 @@ __all__ = [
     "Choice",
     "Endpoint",
     "Flag",
-    "Kind",
     "Number",
     "Session",
     "StorageClass",
     "Tags",
     "Text",
     "Token",
+    "ValueKind",
     "Wrong",
     "shown",
     "text_of",
@@ -40,14 +40,14 @@ class Wrong(ValueError):
     """What was given cannot be used; the message has the reason and the remedy, and no secret."""
 
 
-class Kind:
+class ValueKind:
     """What the values of a setting may be.
 
     Attributes:
-        says: what a value is, for the documentation and for messages.
+        description: what a value is, for the documentation and for messages.
     """
 
-    says: str
+    description: str
 
     def parse(self, text: str) -> object:
         """The value that stands in a URL as this text.
@@ -87,79 +87,86 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-class Text(Kind):
+class Text(ValueKind):
     """Text that matches a pattern."""
 
-    def __init__(self, says: str, pattern: str = r"[!-~]+") -> None:
-        self.says = says
+    def __init__(self, description: str, pattern: str = r"[!-~]+") -> None:
+        self.description = description
         self.pattern = pattern
 
     def check(self, value: object) -> object:
+        """The text, which must match the pattern as a whole."""
         text = text_of(value)
         if not re.fullmatch(self.pattern, text):
-            raise Wrong(f"{shown(text)} is not {self.says}")
+            raise Wrong(f"{shown(text)} is not {self.description}")
         return text
 
 
-class Token(Kind):
+class Token(ValueKind):
     """A secret: printable ASCII without white space."""
 
-    says = "secret text"
+    description = "secret text"
 
     def check(self, value: object) -> object:
+        """The secret as a :class:`Secret`; no message shows a part of it."""
         text = text_of(value.reveal() if isinstance(value, Secret) else value)
         if not re.fullmatch(r"[!-~]+", text):
             raise Wrong("holds white space or a character outside ASCII: check that it was copied whole")
         return Secret(text)
 
 
-class Flag(Kind):
+class Flag(ValueKind):
     """A boolean; in a URL true, false, 1 or 0."""
 
-    says = "true or false"
+    description = "true or false"
 
     def parse(self, text: str) -> object:
+        """A boolean, or the text itself, which :meth:`check` refuses then."""
         return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
+        """The boolean; 0, 1 and texts are refused, since ``"false"`` would be true."""
         if not isinstance(value, bool):
-            raise Wrong(f"{shown(value)} is not {self.says}: give the boolean, without quotes")
+            raise Wrong(f"{shown(value)} is not {self.description}: give the boolean, without quotes")
         return value
 
 
-class Number(Kind):
+class Number(ValueKind):
     """A number from `low` to `high`."""
 
     def __init__(self, low: float, high: float, *, whole: bool = True, unit: str = "") -> None:
         self.low, self.high, self.whole = low, high, whole
         kind = "a whole number" if whole else "a number"
-        self.says = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
+        self.description = f"{kind}{unit and ' of '}{unit} from {low:,} to {high:,}"
 
     def parse(self, text: str) -> object:
+        """A number, or the text itself, which :meth:`check` refuses then."""
         try:
             return int(text) if self.whole else float(text)
         except ValueError:
             return text
 
     def check(self, value: object) -> object:
+        """The number, which must be in the range; a ``float`` unless it is to be whole."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         if self.whole and not isinstance(value, int):
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         return value if self.whole else float(value)
 
 
-class Choice(Kind):
+class Choice(ValueKind):
     """One of a few words."""
 
     def __init__(self, *values: str) -> None:
         self.values = values
         *most, last = (f"`{value}`" for value in values)
-        self.says = f"{', '.join(most)} or {last}"
+        self.description = f"{', '.join(most)} or {last}"
 
     def check(self, value: object) -> object:
+        """The word, which must be one of those."""
         if text_of(value) not in self.values:
-            raise Wrong(f"{shown(value)} is not {self.says}")
+            raise Wrong(f"{shown(value)} is not {self.description}")
         return value
 
 
@@ -170,17 +177,19 @@ class StorageClass(Text):
         super().__init__("a storage class, as `STANDARD_IA`", "[A-Z][A-Z0-9_]*")
 
     def check(self, value: object) -> object:
+        """The name, in capitals; not that of an archive, from which no object can be read at once."""
         if value in ("GLACIER", "DEEP_ARCHIVE"):
             raise Wrong(f"{shown(value)} archives objects: a result in it cannot be read. Use another class")
         return super().check(value)
 
 
-class Tags(Kind):
+class Tags(ValueKind):
     """Object tags; in a URL in S3's own form, percent-encoded: ``tags=team%3Dops%26env%3Dprod``."""
 
-    says = "a dict of at most 10 texts"
+    description = "a dict of at most 10 texts"
 
     def parse(self, text: str) -> object:
+        """A dict of the pairs in ``key=value&key=value``."""
         try:
             pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
         except ValueError:
@@ -190,8 +199,9 @@ class Tags(Kind):
         return dict(pairs)
 
     def check(self, value: object) -> object:
+        """The dict, with names of up to 128 and values of up to 256 characters (S3's limits)."""
         if not isinstance(value, Mapping) or len(value) > 10:
-            raise Wrong(f"is not {self.says}")
+            raise Wrong(f"is not {self.description}")
         return {self._part(key, 128, "name"): self._part(item, 256, "value") for key, item in value.items()}
 
     def _part(self, value: object, limit: int, what: str) -> str:
@@ -201,24 +211,26 @@ class Tags(Kind):
         return text
 
 
-class Session(Kind):
+class Session(ValueKind):
     """A session of boto3, which no URL can hold."""
 
-    says = "a `boto3.Session`"
+    description = "a `boto3.Session`"
 
     def check(self, value: object) -> object:
+        """Whatever makes clients as a session of boto3 does."""
         # boto3 is not imported for this: whoever has a session has it imported already
         if not callable(getattr(value, "client", None)):
-            raise Wrong(f"must be {self.says}, not {type(value).__name__}")
+            raise Wrong(f"must be {self.description}, not {type(value).__name__}")
         return value
 
 
-class Endpoint(Kind):
+class Endpoint(ValueKind):
     """The URL of a server: scheme, host, port and path."""
 
-    says = "`http://` or `https://`, host, port, path"
+    description = "`http://` or `https://`, host, port, path"
 
     def check(self, value: object) -> object:
+        """The URL without a slash at its end; one with credentials in it is refused, and not shown."""
         text = text_of(value)
         if "@" in text or "?" in text or "#" in text:
             # not shown: what stands there may be a password
@@ -229,19 +241,20 @@ class Endpoint(Kind):
         except ValueError:
             right = False
         if not right:
-            raise Wrong(f"{shown(text)} is not an endpoint: give {self.says}, as http://localhost:9000")
+            raise Wrong(f"{shown(text)} is not an endpoint: give {self.description}, as http://localhost:9000")
         return parts._replace(scheme=parts.scheme).geturl().rstrip("/")  # the scheme in lower case
 
 
-class BasePath(Kind):
+class BasePath(ValueKind):
     """What stands before every key; `verbatim` as Celery's own backend has it, else normalised."""
 
-    says = "a path in the bucket"
+    description = "a path in the bucket"
 
     def __init__(self, *, verbatim: bool = False) -> None:
         self.verbatim = verbatim
 
     def check(self, value: object) -> object:
+        """The path with one slash at its end, or as it was given where it is ``verbatim``."""
         if value == "":
             return ""
         text = text_of(value)
@@ -254,18 +267,20 @@ class BasePath(Kind):
         return base
 
 
-class CABundle(Kind):
+class CABundle(ValueKind):
     """Whether and by what certificates the server is verified."""
 
-    says = "true, false or the path of a CA bundle (PEM)"
+    description = "true, false or the path of a CA bundle (PEM)"
 
     def parse(self, text: str) -> object:
+        """A boolean, or the path itself."""
         return _TRUTH.get(text.lower(), text)
 
     def check(self, value: object) -> object:
+        """A boolean, or the path of a file that exists, with ``~`` expanded."""
         if isinstance(value, bool):
             return value
         path = os.path.expanduser(text_of(os.fspath(value) if isinstance(value, os.PathLike) else value))
         if not os.path.isfile(path):
-            raise Wrong(f"there is no file {shown(path)}: give {self.says}")
+            raise Wrong(f"there is no file {shown(path)}: give {self.description}")
         return path

@@ -10,13 +10,13 @@ from .kinds import (
     Choice,
     Endpoint,
     Flag,
-    Kind,
     Number,
     Session,
     StorageClass,
     Tags,
     Text,
     Token,
+    ValueKind,
 )
 from .model import Settings
 from .seal_keys import SealKeys
@@ -37,7 +37,7 @@ class Option:
     """
 
     name: str
-    kind: Kind
+    kind: ValueKind
     help: str
     celery: str = ""
     environment: tuple[str, ...] = ()

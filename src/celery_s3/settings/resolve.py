@@ -27,8 +27,8 @@ class Resolution:
         #: settings that have a mistake of their own, which says enough
         self.wrong: set[str] = set()
 
-    def take(self, given: Iterable[Given]) -> None:
-        """Check a source's values; those that a stronger source has said already stay."""
+    def add(self, given: Iterable[Given]) -> None:
+        """Check the values of one source, and add those that no stronger source has given already."""
         for item in given:
             try:
                 value = item.checked()
@@ -44,16 +44,22 @@ class Resolution:
         """Whether one of these settings was given, and is not False."""
         return any(self.values.get(name) not in (None, False) for name in names)
 
-    def refuse(self, wrong: bool, names: str, reason: str) -> None:
-        """Note a mistake that concerns the named settings together."""
+    def refuse_if(self, wrong: bool, names: str, reason: str) -> None:
+        """Where ``wrong``, note a mistake that several settings make together.
+
+        Arguments:
+            names: of these settings, with spaces between them. One that has a mistake of its own is not told again.
+            reason: the rest of the sentence, with the remedy.
+        """
         if wrong and self.wrong.isdisjoint(names.split()):
             named = [self.where.get(name, f"`{name}`") for name in names.split()]
             self.mistakes.append(f"{' and '.join(named)}: {reason}")
 
-    def stop(self) -> None:
-        """
+    def raise_mistakes(self) -> None:
+        """Raise all mistakes so far as one error; nothing where there is none.
+
         Raises:
-            ConfigurationError: with a line for every mistake so far.
+            ConfigurationError: with a line for every mistake.
         """
         if self.mistakes:
             lines = "".join(f"\n  - {mistake}" for mistake in dict.fromkeys(self.mistakes))
@@ -74,37 +80,37 @@ def resolve(app: Any, url: str | None = None, environ: Mapping[str, str] | None 
         ConfigurationError: with a line for every mistake. It holds no secret.
     """
     found = Resolution()
-    _take_url(found, url)
-    found.take(from_dict(app.conf, found.mistakes))
-    found.take(from_celery(app.conf))
+    _add_url(found, url)
+    found.add(from_dict(app.conf, found.mistakes))
+    found.add(from_celery(app.conf))
     _check_credentials(found)
     _check_storage(found)
-    environment = _take_environment(found, os.environ if environ is None else environ)
+    environment = _add_environment(found, os.environ if environ is None else environ)
     missing = not found.has("bucket")
-    found.refuse(missing, "bucket", "is missing: name it in s3_backend_settings, in the URL or as `s3_bucket`")
-    found.stop()
+    found.refuse_if(missing, "bucket", "is missing: name it in s3_backend_settings, in the URL or as `s3_bucket`")
+    found.raise_mistakes()
     settings = _build(found.values, environment | {"where": found.where})
     wrong = settings.client == "obstore" and bool(settings.boto3_reason)
-    found.refuse(wrong, "client", f"obstore cannot serve this, {settings.boto3_reason}: set `auto` or `boto3`")
-    found.stop()
+    found.refuse_if(wrong, "client", f"obstore cannot serve this, {settings.boto3_reason}: set `auto` or `boto3`")
+    found.raise_mistakes()
     return settings
 
 
-def _take_url(found: Resolution, url: str | None) -> None:
+def _add_url(found: Resolution, url: str | None) -> None:
     try:
-        found.take(from_url(url, found.mistakes))
+        found.add(from_url(url, found.mistakes))
     except Wrong as exc:
         found.mistakes.append(str(exc))
         found.wrong.add("bucket")
 
 
-def _take_environment(found: Resolution, environ: Mapping[str, str]) -> dict[str, Any]:
+def _add_environment(found: Resolution, environ: Mapping[str, str]) -> dict[str, Any]:
     session = found.values.get("session")
     if region := getattr(session, "region_name", None):
-        found.take([Given("aws_region", region, "the session's region", OPTIONS["aws_region"].kind)])
+        found.add([Given("aws_region", region, "the session's region", OPTIONS["aws_region"].kind)])
     profile = found.values.get("profile") or getattr(session, "profile_name", None)
     aws = AwsEnvironment(environ, profile, found.mistakes)
-    found.take(aws.given())
+    found.add(aws.given())
     if not found.has("session", "profile", "aws_access_key_id", "aws_secret_access_key"):
         aws.check_keys()
     return {"profile_credentials": aws.profile_credentials, "special_endpoints": aws.special_endpoints}
@@ -113,17 +119,17 @@ def _take_environment(found: Resolution, environ: Mapping[str, str]) -> dict[str
 def _check_credentials(found: Resolution) -> None:
     key, secret = "aws_access_key_id", "aws_secret_access_key"
     keys = f"{key} {secret}"
-    found.refuse(found.has(key) != found.has(secret), keys, "only one is given: give both or neither")
+    found.refuse_if(found.has(key) != found.has(secret), keys, "only one is given: give both or neither")
     if found.has(key) and found.has(secret):
         same = _source(found, key) == _source(found, secret)
-        found.refuse(not same, keys, "the pair comes from two places: give both in one")
+        found.refuse_if(not same, keys, "the pair comes from two places: give both in one")
     alone = found.has("session_token") and not found.has(key, secret)
-    found.refuse(alone, "session_token", f"belongs to temporary keys: give {key} and {secret} too")
+    found.refuse_if(alone, "session_token", f"belongs to temporary keys: give {key} and {secret} too")
     both = found.has("profile") and found.has(key)
-    found.refuse(both, f"profile {key}", "each names other credentials: keep one")
+    found.refuse_if(both, f"profile {key}", "each names other credentials: keep one")
     for name in ("profile", "role_arn", key):
         both = found.has("session") and found.has(name)
-        found.refuse(both, f"session {name}", "the session has its credentials: keep one")
+        found.refuse_if(both, f"session {name}", "the session has its credentials: keep one")
 
 
 def _source(found: Resolution, name: str) -> str:
@@ -133,18 +139,19 @@ def _source(found: Resolution, name: str) -> str:
 def _check_storage(found: Resolution) -> None:
     other = found.values.get("storage_class", "REDUCED_REDUNDANCY") != "REDUCED_REDUNDANCY"
     wrong = found.has("reduced_redundancy") and other
-    found.refuse(wrong, "reduced_redundancy storage_class", "they name two storage classes: keep one")
+    found.refuse_if(wrong, "reduced_redundancy storage_class", "they name two storage classes: keep one")
     sse = found.values.get("sse")
     wrong = found.has("encrypt_key") and sse not in (None, "AES256")
-    found.refuse(wrong, "encrypt_key sse", "they name two encryptions: keep one")
+    found.refuse_if(wrong, "encrypt_key sse", "they name two encryptions: keep one")
     wrong = found.has("sse_kms_key_id") and sse not in ("aws:kms", "aws:kms:dsse")
-    found.refuse(wrong, "sse_kms_key_id", "needs `sse` to be `aws:kms` or `aws:kms:dsse`")
+    found.refuse_if(wrong, "sse_kms_key_id", "needs `sse` to be `aws:kms` or `aws:kms:dsse`")
     wrong = found.has("bucket_key") and sse != "aws:kms"
-    found.refuse(wrong, "bucket_key", "needs `sse` to be `aws:kms`")
+    found.refuse_if(wrong, "bucket_key", "needs `sse` to be `aws:kms`")
     wrong = found.has("expiry_tags") and len(found.values.get("tags", ())) == 10
-    found.refuse(wrong, "expiry_tags tags", "S3 allows 10 tags, and one is needed: remove one of `tags`")
+    found.refuse_if(wrong, "expiry_tags tags", "S3 allows 10 tags, and one is needed: remove one of `tags`")
     for name in ("seal", "accept_unsealed"):
-        found.refuse(found.has(name) and not found.has("seal_keys"), f"{name} seal_keys", "the first needs the second")
+        wrong = found.has(name) and not found.has("seal_keys")
+        found.refuse_if(wrong, f"{name} seal_keys", "the first needs the second")
 
 
 def _build(values: dict[str, Any], environment: dict[str, Any]) -> Settings:

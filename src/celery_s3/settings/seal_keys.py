@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from .kinds import Kind, Wrong, shown, text_of
+from .kinds import ValueKind, Wrong, shown, text_of
 from .model import Secret
 
 __all__ = ["KEY_BYTES", "SealKeys"]
@@ -20,18 +20,23 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAKE = "make one with `openssl rand -base64 32`"
 
 
-class SealKeys(Kind):
+class SealKeys(ValueKind):
     """One key or several: as text, in a variable of the environment, in a file, or in AWS KMS.
 
     No message shows what may be a key, or a part of one.
     """
 
-    says = f"`kms://…`, `env:NAME`, `file:/path` or {KEY_BYTES} bytes in base64; or a list of these"
+    description = f"`kms://…`, `env:NAME`, `file:/path` or {KEY_BYTES} bytes in base64; or a list of these"
 
     def check(self, value: object) -> object:
+        """The keys, each 32 bytes in base64 or ``kms://…``; files and variables are read.
+
+        Returns:
+            A tuple of :class:`Secret`.
+        """
         given = value if isinstance(value, list | tuple) else [value]
         if not given:
-            raise Wrong(f"is an empty list: give {self.says}, or leave it out")
+            raise Wrong(f"is an empty list: give {self.description}, or leave it out")
         return tuple(Secret(_key(one.reveal() if isinstance(one, Secret) else one)) for one in given)
 
 

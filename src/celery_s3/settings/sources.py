@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from .kinds import BasePath, Kind, Token, Wrong, shown
+from .kinds import BasePath, Token, ValueKind, Wrong, shown
 from .options import ALIASES, OPTIONS
 from .seal_keys import SealKeys
 
@@ -42,7 +42,7 @@ class Given:
     name: str
     value: object
     where: str
-    kind: Kind
+    kind: ValueKind
 
     def checked(self) -> object:
         """The value to use.

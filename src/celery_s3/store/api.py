@@ -14,7 +14,7 @@ The wrappers stand in this order, outermost first::
 so that what is tried again has the same bytes, and each attempt is traced, counted and routed. All of them below
 ``Sealing`` are a :class:`Bucket`, and beside it stands what writes large objects::
 
-    SealingWriter (with `seal_keys`) → Uploads → Retrying
+    SealingWriter (with `seal_keys`) → MultipartWriter → Retrying
 
 All methods raise :class:`celery_s3.errors.StoreError` and nothing else. ``docs/decisions/requests.md`` says why
 requests are values.

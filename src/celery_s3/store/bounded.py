@@ -50,6 +50,12 @@ class Bounded(Bucket):
         self._threads = Threads(THREADS)
 
     def send(self, request: Request[A]) -> A:
+        """Send a request, and wait for its answer no longer than it may take.
+
+        Raises:
+            Interrupted: there was no answer in that time; a write may land all the same.
+            Unreachable: it was not even sent in that time.
+        """
         seconds, by_itself = self._client.seconds(request)
         left = allowed()
         if by_itself and (left is None or seconds <= left):
@@ -70,6 +76,7 @@ class Bounded(Bucket):
         raise kind(f"{why} within {seconds:.1f} s", request.operation, self._bucket, request.key)
 
     def close(self) -> None:
+        """Let go of the client's connections; requests that were given up end by themselves."""
         self._client.close()
 
 

@@ -86,20 +86,25 @@ class Tally:
             now = list(row.cells)
         return _lines(map(int.__sub__, now, row.start))
 
-    def together(self) -> Snapshot:
-        """The numbers of this process and of those that it forked for its pool, ended ones too."""
+    def worker_snapshot(self) -> Snapshot:
+        """The numbers of a worker's main process and of all children of its pool, ended ones too.
+
+        Called in a child, or in a process that is no worker: the numbers of that process alone.
+        """
         self._own.get()
         return _lines(map(sum, zip(*self._shared.rows(), strict=True))) if self._shared.mine() else self.snapshot()
 
     def processes(self) -> set[int]:
-        """The pids of those that :meth:`together` includes, as they were last seen."""
+        """The pids of the processes that :meth:`worker_snapshot` includes; some may have ended since."""
         self._own.get()
         return {row[0] for row in self._shared.rows() if row[0]} if self._shared.mine() else {os.getpid()}
 
     def join(self) -> bool:
-        """Take part in :meth:`together` of the main process before the first request; whether it includes this one.
+        """Begin to count in the memory that is shared with the main process, before the first request.
 
-        It does not include a child that made this object itself, as one started by spawn.
+        Returns:
+            Whether :meth:`worker_snapshot` of the main process includes this one. It does not include a child that
+            made this object itself, as one started by spawn.
         """
         return self._shared.holds(self._own.get().cells) and not self._shared.mine()
 
@@ -189,6 +194,7 @@ class Counting(Bucket):
         self._tally = tally
 
     def send(self, request: Request[A]) -> A:
+        """Pass the request on, and count it when it was sent: its bytes, and its error if it has one."""
         try:
             answer = self._inner.send(request)
         except StoreError as exc:
@@ -201,4 +207,5 @@ class Counting(Bucket):
         return answer
 
     def close(self) -> None:
+        """Close the store inside; the counts stay."""
         self._inner.close()

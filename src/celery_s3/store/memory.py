@@ -85,7 +85,7 @@ class MemoryStore(Bucket):
 
     Arguments:
         clock: the server's time, in seconds since the epoch.
-        before: called with verb and key before each request, outside of any lock: where a test lets others run.
+        before: called with verb and key before each request, outside of the lock: there a test lets other threads run.
         conditional: False ignores preconditions on writes, as some servers do.
 
     Attributes:
@@ -111,6 +111,7 @@ class MemoryStore(Bucket):
         self.uploads: dict[str, _Upload] = {}
 
     def send(self, request: Request[A]) -> A:
+        """Note the request, raise the fault that is due for it, else carry it out under one lock."""
         verb = _VERBS.get(type(request), request.verb)
         key = next(iter(_keys(request)))
         if self._before is not None:
@@ -188,15 +189,15 @@ class MemoryStore(Bucket):
         stored = self._objects.get(key)
         return stored is not None and stored.etag != etag
 
-    def _list(self, asked: ListPage) -> Page:
-        after = asked.token or asked.start_after
-        keys = sorted(key for key in self._objects if key.startswith(asked.key) and key > after)
+    def _list(self, listing: ListPage) -> Page:
+        after = listing.token or listing.start_after
+        keys = sorted(key for key in self._objects if key.startswith(listing.key) and key > after)
         found = [self._objects[key] for key in keys[:PAGE]]
         entries = [Entry(each.key, each.size, each.modified, each.etag) for each in found]
         return Page(entries, keys[PAGE - 1] if len(keys) > PAGE else "")
 
     def close(self) -> None:
-        pass
+        """Nothing to do: the objects stay."""
 
     def _check(self, key: str, precondition: Precondition) -> None:
         if not self._conditional:

@@ -242,6 +242,7 @@ class Threads:
                 one()
 
     def is_current(self) -> bool:
+        """Whether the calling thread is one of them."""
         return getattr(self._local, "inside", False)
 
 

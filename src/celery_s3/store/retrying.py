@@ -162,6 +162,7 @@ class Retrying(Bucket):
         raise refusal
 
     def close(self) -> None:
+        """Close the store inside."""
         self._inner.close()
 
 

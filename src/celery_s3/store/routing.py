@@ -50,9 +50,15 @@ class Routing(Bucket):
         self._warned = PerProcess(_warn)
 
     def send(self, request: Request[A]) -> A:
+        """Let the client that is right for this request make it.
+
+        Raises:
+            ConfigurationError: `client` is 'obstore', and obstore cannot serve this request here.
+        """
         return self._client(request).send(request)
 
     def close(self) -> None:
+        """Let go of this process's connections."""
         for clients in (self._obstore, self._boto3):
             client = clients.peek()
             if client is not None:

@@ -36,6 +36,7 @@ class Tracing(Bucket):
         self._common = {"rpc.system": "aws-api", "rpc.service": "S3", "aws.s3.bucket": settings.bucket}
 
     def send(self, request: Request[A]) -> A:
+        """Pass the request on, inside a span of its own."""
         labels = self._common | {"rpc.method": request.action}
         if request.key and not isinstance(request, ListPage):
             labels["aws.s3.key"] = request.key
@@ -53,6 +54,7 @@ class Tracing(Bucket):
                 raise
 
     def close(self) -> None:
+        """Close the store inside."""
         self._inner.close()
 
 

@@ -30,7 +30,7 @@ from .parallel import Pool
 from .pieces import cut, measured
 from .requests import Put
 
-__all__ = ["PART", "Uploads", "new_mark", "part_bytes"]
+__all__ = ["PART", "MultipartWriter", "new_mark", "part_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ AT_ONCE = 8
 _PATIENCE, _ABORTING = 5.0, 5.0
 
 
-class Uploads:
+class MultipartWriter:
     """A :class:`~celery_s3.store.api.Writer` over the requests of an upload."""
 
     def __init__(self, bucket: Bucket, pool: Pool) -> None:
@@ -65,6 +65,7 @@ class Uploads:
         content_type: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
+        """Write an object; the parts of a large one have 8 MiB or more, eight of them under way at a time."""
         if size is not None:
             chunks = measured(key, chunks, size)
         bodies = map(_as_bytes, cut(chunks, part_bytes(size)))
@@ -112,7 +113,7 @@ class _Part:
 
 def _numbered(key: str, first: deque[bytes], rest: Iterator[bytes]) -> Iterator[_Part]:
     number = 0
-    while first:  # each is let go of as it leaves
+    while first:  # popleft: nobody here keeps a part (8 MiB) alive while the next one is read
         number += 1
         yield _Part(number, first.popleft())
     for body in rest:
@@ -148,12 +149,12 @@ class _Upload:
     def _put(self, part: _Part) -> str:
         try:
             with self._change:
-                if self._stopped:  # it waited for a thread
+                if self._stopped:  # the upload was given up while this part waited for a thread
                     return ""
                 self._under_way.add(part.number)
             with retried_while(lambda: not self._stopped):
                 etag = self._bucket.put_part(self._key, self._id, part.number, part.body)
-            part.body = b""  # whoever takes the outcome needs it no more
+            part.body = b""  # free it now: the part lives until somebody takes its outcome
             return etag
         finally:
             with self._change:
@@ -169,7 +170,7 @@ class _Upload:
                 return etag
             raise
         except Ambiguous:
-            with suppress(StoreError):  # what the completion met says more
+            with suppress(StoreError):  # the error of the completion is the one to raise
                 if etag := self._etag_if_ours(mark):
                     return etag
             raise

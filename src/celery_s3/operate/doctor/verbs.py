@@ -25,7 +25,7 @@ def write(case: Case) -> Finding:
     try:
         case.store.put(case.object, body, metadata={"state": "DOCTOR"}, content_type="application/octet-stream")
     except StoreError as exc:
-        if isinstance(exc, AccessDenied):  # other errors leave open whether it was written
+        if isinstance(exc, AccessDenied):  # nothing was written, so nothing is to be deleted; other errors do not tell
             case.scratch.forget(case.object)
         return denied(exc, case.settings, ["s3:PutObject", *(["s3:PutObjectTagging"] if case.settings.tags else [])])
     case.body = body
@@ -154,7 +154,7 @@ def _gone(case: Case, *keys: str) -> Finding:
     for key in keys:
         try:
             case.store.get(key)
-        except (ObjectMissing, AccessDenied):  # denied: so S3 answers where listing is denied too
+        except (ObjectMissing, AccessDenied):  # without s3:ListBucket, S3 answers 403 for a key that does not exist
             continue
         except StoreError as exc:
             return denied(exc, case.settings, ["s3:GetObject"])

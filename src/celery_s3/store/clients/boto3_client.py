@@ -50,8 +50,8 @@ __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
 A = TypeVar("A")
 T = TypeVar("T")
-#: What is kept open at most; more callers at once than that (green threads) would each cost a warning and a
-#: new connection. None of them is opened before it is needed.
+#: Connections that are kept open at most; each is opened when it is needed. urllib3 warns of each one beyond that, and
+#: closes it after one request: there may be as many callers at once as there are green threads.
 _CONNECTIONS = 1000
 #: Bytes a second that a body has time for at first: no more than what an uplink leaves to one of eight parts.
 _RATE = 128 * 1024
@@ -73,6 +73,7 @@ class Boto3Client(Bucket):
         self._lock = threading.Lock()
 
     def send(self, request: Request[A]) -> A:
+        """Make the request by botocore; the client connects at the first one."""
         answer: A = self._HOW[type(request)](self, request)
         return answer
 
@@ -193,14 +194,14 @@ class Boto3Client(Bucket):
         answer = self._call(request, methodcaller("delete_objects", **parameters))
         return answer.get("Errors", ())  # type: ignore[no-any-return]
 
-    def _list(self, asked: ListPage) -> Page:
-        parameters = {**self._common, "Prefix": asked.key, "StartAfter": asked.start_after}
-        if asked.token:
-            parameters["ContinuationToken"] = asked.token
-        page = self._call(asked, methodcaller("list_objects_v2", **parameters))
+    def _list(self, listing: ListPage) -> Page:
+        parameters = {**self._common, "Prefix": listing.key, "StartAfter": listing.start_after}
+        if listing.token:
+            parameters["ContinuationToken"] = listing.token
+        page = self._call(listing, methodcaller("list_objects_v2", **parameters))
         token = page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
-        if token and token == asked.token:
-            raise error_of(BadRequest, asked, self._settings, "the listing goes round in circles")
+        if token and token == listing.token:
+            raise error_of(BadRequest, listing, self._settings, "the listing goes round in circles")
         return Page([_entry(found) for found in page.get("Contents", ())], token)
 
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Boto3Client, Any], Any]]] = {
@@ -217,6 +218,7 @@ class Boto3Client(Bucket):
     }
 
     def close(self) -> None:
+        """Close the connections; the next request makes a new client."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
@@ -314,7 +316,10 @@ def _entry(found: Mapping[str, Any]) -> Entry:
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """A wrong region is a setting to correct, not a redirect to follow at the cost of a request each time."""
+    """Let botocore believe that it has followed S3's redirect to another region already, so that it raises.
+
+    A wrong region is a setting to correct: followed, the redirect would cost one request more each time.
+    """
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 

@@ -70,47 +70,47 @@ def is_failure(exc: BaseException) -> bool:
     return isinstance(exc, _FAILURES)
 
 
-def call(action: Callable[[], T], asked: Asked, settings: Settings) -> T:
+def call(action: Callable[[], T], request: Asked, settings: Settings) -> T:
     """What a call of botocore returns.
 
     Raises:
         StoreError: whatever botocore raises about the request.
     """
-    return answered(action, is_failure, lambda exc: translated(exc, asked, settings))
+    return answered(action, is_failure, lambda exc: translated(exc, request, settings))
 
 
-def translated(exc: BaseException, asked: Asked, settings: Settings) -> StoreError:
+def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreError:
     """The error to raise, with ``exc`` as its cause, freed of what S3 repeats of the request."""
     if isinstance(exc, ClientError):
-        error = _of_answer(exc.response, asked, settings)
+        error = _of_answer(exc.response, request, settings)
         error.__cause__ = ClientError(_without_echo(exc.response, error.detail), exc.operation_name)
         return error
-    error = error_of(_kind(exc), asked, settings, str(exc))
+    error = error_of(_kind(exc), request, settings, str(exc))
     error.__cause__ = exc if error.detail == str(exc) else Exception(settings.redact(repr(exc)))
     return error
 
 
-def from_error(entry: Mapping[str, Any], asked: Asked, settings: Settings) -> StoreError:
+def from_error(entry: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
-    return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(asked, settings)
+    return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(request, settings)
 
 
 def _kind(exc: BaseException) -> type[StoreError]:
     return next(_KINDS[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in _KINDS)
 
 
-def _of_answer(response: Mapping[str, Any], asked: Asked, settings: Settings) -> StoreError:
+def _of_answer(response: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status, headers = metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
     code = str(error.get("Code") or "")
     region = error.get("Region") or headers.get("x-amz-bucket-region", "")
     if code and not code.isdigit():
-        return Answer(status, code, error.get("Message") or "", region).error(asked, settings)
+        return Answer(status, code, error.get("Message") or "", region).error(request, settings)
     # botocore found no code, and put the status in its place
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     if has_body and "xml" in headers.get("content-type", ""):
-        return error_of(Interrupted, asked, settings, "the answer is cut off", status)
-    return Answer(status, region=region, foreign=has_body).error(asked, settings)
+        return error_of(Interrupted, request, settings, "the answer is cut off", status)
+    return Answer(status, region=region, foreign=has_body).error(request, settings)
 
 
 def _without_echo(response: Mapping[str, Any], message: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Control:
     def create(self) -> None:
         """Create the bucket in the settings' region; one that is one's own already stays as it is."""
         region = self.settings.region
-        # us-east-1 has no name where a location is asked for
+        # CreateBucket refuses us-east-1 as a LocationConstraint: a bucket without one is there.
         place = {"CreateBucketConfiguration": {"LocationConstraint": region}} if region != "us-east-1" else {}
         try:
             self._call("create_bucket", **place)
@@ -131,6 +131,7 @@ class Control:
         return all(block.get(name) for name in BLOCK)
 
     def block_public_access(self) -> None:
+        """Let the bucket refuse every kind of public access."""
         self._call("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(BLOCK, True))
 
     def encryption(self) -> dict[str, Any]:
@@ -173,7 +174,7 @@ class Control:
         if not rules:
             self._call("delete_bucket_lifecycle")
             return
-        # else S3 puts its default in the place of what was chosen
+        # Without it, S3 would reset what was chosen here to its default.
         size = standing.get("TransitionDefaultMinimumObjectSize")
         self._call(
             "put_bucket_lifecycle_configuration",
@@ -283,7 +284,7 @@ class Control:
     def _note_date(self, http_response: Any, **_: Any) -> None:
         with suppress(KeyError, TypeError, ValueError):
             date = parsedate_to_datetime(http_response.headers["Date"])
-            # the header has whole seconds, cut off
+            # The header has whole seconds, cut off: half a second is its error on average.
             self.skew = time.time() - date.timestamp() - 0.5
 
     def _sts(self) -> Any:

@@ -52,6 +52,7 @@ class ObstoreClient(Store):
         self._lock = threading.Lock()
 
     def send(self, request: Request[Any]) -> Any:
+        """Make one request and return its answer; what obstore raises comes out as a :class:`StoreError`."""
         self._check(request)
         try:
             answer = answered(partial(self._act, request), is_failure, lambda exc: self._translated(exc, request))
@@ -129,6 +130,7 @@ class ObstoreClient(Store):
     }
 
     def close(self) -> None:
+        """Let go of the stores, whose connections end with them; the next request makes new ones."""
         with self._lock:
             self._stores = {}
 

@@ -82,7 +82,8 @@ _SIGNS: Mapping[str, type[StoreError]] = {
 }
 
 _MARK = "\n\nDebug source:\n"
-# each of them spans a line break, which no value contains; a literal at the start makes the search fast
+# Each pattern spans a line break, which no value contains (they are escaped), so a server cannot forge a match. A
+# pattern that begins with literal text is searched for fast.
 _ANSWER = re.compile(r'inner: (?:Status|Response) \{\n +status: (\d{3}),\n +body: (?:Some\(\n +)?(?:None|"(.*)"),\n')
 _URI = re.compile(r"uri: (?:None|Some\(\n +(\S+)),\n")
 _ELAPSED = re.compile(r"elapsed: ([\d.]+)(ns|µs|ms|s),\n")
@@ -114,7 +115,8 @@ class Failure:
 
     @classmethod
     def of(cls, exc: BaseException) -> Failure:
-        # the last mark is obstore's own: a body that holds one is escaped below it
+        """The parts of an exception's text; one that no debug form follows is all sentence."""
+        # The last mark is obstore's own: one in a body stands below it, with its line breaks escaped.
         sentence, _, debug = str(exc).rpartition(_MARK)
         answer = _ANSWER.search(debug)
         if answer is None:
@@ -126,25 +128,25 @@ class Failure:
         """Whether the server sent the whole object where a range was asked for."""
         return "source: NotPartial," in self.debug
 
-    def error(self, asked: Asked, settings: Settings, *, worked: bool) -> StoreError:
+    def error(self, request: Asked, settings: Settings, *, worked: bool) -> StoreError:
         """The error to raise, with the exception as its cause.
 
         Arguments:
             worked: whether a request of this client has succeeded, so that there were credentials.
         """
-        error = self._error(asked, settings, worked)
+        error = self._error(request, settings, worked)
         error.__cause__ = self.exc if isinstance(error, ROUTINE) else self._cause(settings)
         return error
 
-    def _error(self, asked: Asked, settings: Settings, worked: bool) -> StoreError:
+    def _error(self, request: Asked, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
-            kind = Unreachable if worked and self._passing() else BadCredentials
-            return error_of(kind, asked, settings, f"no credentials: {self._reason()}", self.status)
+            kind = Unreachable if worked and self._is_transient() else BadCredentials
+            return error_of(kind, request, settings, f"no credentials: {self._reason()}", self.status)
         if self.status is not None:
-            return self._answer(self.status).error(asked, settings)
+            return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
-            return Answer(None, failed[1], failed[2]).error(asked, settings)
-        return error_of(self._kind(settings), asked, settings, self._reason())
+            return Answer(None, failed[1], failed[2]).error(request, settings)
+        return error_of(self._kind(settings), request, settings, self._reason())
 
     def _cause(self, settings: Settings) -> BaseException:
         """The exception without secrets: S3 answers a refused signature with the signed headers, tokens among them."""
@@ -178,10 +180,10 @@ class Failure:
         if found is None:
             return False
         full = os.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        # obstore does not show the address of STS, which has the token in it
+        # No address: that is STS. obstore leaves its address out, because the token stands in it.
         return found[1] is None or bool(_METADATA_SERVICE.match(found[1])) or found[1] == full
 
-    def _passing(self) -> bool:
+    def _is_transient(self) -> bool:
         status = self.status
         return status is None or status == 429 or status >= 500
 

@@ -38,14 +38,15 @@ _STRAY = (
     "AWS_SSE_CUSTOMER_KEY_BASE64",
     "AWS_SSE_KMS_KEY_ID",
 )
-#: The variables with which obstore's own chain ends where botocore's does.
+#: The variables with any of which obstore's own chain finds the same credentials as botocore's; each row is a set that
+#: must be complete.
 _CHAIN = (
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
     ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
     ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
 )
-#: What changes botocore's search for the container's and the instance's credentials, and not obstore's.
+#: Variables that change where botocore looks for a container's or an instance's credentials, and that obstore ignores.
 _ONLY_BOTOCORE = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_EC2_METADATA_DISABLED",

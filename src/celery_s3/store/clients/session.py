@@ -114,6 +114,7 @@ class SessionCredentials:
         self.failure: BaseException | None = None
 
     def __call__(self) -> S3Credential:
+        """The credentials as obstore wants them, to be asked for again after ten minutes."""
         self.failure = None
         try:
             return self._fetch()

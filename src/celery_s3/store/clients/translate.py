@@ -105,7 +105,7 @@ _BY_STATUS: Mapping[int, type[StoreError]] = {
     501: BadRequest,
 }
 
-#: Outcomes rather than failures; their class says all that the server says.
+#: What the protocols of results and chords expect to meet; the class says all that the server says.
 ROUTINE = (ObjectMissing, PreconditionFailed)
 
 #: Keys that obstore refuses or changes: an empty or dotted segment, a control character or half of a character.
@@ -117,26 +117,30 @@ _PRINTABLE_ASCII = re.compile(r"[ -~]*")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What was asked, where that is no request of a store, or one key's share in one."""
+    """What an error names where there is no :class:`Request`: a call of the control plane, or one key of many.
+
+    Attributes:
+        operation: as our errors call it, for example ``create_bucket``.
+    """
 
     operation: str
     key: str = ""
 
 
-#: What an error says was asked.
+#: What an error is about; either has an ``operation`` and a ``key``.
 Asked = Request[Any] | Operation
 
 
 def error_of(
     kind: type[StoreError],
-    asked: Asked,
+    request: Asked,
     settings: Settings,
     detail: str = "",
     status: int | None = None,
     code: str = "",
 ) -> StoreError:
     """The error to raise; whatever secret the detail holds is masked."""
-    return kind(settings.redact(detail), asked.operation, settings.bucket, asked.key, status, code)
+    return kind(settings.redact(detail), request.operation, settings.bucket, request.key, status, code)
 
 
 def answered(
@@ -161,7 +165,8 @@ def answered(
     try:
         raise error
     finally:
-        # no circle of error, traceback and frame on the path that polls for results
+        # The error's traceback holds this frame, whose local holds the error: without `del`, each look at a missing
+        # result would leave such a circle to the garbage collector.
         del error
 
 
@@ -178,17 +183,18 @@ class Answer:
     region: str = ""
     foreign: bool = False
 
-    def error(self, asked: Asked, settings: Settings) -> StoreError:
-        kind = meaning(self, asked)
+    def error(self, request: Asked, settings: Settings) -> StoreError:
+        """The error to raise for this answer to ``request``: without detail where its class says all there is."""
+        kind = meaning(self, request)
         if kind in ROUTINE:
-            return kind("", asked.operation, settings.bucket, asked.key, self.status, self.code)
+            return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
         detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
         if kind is WrongRegion and self.region:
             detail = f"it is in {self.region}"
-        return error_of(kind, asked, settings, detail, self.status, self.code)
+        return error_of(kind, request, settings, detail, self.status, self.code)
 
 
-def meaning(answer: Answer, asked: Asked) -> type[StoreError]:
+def meaning(answer: Answer, request: Asked) -> type[StoreError]:
     """The class that an answer to a request stands for."""
     if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
         return WrongRegion
@@ -196,7 +202,7 @@ def meaning(answer: Answer, asked: Asked) -> type[StoreError]:
     if kind is AccessDenied and answer.code not in ("", "AccessDenied"):
         # as InvalidObjectState of an archived object: it is there, and must never read as missing
         kind = BadRequest
-    return _absent(answer, asked) if kind is ObjectMissing else kind
+    return _absent(answer, request) if kind is ObjectMissing else kind
 
 
 def _of_status(status: int | None) -> type[StoreError]:
@@ -206,14 +212,14 @@ def _of_status(status: int | None) -> type[StoreError]:
     return _BY_STATUS.get(status, ServerFault if status >= 500 else BadRequest)
 
 
-def _absent(answer: Answer, asked: Asked) -> type[StoreError]:
+def _absent(answer: Answer, request: Asked) -> type[StoreError]:
     """What a 404 says is missing; a web server's own page must not read as an absent result."""
     if answer.foreign:
         return BadRequest
-    if isinstance(asked, Put | CompleteUpload) and isinstance(asked.precondition, Match):
+    if isinstance(request, Put | CompleteUpload) and isinstance(request.precondition, Match):
         return PreconditionFailed  # there is nothing to replace
     # nothing else can be missing where a listing or a write finds nothing
-    return ObjectMissing if asked.operation in ("get", "delete") else BucketMissing
+    return ObjectMissing if request.operation in ("get", "delete") else BucketMissing
 
 
 def check_headers(metadata: Mapping[str, str], content_type: str) -> str:

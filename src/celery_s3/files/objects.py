@@ -34,7 +34,7 @@ class Files:
 
     Arguments:
         store: reads, lists and deletes them.
-        uploads: writes objects of any size.
+        writer: writes objects of any size.
         pool: fetches the pieces of a file ahead.
         settings: `bucket`, `endpoint_url`, and whether files are sealed.
         prefix: what the keys of all files begin with.
@@ -48,14 +48,14 @@ class Files:
     def __init__(
         self,
         store: Store,
-        uploads: Writer,
+        writer: Writer,
         pool: Pool,
         settings: Settings,
         prefix: str,
         uploaded: Remembered[str, int],
     ) -> None:
         self.store = store
-        self.uploads = uploads
+        self.writer = writer
         self.pool = pool
         self.settings = settings
         self.prefix = prefix
@@ -97,7 +97,7 @@ class Files:
         measured = _Measured(pieces)
         metadata = {FILE_NAME: (not sealed and quote(name)) or "file", **term_metadata(term)}
         tags = expiry_tags(metadata) if self.settings.expiry_tags else None
-        self.uploads.write(
+        self.writer.write(
             self.prefix + key, measured, size=size, metadata=metadata, content_type=content_type, tags=tags
         )
         if owner:

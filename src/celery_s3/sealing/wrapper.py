@@ -20,7 +20,7 @@ __all__ = ["Sealing", "sealing"]
 
 A = TypeVar("A")
 
-#: What an object without a content type gets: it is bound too, and servers differ in what they would put there.
+#: What an object without a content type gets. The seal binds the content type, and servers differ in their default.
 UNTYPED = "application/octet-stream"
 
 _ALGORITHMS = {"encrypt": ENCRYPTION, "sign": SIGNATURE, "off": None}
@@ -68,9 +68,10 @@ class Sealing(Store):
         self._writes = writes
         self._accepts = accept_unsealed or writes is None
         if writes is not None:
-            algorithm(writes)  # a package that is missing shows here, and not with the first result
+            algorithm(writes)  # raises now if its package is missing, and not when the first result is stored
 
     def send(self, request: Request[A]) -> A:
+        """Seal a PUT's body, open a GET's answer; any other request is passed on."""
         how = self._HOW.get(type(request))
         answer: A = how(self, request) if how else self._inner.send(request)
         return answer
@@ -84,7 +85,10 @@ class Sealing(Store):
         return self._inner.send(put)
 
     def envelope(self, key: str, metadata: Mapping[str, str], content_type: str) -> Envelope | None:
-        """What a new object is sealed with, ``None`` where plain objects are written; never to be used twice."""
+        """What one new object is sealed with, ``None`` where plain objects are written.
+
+        For one body only: two bodies under one envelope would share pairs of key and nonce, which breaks AES-GCM.
+        """
         if self._writes is None:
             return None
         content_type = content_type or UNTYPED
@@ -104,7 +108,8 @@ class Sealing(Store):
             Untrusted: nothing of the object can be trusted, or this process lacks its key.
         """
         span = Span(get.start, get.length)
-        # A plain object has the range where it was asked for, a sealed one up to 16 bytes a segment behind that.
+        # Only the answer tells whether the object is sealed. In a plain one the range begins at `get.start`, in a
+        # sealed one 16 bytes later for each segment before it: where plain ones are accepted, both places are read.
         low = min(get.start, span.low) if self._accepts else span.low
         found = self._inner.send(replace(get, start=low, length=None if span.high is None else span.high - low))
         header = found.metadata.get(SEAL)
@@ -148,6 +153,7 @@ class Sealing(Store):
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Sealing, Any], Any]]] = {Put: _put, Get: _get}
 
     def close(self) -> None:
+        """Close the keys and the store inside."""
         self._ring.close()
         self._inner.close()
 

@@ -13,14 +13,14 @@ __all__ = ["StaleUploads"]
 
 
 class StaleUploads:
-    """The uploads of ours that are older than a day; lifecycle rules abort them after the same time."""
+    """Finds and aborts our uploads that are older than a day; lifecycle rules abort them after the same time."""
 
     def __init__(self, control: Control, layout: Layout) -> None:
         self._control = control
         self._layout = layout
 
-    def found(self, now: float) -> Iterator[Upload]:
-        """Those that stand there, in a request for each 1,000 uploads.
+    def stale(self, now: float) -> Iterator[Upload]:
+        """The uploads that were begun more than a day ago, in one request for each 1,000 of all.
 
         Arguments:
             now: the server's time in seconds since the epoch.
@@ -30,7 +30,7 @@ class StaleUploads:
                 yield one
 
     def _may_be_large(self, key: str) -> bool:
-        """Uploads to keys where nothing of ours is ever large are somebody else's."""
+        """Whether this package uploads objects under such a key in parts: any other upload is somebody else's."""
         found = self._layout.parse(key)
         return found is not None and bool(found.kind.large)
 
