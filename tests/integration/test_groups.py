@@ -551,3 +551,17 @@ def test_state_that_cannot_be_read(counted, group, proxy):
     with pytest.raises(ResultNotRead, match=result[2].id):
         result.ready()
     assert result.ready()
+
+
+def test_chain_that_ends_in_a_group(counted, stored):
+    """``chain(task, group)`` has the failure of its task for its own, as Celery builds it."""
+    app = counted()
+
+    @app.task
+    def job():
+        raise AssertionError("nobody runs this")
+
+    result = celery.chain(job.si(), celery.group(job.si(), job.si())).delay()
+    stored(app, KeyError("first"), states.FAILURE, id=result.parent.id)
+    with pytest.raises(KeyError, match="first"):
+        result.get(timeout=15)
