@@ -5,7 +5,7 @@
     CeleryS3Error
     ├── ConfigurationError          settings are wrong → correct each that the message lists
     ├── NotRepaired                 a chord cannot be mended here → let another process do it, which has its tasks
-    ├── BodyNotSent                 the broker does not take a chord's body → bring it back: it is tried again
+    ├── BodyNotSent                 a chord's body waits for the broker → bring that back: it is tried again
     ├── NoRemoteControl             workers cannot be asked → look where the message says
     ├── UnreadableResult            the object is no result → give this process what the message names, or forget it
     ├── ResultNotStored             a result was not stored → as its cause; nobody will see the state
@@ -115,7 +115,7 @@ class NotRepaired(CeleryS3Error):
 
 
 class BodyNotSent(CeleryS3Error):
-    """The broker is away, or does not take the body of a chord; nothing was sent."""
+    """The broker is away when the body of a chord is to be sent, which is tried again."""
 
 
 class NoRemoteControl(CeleryS3Error):

@@ -32,7 +32,6 @@ LENGTH = 5 * 1024 * 1024
 FILE = f"{uuid()}/{'0' * 32}"
 #: With the module's setting, a lease of a moment.
 CONF = {
-    "result_chord_join_timeout": 0.1,
     "broker_connection_timeout": 0.1,
     "task_publish_retry_policy": {},
     "task_publish_retry": False,
@@ -167,7 +166,7 @@ class Party:
             self.backend.chords.deliver(Ticket(result.parent.id, 0, 2, True), ids[index], index, payload)
         with self.app.connection_for_write() as connection:
             self.app.amqp.queues["shared"](connection.default_channel).purge()
-        time.sleep(1.2)  # the lease
+        time.sleep(2.6)  # the lease
         return result
 
 

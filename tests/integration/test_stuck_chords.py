@@ -464,7 +464,7 @@ def tasks(tmp_path):
 
 def test_a_real_worker_that_starts(seaweed, make_app, worker, eventually, tasks, tmp_path):
     """A prefork worker mends after its start what workers before it left behind."""
-    conf = {"result_chord_join_timeout": 0.1, "broker_connection_timeout": 0.1, "task_publish_retry": False}
+    conf = {"broker_connection_timeout": 0.1, "task_publish_retry": False}
     app = make_app(seaweed, broker="filesystem", **conf)
     lab, runs = Lab(app), tmp_path / "runs"
     result = lab.stuck(chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s(str(runs))))

@@ -118,7 +118,6 @@ class Round:
             "broker_connection_timeout": 1,
             "result_backend": "celery_s3.backends.S3Backend",
             "s3_backend_settings": server.settings() | {"base_path": f"soak-{folder.name}/"},
-            "result_chord_join_timeout": 1,
             "task_publish_retry": False,
             "task_default_queue": f"soak-{folder.name}",
             "task_acks_late": True,

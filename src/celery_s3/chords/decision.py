@@ -160,7 +160,7 @@ class Decision:
             except BodyNotSent as exc:
                 self._perhaps_sent = perhaps_sent
                 if not pause:
-                    self._warn(f"is complete, and waits for the broker: {exc}")
+                    self._warn(f"waits for the broker: {exc}")
                 pause = min(PAUSE, 2 * pause or 0.5)
                 if (patience() or 0) < pause:
                     if self._give_up is None or not self._is_over():

@@ -28,9 +28,10 @@ __all__ = ["Sender"]
 logger = logging.getLogger(__name__)
 
 #: What keeps this process from sending a body, and does not fail the chord: another try may, or another process.
-TROUBLE = (*INTERRUPTIONS_OF_LARGE, StoreError, ResultNotRead, ResultNotStored, MessageNotStored)
-#: What a broker that is away is known by; one that refuses a message for what it is raises something else.
-AWAY = (OperationalError, ConnectionError, TimeoutError)
+TROUBLE = (*INTERRUPTIONS_OF_LARGE, StoreError, ResultNotRead, ResultNotStored)
+#: What a broker is known by that is away, or a store without which nothing can be sent. A broker that refuses a message
+#: for what it is raises something else.
+AWAY = (OperationalError, ConnectionError, TimeoutError, StoreError, MessageNotStored)
 
 
 class Sender:
@@ -77,7 +78,7 @@ class Sender:
         try:
             publish(self._host.app, callback.delay, values)
         except AWAY as exc:
-            raise BodyNotSent(f"the broker did not take the body: {exc!r}") from exc
+            raise BodyNotSent(f"its body could not be sent: {exc!r}") from exc
         except TROUBLE:
             raise
         except Exception as exc:
