@@ -15,13 +15,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from celery_s3.printable import get_logger
+
 from .errors import CeleryS3Error
 from .interruptions import brief
 from .processes import PerProcess, without_sigterm
 
 __all__ = ["Outbox"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Writes that wait at most: a few kilobytes each.
 LIMIT = 20_000

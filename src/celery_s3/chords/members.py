@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from celery.result import ResultBase
 from celery_s3.celery_private import current_task, lost_request
 from celery_s3.codec.chunks import LARGE
 from celery_s3.errors import CeleryS3Error, ResultNotStored, StoreError, Untrusted
+from celery_s3.printable import get_logger
 from celery_s3.processes import prefork_parent
 
 from .delivery import Delivery
@@ -25,7 +25,7 @@ from .ticket import TICKET, Ticket
 
 __all__ = ["Members"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Members:

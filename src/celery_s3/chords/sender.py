@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +11,7 @@ from celery.exceptions import ChordError
 
 from celery_s3.celery_private import publish, sending_as
 from celery_s3.errors import NotRepaired, Untrusted
+from celery_s3.printable import get_logger
 
 from .body import body_in, ends, first_ids, size_hint, without_ticket
 from .host import Host
@@ -21,7 +21,7 @@ from .service import Act, Outcome
 
 __all__ = ["Sender"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Sender:
