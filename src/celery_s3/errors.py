@@ -58,6 +58,8 @@ from typing import ClassVar
 from celery.exceptions import BackendGetMetaError, BackendStoreError, ImproperlyConfigured
 from kombu.exceptions import DecodeError, EncodeError
 
+from celery_s3.printable import printable
+
 __all__ = [
     "AccessDenied",
     "Ambiguous",
@@ -103,11 +105,17 @@ __all__ = [
 
 
 class CeleryS3Error(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package; its text is :mod:`~celery_s3.printable`."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigurationError(CeleryS3Error, ImproperlyConfigured):
     """The settings are wrong; the message lists every mistake and its remedy."""
+
+    def __str__(self) -> str:
+        return printable(Exception.__str__(self), keep="\n")  # each in a line of its own
 
 
 class NotRepaired(CeleryS3Error):
@@ -130,7 +138,7 @@ class _OfResult(CeleryS3Error):
         self.task_id = task_id
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 class UnreadableResult(_OfResult, BackendGetMetaError):
@@ -231,7 +239,7 @@ class StoreError(CeleryS3Error):
 
     def __str__(self) -> str:
         text = f"{self.operation or 'request'} {self._place}: {self.reason}"
-        return f"{text}. {self.remedy}" if self.remedy else text
+        return printable(f"{text}. {self.remedy}" if self.remedy else text)
 
 
 class ObjectMissing(StoreError):

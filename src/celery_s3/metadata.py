@@ -21,7 +21,6 @@ server's clock stamps both ends of a life, and each write of a state begins it a
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -31,6 +30,8 @@ from urllib.parse import quote, unquote
 
 from celery import states
 from celery.result import ResultBase
+
+from celery_s3.printable import get_logger
 
 __all__ = [
     "EXPIRY_TAG",
@@ -53,7 +54,7 @@ __all__ = [
     "term_of",
 ]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _STATE = "celery-state"
 _TASK = "celery-task"

@@ -17,13 +17,15 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
+from celery_s3.printable import get_logger
+
 from .errors import CeleryS3Error
 from .interruptions import brief
 from .processes import PerProcess, without_sigterm
 
 __all__ = ["Outbox"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Writes that wait at most: a few kilobytes each.
 LIMIT = 20_000

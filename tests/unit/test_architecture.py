@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "celery_s3"
 
 #: From the ground up: a room may import those in its own line and above it in this list, never below.
 FLOORS = [
-    ["errors"],
+    ["printable", "errors"],
     ["interruptions", "processes", "outbox", "serializers", "keys", "metadata", "celery_private"],
     ["settings"],
     ["store"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 from celery.exceptions import BackendGetMetaError, BackendStoreError, ImproperlyConfigured
 from kombu.exceptions import DecodeError, EncodeError
 
 from celery_s3 import errors
+from celery_s3.printable import get_logger
 
 #: A row of the tree: how far it is indented, the class, when it is raised and what to do next.
 ROW = re.compile(r"    ([ │├└─]*)([A-Z]\w+)( {2,}\S.*)?")
@@ -69,3 +71,37 @@ def test_pickled(name):
     error = cls("what went wrong", "first", "second") if issubclass(cls, errors.ResultNotStored) else cls("it")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), copy.args, str(copy), vars(copy)) == (cls, error.args, str(error), vars(error))
+
+
+EVIL = "id\n2026-01-01 CRITICAL all is lost\x1b[2J\u202e\ud800"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ObjectMissing(EVIL, "get", EVIL, EVIL),
+        errors.KeyRefused(EVIL, "Decrypt", "", EVIL),
+        errors.UnreadableResult(EVIL, EVIL),
+        errors.ResultNotStored(EVIL, EVIL, EVIL),
+        errors.NotDecodable(EVIL),
+        errors.FileNotRead(EVIL),
+        errors.NotRepaired(EVIL),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_error_shows_a_control_character(error):
+    """A name from outside forges no line of a log, and moves no cursor."""
+    assert str(error).isprintable()
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_every_logger_escapes(caplog):
+    """All of this package's are made at one place; what they are given as text is shown without control characters."""
+    source = Path(errors.__file__).parent
+    made = [str(file) for file in source.rglob("*.py") if "= logging.getLogger(" in file.read_text()]
+    assert made == [str(source / "printable.py")]
+    logger = get_logger("celery_s3.test_errors")
+    logger.warning("%s of %r: %s", EVIL, EVIL, errors.ObjectMissing(EVIL))
+    logger.warning("%(key)s", {"key": EVIL})
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert len(caplog.records) == 2

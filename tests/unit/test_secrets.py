@@ -14,7 +14,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_s3.claimcheck.names import Names
 from celery_s3.errors import Refused, Tampered, Unreachable
 from celery_s3.metadata import SEAL
-from celery_s3.sealing import aes, kms, store
+from celery_s3.sealing import aes, kms, wrapper
 from celery_s3.sealing.ciphers import SecretKey
 from celery_s3.sealing.format import Header
 from celery_s3.settings import Secret, Settings
@@ -95,7 +95,7 @@ def garbled(field, put=b"x" * 40):
 def test_a_garbled_seal(settings, seal, change):
     """Whatever stands in the header of an object: neither a key of the ring nor one made of it is shown."""
     inner = MemoryStore()
-    sealing = store.sealing(inner, replace(settings, seal=seal))
+    sealing = wrapper.sealing(inner, replace(settings, seal=seal))
     sealing.put("key", b"body")
     found = inner.get("key")
     header = change(Header.loads(found.metadata[SEAL])).dumps()
@@ -109,7 +109,7 @@ def test_a_garbled_seal(settings, seal, change):
 @pytest.mark.parametrize("function", ["aes_key_wrap", "aes_key_unwrap"])
 def test_a_soft_time_limit_in_the_midst_of_wrapping(settings, monkeypatch, function):
     """An object's own key is not shown either."""
-    sealing = store.sealing(MemoryStore(), settings)
+    sealing = wrapper.sealing(MemoryStore(), settings)
     sealing.put("key", b"body")
     made = []
     monkeypatch.setattr(os, "urandom", lambda size: made.append(b"o" * size) or made[-1])

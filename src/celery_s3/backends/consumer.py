@@ -8,7 +8,6 @@ were none, but for the one question that decides something (:meth:`Consumer.lost
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -23,13 +22,14 @@ from celery_s3.celery_private import asks_before_writing, current_task, lost_req
 from celery_s3.chords.members import Members
 from celery_s3.errors import CeleryS3Error
 from celery_s3.outbox import Outbox
+from celery_s3.printable import get_logger
 from celery_s3.processes import prefork_parent
 from celery_s3.results.reader import Meta, Reader, pending
 from celery_s3.store.deadline import retried_until
 
 __all__ = ["Consumer"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that a worker which shuts down writes what is left.
 AT_SHUTDOWN = 10.0

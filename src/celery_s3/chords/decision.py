@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, Protocol
 
 from celery_s3.errors import BodyNotSent, ObjectMissing, StoreError
+from celery_s3.printable import get_logger
 from celery_s3.store.api import Store
 from celery_s3.store.deadline import patience, patient
 from celery_s3.store.parallel import Pool
@@ -21,7 +21,7 @@ from .tree import Tree
 
 __all__ = ["Act", "Decision", "GiveUp", "Outcome", "Ready", "Service"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The longest wait, in seconds, before a broker that is away is tried again.
 PAUSE = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from celery_s3.celery_private import parents_of
 from celery_s3.codec.decoding import Whole
 from celery_s3.errors import CeleryS3Error, ObjectMissing, PreconditionFailed, Untrusted
 from celery_s3.interruptions import INTERRUPTIONS
+from celery_s3.printable import get_logger
 from celery_s3.processes import prefork_parent
 from celery_s3.results.write_once import Results
 from celery_s3.store.api import CREATE, Match, Precondition
@@ -31,7 +31,7 @@ from .survey import Final, Survey
 
 __all__ = ["MemberResults", "Mending"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds.
 DAY = 86_400

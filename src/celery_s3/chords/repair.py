@@ -7,11 +7,11 @@ parties at once: every write is a create, and one of them gets the claim.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
+from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
 from .decision import Act
@@ -22,7 +22,7 @@ from .tree import FAN_IN, Tree
 
 __all__ = ["KEPT", "Repair"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How long a decided chord's claim and manifest stay: longer than any broker redelivers (SQS keeps 14 days).
 KEPT = timedelta(days=15)

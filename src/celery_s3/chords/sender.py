@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from kombu.exceptions import OperationalError
 from celery_s3.celery_private import publish, sending_as
 from celery_s3.errors import BodyNotSent, MessageNotStored, NotRepaired, ResultNotRead, ResultNotStored, StoreError
 from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
+from celery_s3.printable import get_logger
 
 from .body import body_in, ends, first_ids, size_hint, without_ticket
 from .claim import PUBLISHING
@@ -25,7 +25,7 @@ from .parts import UNREADABLE
 
 __all__ = ["Sender"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: What keeps this process from sending a body, and does not fail the chord: another try may, or another process.
 TROUBLE = (*INTERRUPTIONS_OF_LARGE, StoreError, ResultNotRead, ResultNotStored)

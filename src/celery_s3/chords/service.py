@@ -6,7 +6,6 @@ Every write is a create or replaces a known version, so each step may be done tw
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from uuid import uuid4
 from celery_s3.errors import BodyNotSent, Garbled, ObjectMissing, PreconditionFailed, Untrusted
 from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.keys import chord_folder
+from celery_s3.printable import get_logger
 from celery_s3.processes import Remembered
 from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.deadline import patient
@@ -32,7 +32,7 @@ from .tree import Memory, Shape, Tree
 
 __all__ = ["ATTEMPTS", "Chords", "Later"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: How often a process goes after a chord that the store does not let it finish.
 ATTEMPTS = 5

@@ -9,7 +9,6 @@ claim is made only when all of them are there, a claim without parts is a tombst
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Literal, Protocol
 
 from celery_s3.errors import ObjectMissing, Untrusted
 from celery_s3.keys import decode_id
+from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
 from .claim import Held
@@ -29,7 +29,7 @@ from .tree import FAN_IN
 
 __all__ = ["Chord", "Final", "Folder", "Run", "Survey"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: As chords write numbers into their keys.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
 
+from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess, without_sigterm
 
 __all__ = ["Timer"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Timer:

@@ -11,7 +11,6 @@ points to what the lifecycle rule removes tomorrow.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +33,7 @@ from celery_s3.errors import (
     StoreError,
 )
 from celery_s3.keys import MESSAGES, Layout, message_name
+from celery_s3.printable import get_logger
 from celery_s3.processes import Remembered
 from celery_s3.settings import Settings, resolve
 from celery_s3.store import ranges
@@ -44,7 +44,7 @@ from .names import Names
 
 __all__ = ["Messages", "is_removable", "messages_of", "messages_of_sender", "sending_app"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The app whose message is being encoded in this thread or greenlet; set by :mod:`.amqp`.
 sending_app: ContextVar[Any] = ContextVar("celery_s3_sending_app", default=None)

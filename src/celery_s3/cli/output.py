@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from celery_s3.printable import printable
+
 __all__ = ["COLORS", "bar", "counted", "data_size", "duration", "print_json", "print_table", "printable", "progress"]
 
 #: The color of a cell that begins with the state of a chord or of a result.
@@ -58,14 +60,6 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         _rich_table(titles, safe)
     else:
         _text_table(titles, safe)
-
-
-def printable(text: str, keep: str = "") -> str:
-    """The text with its control characters escaped, apart from those to ``keep``.
-
-    For ids, names and values: they are input, and must not move a terminal's cursor or change its title.
-    """
-    return "".join(char if char.isprintable() or char in keep else f"\\x{ord(char):02x}" for char in text)
 
 
 def _text_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,13 +14,14 @@ from celery.signals import worker_process_init, worker_process_shutdown, worker_
 from kombu.exceptions import OperationalError
 
 from celery_s3.errors import NoRemoteControl
+from celery_s3.printable import get_logger
 from celery_s3.processes import prefork_parent
 from celery_s3.settings import Settings
 from celery_s3.store.counting import Snapshot, Tally
 
 __all__ = ["COMMAND", "Reporter", "ask_workers", "summary"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The remote control command that workers answer.
 COMMAND = "celery_s3_requests"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -10,6 +9,7 @@ from celery_s3.bucket import Opened
 from celery_s3.chords.repair import Repair
 from celery_s3.errors import StoreError
 from celery_s3.keys import Layout
+from celery_s3.printable import get_logger
 from celery_s3.settings import Settings
 from celery_s3.store.api import PAGE
 from celery_s3.store.clients.control import Control
@@ -22,7 +22,7 @@ from .terms import Terms
 
 __all__ = ["Expiry"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds that the daily cleanup sweeps: well below what a broker waits for a task to be acknowledged.
 CLEANUP_SECONDS = 600.0

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +19,14 @@ from celery import states
 from celery_s3.codec.encoding import Encoder
 from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
+from celery_s3.printable import get_logger
 from celery_s3.store.deadline import patient, retried_until
 
 from .write_once import Results, WriteOutcome
 
 __all__ = ["Recorder", "is_eager", "is_rerun"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds for which a state is tried to be stored that the next one replaces anyway.
 PASSING = 3.0

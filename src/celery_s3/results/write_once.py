@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import enum
 import io
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
@@ -29,6 +28,7 @@ from celery_s3.codec.chunks import Chunks
 from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed
 from celery_s3.metadata import expires_at, expiry_tags, state_of
+from celery_s3.printable import get_logger
 from celery_s3.processes import Remembered
 from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
@@ -36,7 +36,7 @@ from celery_s3.store.parallel import Pool
 
 __all__ = ["Results", "WriteOutcome"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The bytes that the first GET asks for: small results come whole, large ones with their metadata.
 HEAD_BYTES = 64 * 1024

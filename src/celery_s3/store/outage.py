@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from celery_s3.errors import StoreError
+from celery_s3.printable import get_logger
 
 __all__ = ["Outage"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds for which a request has failed before anybody is told, and between two lines.
 BEGINNING, BETWEEN = 1.0, 30.0

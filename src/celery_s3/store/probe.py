@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 import threading
 import uuid
 
 from celery_s3.errors import BadRequest, ConfigurationError, PreconditionFailed, StoreError
 from celery_s3.keys import Layout
+from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
@@ -16,7 +16,7 @@ from .api import CREATE, Match, Precondition, Store
 
 __all__ = ["ConditionalWrites"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _UNKNOWN, _YES, _NO = range(3)
 _ANSWER, _WARNED = range(2)

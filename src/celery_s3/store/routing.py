@@ -12,11 +12,11 @@ obstore is ten times as fast; :mod:`celery_s3.processes` says when it must not b
 
 from __future__ import annotations
 
-import logging
 from typing import Any, TypeVar
 
 from celery_s3 import processes
 from celery_s3.errors import ConfigurationError
+from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
@@ -27,7 +27,7 @@ from .requests import Delete, DeleteMany, Get, Put, Request
 
 __all__ = ["Routing"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 A = TypeVar("A")
 

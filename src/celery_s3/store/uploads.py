@@ -11,7 +11,6 @@ it; a process that dies leaves its parts to the bucket's lifecycle rule, or to t
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -23,6 +22,7 @@ from itertools import islice
 
 from celery_s3.errors import Ambiguous, ObjectMissing, PreconditionFailed, StoreError, UploadMissing
 from celery_s3.metadata import UPLOAD
+from celery_s3.printable import get_logger
 
 from .api import Bucket, Chunk, Precondition
 from .deadline import retried_until, retried_while
@@ -32,7 +32,7 @@ from .requests import Put
 
 __all__ = ["PART", "MultipartWriter", "new_mark", "part_bytes"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MIB = 1024 * 1024
 #: The bytes of a part, and of what goes up in one request.
