@@ -94,6 +94,13 @@ class ResultBackend(KeyValueStoreBackend):
         payload: bytes | str = self._encode(data)[2]
         return payload
 
+    def _sleep(self, amount: float) -> None:
+        self.pause(amount)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before ``result_backend_always_retry`` tries again."""
+        super()._sleep(seconds)
+
     @property
     def known_metas(self) -> Any:
         """The metas that this process remembers, a mapping by id."""
@@ -171,19 +178,22 @@ def keep_meta(result: Any, meta: dict[str, Any]) -> None:
 
 
 _CHECK = AsyncResult._maybe_reraise_parent_error.__code__
+_GET = AsyncResult.get.__code__
 
 
-def checked_parents_of() -> AsyncResult | None:
-    """The result whose parents Celery is checking, when called in a hook that answers it.
+def checked_parents_of() -> tuple[AsyncResult, float | None] | None:
+    """The result whose parents Celery is checking, and the ``timeout`` that its ``get()`` was given.
 
-    ``AsyncResult.get()`` asks for every parent before it waits and on each interval, and gives no word of it: it is
-    read off the call stack, where ``AsyncResult._maybe_reraise_parent_error`` stands.
+    To be called in a hook that answers it. ``AsyncResult.get()`` asks for every parent before it waits and on each
+    interval, and gives no word of it: it is read off the call stack, where ``AsyncResult._maybe_reraise_parent_error``
+    stands. On an interval ``get()`` itself does not stand right above it: then the timeout is ``None``.
     """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
         if frame.f_code is _CHECK:
-            waited: AsyncResult = frame.f_locals["self"]
-            return waited
+            get = frame.f_back
+            called = get is not None and get.f_code is _GET
+            return frame.f_locals["self"], get.f_locals["timeout"] if get and called else None
         frame = frame.f_back
     return None
 

@@ -35,6 +35,7 @@ from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
+from celery_s3.store.deadline import remaining
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -142,8 +143,16 @@ class S3Backend(ResultBackend):
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker."""
-        return transient(exc) and not prefork_parent()
+        """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker.
+
+        And not once a caller's ``timeout`` is over.
+        """
+        left = remaining()
+        return transient(exc) and not prefork_parent() and (left is None or left > 0)
+
+    def pause(self, seconds: float) -> None:
+        left = remaining()
+        super().pause(seconds if left is None else max(0.0, min(seconds, left)))
 
     def _changed(self, task_id: str) -> None:
         self.known_metas.pop(task_id, None)
@@ -197,9 +206,10 @@ class S3Backend(ResultBackend):
     # -- fetching
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
-        waited = None if cache and task_id in self.known_metas else checked_parents_of()
-        if waited is not None:
-            return self.waiter.parents.meta(waited, task_id)
+        check = None if cache and task_id in self.known_metas else checked_parents_of()
+        if check is not None:
+            waited, timeout = check
+            return self.waiter.parents.meta(waited, task_id, timeout)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 

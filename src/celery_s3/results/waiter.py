@@ -59,12 +59,12 @@ class Waiter:
             celery.exceptions.TimeoutError: it was not after ``timeout`` seconds.
             ResultNotRead: the store failed, or what is stored is no result.
         """
-        with self.parents.waiting(task_id), retried_until(_deadline(timeout)):
+        with self.parents.waiting(task_id, timeout) as left, retried_until(_deadline(left)):
             return waiting.until(
                 # with its value: the timeout bounds the time that a large one takes, too
                 lambda: _with_value(ready(self.get_meta(task_id))),
                 delay=waiting.schedule(interval),
-                timeout=timeout,
+                timeout=left,
                 on_interval=on_interval,
             )
 
