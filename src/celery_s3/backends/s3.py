@@ -208,8 +208,7 @@ class S3Backend(ResultBackend):
     def get_task_meta(self, task_id: str, cache: bool = True) -> Meta:
         check = None if cache and task_id in self.known_metas else checked_parents_of()
         if check is not None:
-            waited, timeout = check
-            return self.waiter.parents.meta(waited, task_id, timeout)
+            return self.waiter.parents.meta(*check, task_id)
         meta: Meta = super().get_task_meta(task_id, cache=cache)
         return meta
 

@@ -77,7 +77,7 @@ class Parents:
         finally:
             self._local.wait = outer
 
-    def meta(self, waited: AsyncResult, task_id: str, timeout: float | None) -> Meta:
+    def meta(self, waited: AsyncResult, timeout: float | None, task_id: str) -> Meta:
         """The meta of one parent of ``waited``; PENDING where it need not be known.
 
         Arguments:
