@@ -144,10 +144,12 @@ class Proxy(EmbeddedServer):
                 ``"PUT"``, ``"LIST"``, ``"GET some-key"``, ``"* some-key"``.
             how: a name of :data:`devtools.proxy.faults.FAULTS`: an answer (``slow_down``, ``internal_error``,
                 ``conflict``, ``access_denied``, ``not_found`` …), ``reset`` or ``hang``, each also with ``_after``
-                (the server carries the request out, its answer is lost); ``slow_body``, ``truncate``.
+                (the server carries the request out, its answer is lost); ``slow_body``, ``dribble``, ``dribble_body``,
+                ``truncate``.
             times: how many requests it hits; -1: all until :meth:`heal`.
             after: how many matching requests pass before.
-            seconds: how long ``hang`` lasts before the connection is reset, or ``slow_body`` takes.
+            seconds: how long ``hang`` lasts before the connection is reset, or ``slow_body`` takes; between
+                two bytes of a ``dribble``.
         """
         if how not in FAULTS:
             raise ValueError(f"no such fault: {how!r}; there are {', '.join(sorted(FAULTS))}")

@@ -63,10 +63,14 @@ class Peer:
             self._http.receive_data(await self._reader.read(_BUFFER))
         return event
 
-    async def send(self, event: h11.Event) -> None:
-        """Send an event of ours, no faster than the other side takes it."""
-        self._writer.write(self._http.send(event) or b"")
-        await self._writer.drain()
+    async def send(self, event: h11.Event, pause: float | None = None) -> None:
+        """Send an event of ours, no faster than the other side takes it; a byte every ``pause`` seconds."""
+        sent = self._http.send(event) or b""
+        for piece in [sent] if pause is None else [sent[at : at + 1] for at in range(len(sent))]:
+            self._writer.write(piece)
+            await self._writer.drain()
+            if pause is not None:
+                await asyncio.sleep(pause)
 
     def renew(self) -> bool:
         """Make ready for another request; False where one was broken off, or was to be the last."""
@@ -235,6 +239,10 @@ class Client(asyncio.StreamReaderProtocol):
                     await asyncio.sleep(fault.seconds / _SLICES)
                     await self._deliver(event)
                 await self._deliver(end)
+            case "dribble" | "dribble_body" as how:
+                for event in answer:
+                    whole = how == "dribble_body" and isinstance(event, h11.Response)
+                    await self._client.send(event, None if whole else fault.seconds)
             case name:
                 for event in faults.answer(name, self._record["method"], self._record["target"]):
                     await self._deliver(event)

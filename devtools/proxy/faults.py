@@ -37,8 +37,9 @@ ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
 #: Instead of an answer: the connection is reset, or nothing comes for ``seconds``.
 _SILENCES = ("reset", "hang")
 
-#: What may befall the server's own answer: it comes piece by piece over ``seconds``, or its second half is missing.
-_MANGLED = ("slow_body", "truncate")
+#: What may befall the server's own answer: its body comes piece by piece over ``seconds``, or all of it, head included,
+#: a byte every ``seconds``; or its second half is missing.
+_MANGLED = ("slow_body", "dribble", "dribble_body", "truncate")
 
 #: Added to an answer or a silence: the server carries the request out first, and its answer is lost.
 CARRIED_OUT = "_after"

@@ -25,6 +25,7 @@ from celery_s3.keys import encode_id
 __all__ = [
     "DECODERS",
     "AskingGroup",
+    "ParentCheck",
     "ResultBackend",
     "asks_before_writing",
     "current_task",
@@ -91,6 +92,13 @@ class ResultBackend(KeyValueStoreBackend):
     def forget_result(self, task_id: str) -> None:
         """Delete what is stored for a task."""
         super()._forget(task_id)
+
+    def _sleep(self, amount: float) -> None:
+        self.pause(amount)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before ``result_backend_always_retry`` tries again."""
+        super()._sleep(seconds)
 
     @property
     def known_metas(self) -> Any:
@@ -230,12 +238,26 @@ class AskingGroup(NamedTuple):
     everyone: bool
 
 
+class ParentCheck(NamedTuple):
+    """A result whose parents Celery is checking.
+
+    Attributes:
+        waited: the result.
+        timeout: that its ``get()`` was given, in seconds; ``None`` on an interval, where ``get()`` does not stand
+            right above the check.
+    """
+
+    waited: AsyncResult
+    timeout: float | None
+
+
 _CHECK = AsyncResult._maybe_reraise_parent_error.__code__
+_GET = AsyncResult.get.__code__
 _ASKS_EVERYONE = {ResultSet.completed_count.__code__, ResultSet.failed.__code__}
 _ASKS_IN_ORDER = {ResultSet.ready.__code__, ResultSet.successful.__code__, ResultSet.waiting.__code__}
 
 
-def who_asks() -> AsyncResult | AskingGroup | None:
+def who_asks() -> ParentCheck | AskingGroup | None:
     """Because of which result Celery asks for the meta of another one, when called in a hook that answers it.
 
     A result whose parents are checked: ``AsyncResult.get()`` asks for every one before it waits and on each interval.
@@ -247,8 +269,9 @@ def who_asks() -> AsyncResult | AskingGroup | None:
     while frame is not None and frame.f_globals.get("__name__") == AsyncResult.__module__:
         code = frame.f_code
         if code is _CHECK:
-            waited: AsyncResult = frame.f_locals["self"]
-            return waited
+            get = frame.f_back
+            called = get is not None and get.f_code is _GET
+            return ParentCheck(frame.f_locals["self"], get.f_locals["timeout"] if get and called else None)
         if code in _ASKS_EVERYONE or code in _ASKS_IN_ORDER:
             group = AskingGroup(frame.f_locals["self"], code.co_name, code in _ASKS_EVERYONE)
         frame = frame.f_back

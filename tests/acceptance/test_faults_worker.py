@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import uuid
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_no_result_is_lost(work, proxy):
 
 def test_a_spent_budget_is_told_in_the_log(work, proxy, eventually):
     """A result that cannot be stored is an error in the log that names task and object; the next one is stored."""
-    app, one = work(max_retries=1)
+    app, one = work(max_retries=1, outage_patience=0)
     lost = str(uuid.uuid4())
     proxy.fail(f"PUT {lost}", "internal_error", times=-1)
     app.send_task("add", (1, 1), task_id=lost)
@@ -59,7 +60,7 @@ def test_a_spent_budget_is_told_in_the_log(work, proxy, eventually):
 
 def test_always_retry_outlives_an_outage(work, proxy, eventually):
     """With `result_backend_always_retry` a worker waits for its store, and stores the result."""
-    app, _ = work(max_retries=1, conf={"result_backend_always_retry": True})
+    app, _ = work(max_retries=1, outage_patience=0, conf={"result_backend_always_retry": True})
     task_id = str(uuid.uuid4())
     proxy.fail(f"PUT {task_id}", "slow_down", times=-1)
     result = app.send_task("add", (1, 1), task_id=task_id)
@@ -67,6 +68,19 @@ def test_always_retry_outlives_an_outage(work, proxy, eventually):
     assert app.AsyncResult(task_id).state == states.PENDING
     proxy.heal()
     assert result.get(timeout=SOON) == 2
+
+
+def test_an_outage_loses_no_task(work, proxy, eventually):
+    """With `task_track_started` and an outage of 25 s, each task runs, and each result is stored when it is over."""
+    app, one = work(conf={"task_track_started": True})
+    assert app.send_task("add", (0, 0)).get(timeout=SOON) == 0
+    proxy.down()
+    results = [app.send_task("add", (number, 1)) for number in range(6)]
+    time.sleep(25)
+    proxy.up()
+    assert [result.get(timeout=SOON) for result in results] == [number + 1 for number in range(6)]
+    assert "it is kept, and tried again" in one.log
+    eventually(lambda: "S3 answers again" in one.log, SOON)
 
 
 def test_a_store_that_stands_still_does_not_stop_the_worker(work, proxy, eventually):

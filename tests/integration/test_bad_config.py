@@ -34,7 +34,9 @@ def backend_for(seaweed, make_app, client):
     """``backend_for(bucket="none")``: a backend on SeaweedFS but for these settings; ``None`` leaves one out."""
 
     def make(**overrides):
-        return make_app(seaweed, s3_backend_settings={"client": client, "max_retries": 1} | overrides).backend
+        return make_app(
+            seaweed, s3_backend_settings={"client": client, "max_retries": 1, "outage_patience": 0} | overrides
+        ).backend
 
     return make
 

@@ -211,7 +211,7 @@ def test_owner_dies_before_an_outer_chord_hears_of_the_failure(work, monkeypatch
 
 def test_a_part_that_cannot_be_stored(work, proxy):
     """The member's result is not stored either, so that the task is not taken for finished."""
-    app, tasks, broker = work(s3_backend_settings={"max_retries": 0})
+    app, tasks, broker = work(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     result = chord(values(tasks, 1), tasks["note"].s()).apply_async()
     (message,) = broker.take()
     proxy.fail("PUT", "access_denied")
@@ -222,7 +222,7 @@ def test_a_part_that_cannot_be_stored(work, proxy):
 
 def test_a_tree_that_cannot_be_followed_for_a_while(work, proxy, monkeypatch):
     """The member succeeds; its process tries again later, and the body is sent then."""
-    app, tasks, broker = work(s3_backend_settings={"max_retries": 0})
+    app, tasks, broker = work(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     result = chord(values(tasks, 2), tasks["note"].s()).apply_async()
     first, last = broker.take()
     broker.run(first)
@@ -323,7 +323,7 @@ def test_a_child_that_is_lost_after_it_has_claimed(work, monkeypatch, own):
 
 def test_tries_end(work, proxy, monkeypatch):
     """A store that refuses for good is not asked for ever."""
-    app, tasks, broker = work(s3_backend_settings={"max_retries": 0})
+    app, tasks, broker = work(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     chord(values(tasks, 1), tasks["note"].s()).apply_async()
     (message,) = broker.take()
     proxy.fail("* /claim", "access_denied", times=-1)

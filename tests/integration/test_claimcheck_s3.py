@@ -190,7 +190,7 @@ def test_extended_failures(claiming, work, serializer):
 
 def test_out(claiming, work, proxy):
     """So does a server that stays away."""
-    app = claiming(s3_backend_settings={"max_retries": 1})
+    app = claiming(s3_backend_settings={"max_retries": 1, "outage_patience": 0})
     length, told, calls = fragile(app)
     result = length.apply_async((BIG,), link_error=told.s())
     proxy.fail("GET", "internal_error", times=2)

@@ -46,7 +46,7 @@ def backend_for(seaweed, proxy, make_app):
 
     def make(**overrides):
         conf = {name: overrides.pop(name) for name in list(overrides) if name.startswith("result_")}
-        values = {"endpoint_url": proxy.endpoint_url, "read_timeout": READ_TIMEOUT} | overrides
+        values = {"endpoint_url": proxy.endpoint_url, "read_timeout": READ_TIMEOUT, "outage_patience": 0} | overrides
         backend = make_app(seaweed, s3_backend_settings=values, **conf).backend
         assert backend.results.conditional.supported()
         return backend

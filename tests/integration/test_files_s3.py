@@ -530,7 +530,7 @@ def test_a_lost_answer(counted, stored, proxy, path):
 
 def test_refused(counted, run, report, proxy):
     """Where S3 refuses the file the task fails: who waits gets path and remedy, rather than nothing for ever."""
-    app = counted(s3_backend_settings={"max_retries": 0})
+    app = counted(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     proxy.fail("PUT", "access_denied", times=1)
     id = run(report(app))
     with pytest.raises(EncodeError, match=r"report\.pdf' was not stored: .*access denied.*s3:PutObject"):

@@ -289,7 +289,7 @@ def test_large_in_a_rerun(counted, stored, spends):
 
 def test_large_failure_to_store(counted, stored, proxy):
     """An upload that fails is an error that names the task, and leaves neither object nor parts."""
-    app = counted(s3_backend_settings={"max_retries": 0})
+    app = counted(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     proxy.fail("UploadPart", "access_denied", times=-1)
     with pytest.raises(ResultNotStored, match="SUCCESS of task the-id was not stored"):
         stored(app, VERY_LARGE, id="the-id")

@@ -509,7 +509,7 @@ ALWAYS = {
     "result_backend_always_retry": True,
     "result_backend_base_sleep_between_retries_ms": 1,
     "result_backend_max_sleep_between_retries_ms": 2,
-    "s3_backend_settings": {"max_retries": 0},
+    "s3_backend_settings": {"max_retries": 0, "outage_patience": 0},
 }
 
 
@@ -543,7 +543,7 @@ def test_always_retry_is_for_what_may_pass(counted, stored, spends, proxy):
 
 def test_without_always_retry(counted, stored, proxy):
     """Without it, an error of Celery's kind is raised, which names task, state and cause."""
-    app = counted(s3_backend_settings={"max_retries": 0})
+    app = counted(s3_backend_settings={"max_retries": 0, "outage_patience": 0})
     proxy.fail("* celery-task-meta-job", "internal_error", times=2)
     with pytest.raises(ResultNotStored, match=r"SUCCESS of task job.*500 InternalError") as caught:
         stored(app, 1, id="job")

@@ -25,9 +25,9 @@ class Backend:
         return ((id, {"status": self.ready[id], "result": None} if id in self.ready else None) for id in ids)
 
     def get_task_meta(self, task_id, cache=True):
-        waited = who_asks()
-        if waited is not None:
-            return self.parents.meta(waited, task_id)
+        check = who_asks()
+        if check is not None:
+            return self.parents.meta(*check, task_id)
         self.direct.append(task_id)
         return dict(PENDING)
 
@@ -42,7 +42,7 @@ class Backend:
 
     def wait_for_pending(self, result, on_interval, **kwargs):
         """Three looks in vain."""
-        with self.parents.waiting(result.id):
+        with self.parents.waiting(result.id, None):
             for _ in range(3):
                 on_interval()
         return "waited"

@@ -38,6 +38,7 @@ from celery_s3.results.waiter import Waiter
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
 from celery_s3.store.clients.control import Control
+from celery_s3.store.deadline import remaining
 
 from .consumer import Consumer
 
@@ -162,8 +163,17 @@ class S3Backend(ResultBackend):
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker."""
-        return transient(exc) and not prefork_parent()
+        """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker.
+
+        And not once a caller's ``timeout`` is over.
+        """
+        left = remaining()
+        return transient(exc) and not prefork_parent() and (left is None or left > 0)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before ``result_backend_always_retry`` tries again, never longer than the caller's ``timeout``."""
+        left = remaining()
+        super().pause(seconds if left is None else max(0.0, min(seconds, left)))
 
     def _changed(self, task_id: str) -> None:
         self.known_metas.pop(task_id, None)

@@ -9,6 +9,8 @@ a chain's reaches its end, so little of that is needed:
   for the second in which Celery asks for them;
 * during the wait, only the earliest unfinished one is asked.
 
+The caller's ``timeout`` runs from before the wait: what the parents took of it is not there any more for the rest.
+
 Celery gives a backend no word that it is checking parents, and of which result:
 :func:`celery_s3.celery_private.who_asks` finds out.
 """
@@ -29,6 +31,7 @@ from celery.result import AsyncResult, ResultBase, ResultSet
 
 from celery_s3.celery_private import keep_meta, known_meta, parents_of
 from celery_s3.codec.lazy import LazyMeta
+from celery_s3.store.deadline import retried_until
 
 from .members import walk
 
@@ -61,13 +64,20 @@ class Parents:
         self._local = threading.local()
 
     @contextmanager
-    def waiting(self, task_id: str) -> Iterator[None]:
-        """In the block, this thread waits for ``task_id``; waits may be nested, by a caller's ``on_interval``."""
+    def waiting(self, task_id: str, timeout: float | None) -> Iterator[float | None]:
+        """This thread waits for a result; inside, perhaps for another one (in a caller's ``on_interval``).
+
+        Returns:
+            The seconds that are left of ``timeout`` once the parents have been asked.
+        """
+        glimpse: _Glimpse | None = getattr(self._local, "glimpse", None)
+        self._local.glimpse = None
+        if timeout is not None and glimpse is not None and glimpse.id == task_id:
+            timeout = max(0.0, timeout - (self._now() - glimpse.began))
         outer = getattr(self._local, "wait", None)
         self._local.wait = _Wait(task_id)
-        self._local.glimpse = None
         try:
-            yield
+            yield timeout
         finally:
             self._local.wait = outer
 
@@ -110,11 +120,15 @@ class Parents:
                 node.maybe_throw()
         return False
 
-    def meta(self, waited: AsyncResult, task_id: str) -> Meta:
-        """The meta of one parent of ``waited``; PENDING where it need not be known."""
+    def meta(self, waited: AsyncResult, timeout: float | None, task_id: str) -> Meta:
+        """The meta of one parent of ``waited``; PENDING where it need not be known.
+
+        Arguments:
+            timeout: seconds that the caller waits in all, counted from the first question.
+        """
         wait: _Wait | None = getattr(self._local, "wait", None)
         if wait is None or wait.id != waited.id:
-            known = self._glimpse(waited)
+            known = self._glimpse(waited, timeout)
         else:
             wanted = list(islice(_unfinished(waited, wait.passed), 1))
             known = dict(self._fetch(wanted)) if task_id in wanted else {}
@@ -127,17 +141,20 @@ class Parents:
             meta = None
         return meta or {"status": states.PENDING, "result": None}
 
-    def _glimpse(self, waited: AsyncResult) -> dict[str, Meta | None]:
+    def _glimpse(self, waited: AsyncResult, timeout: float | None) -> dict[str, Meta | None]:
         glimpse: _Glimpse | None = getattr(self._local, "glimpse", None)
         if glimpse is None or glimpse.id != waited.id or self._now() > glimpse.good_until:
-            known = dict(self._fetch(list(islice(_unfinished(waited), self._limit))))
-            self._local.glimpse = glimpse = _Glimpse(waited.id, self._now() + _REMEMBERED, known)
+            began = self._now()
+            with retried_until(None if timeout is None else began + timeout):
+                known = dict(self._fetch(list(islice(_unfinished(waited), self._limit))))
+            self._local.glimpse = glimpse = _Glimpse(waited.id, began, self._now() + _REMEMBERED, known)
         return glimpse.known
 
 
 @dataclass
 class _Glimpse:
     id: str
+    began: float
     good_until: float
     known: dict[str, Meta | None]
 

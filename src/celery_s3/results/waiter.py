@@ -9,10 +9,9 @@ from contextlib import suppress
 from math import inf
 
 from celery import states
-from celery.result import AsyncResult
 from kombu.utils.encoding import bytes_to_str
 
-from celery_s3.celery_private import AskingGroup
+from celery_s3.celery_private import AskingGroup, ParentCheck
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.lazy import is_partial
 from celery_s3.store.deadline import retried_until
@@ -67,12 +66,12 @@ class Waiter:
             celery.exceptions.TimeoutError: it was not after ``timeout`` seconds.
             ResultNotRead: the store failed, or what is stored is no result.
         """
-        with self.parents.waiting(task_id), retried_until(_deadline(timeout)):
+        with self.parents.waiting(task_id, timeout) as left, retried_until(_deadline(left)):
             return waiting.until(
                 # with its value: the timeout bounds the time that a large one takes, too
                 lambda: _with_value(ready(self.get_meta(task_id))),
                 delay=waiting.schedule(interval),
-                timeout=timeout,
+                timeout=left,
                 on_interval=on_interval,
             )
 
@@ -114,11 +113,11 @@ class Waiter:
                 on_message(meta)
             yield id, meta
 
-    def answer(self, asking: AsyncResult | AskingGroup, task_id: str) -> Meta:
+    def answer(self, asking: ParentCheck | AskingGroup, task_id: str) -> Meta:
         """The meta of a task that Celery asks for only because of other results, see :func:`who_asks`."""
         if isinstance(asking, AskingGroup):
             return self.members.meta(asking, task_id)
-        return self.parents.meta(asking, task_id)
+        return self.parents.meta(*asking, task_id)
 
     def _read_parents(self, ids: Iterable[str]) -> Iterator[tuple[str, Meta | None]]:
         for id, meta in self.pool.stream(self.reader.meta, ids):

@@ -122,7 +122,12 @@ _ALL = [
     Option("addressing_style", Choice("auto", "path", "virtual"), "Whether the bucket stands in the path or host."),
     Option("verify", CABundle(), "Whether, and by what CA, the server is verified.", "", ("AWS_CA_BUNDLE",)),
     Option("connect_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time to connect."),
-    Option("read_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time between two pieces of an answer."),
+    Option(
+        "read_timeout",
+        Number(0.001, 600, whole=False, unit="seconds"),
+        "Time between two pieces of an answer; together with `connect_timeout`, time for a request as a whole, to which"
+        " large bodies add.",
+    ),
     Option("max_retries", Number(0, 50), "How often a request that failed for a while is tried again."),
     Option(
         "outage_patience",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -45,8 +45,11 @@ def _inside(variable: ContextVar[_T], value: _T) -> Iterator[None]:
 
 
 def retried_until(moment: float | None) -> AbstractContextManager[None]:
-    """Inside, no request goes on or is tried again after ``moment`` of ``time.monotonic``; ``None``: no bound."""
-    return _inside(_moment, moment)
+    """Inside, no request goes on or is tried again after ``moment`` of ``time.monotonic``; the innermost one counts.
+
+    ``None`` changes nothing.
+    """
+    return nullcontext() if moment is None else _inside(_moment, moment)
 
 
 def retried_while(wanted: Callable[[], bool]) -> AbstractContextManager[None]:
@@ -57,7 +60,8 @@ def retried_while(wanted: Callable[[], bool]) -> AbstractContextManager[None]:
 def patient(seconds: float) -> AbstractContextManager[None]:
     """Inside, what fails transiently is tried again for so many ``seconds`` from now, however many tries that takes.
 
-    For what must not be lost: a final state, a part of a chord, a mark. The bounds of :func:`retried_until` and
+    At least as often as anything is, though. For what must not be lost: a final state, a part of a chord, a mark. The
+    bounds of :func:`retried_until` and
     :func:`retried_while` hold here too.
     """
     return _inside(_patience, time.monotonic() + seconds)

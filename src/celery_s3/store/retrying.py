@@ -7,8 +7,8 @@
                                         a conditional put: settled by reading
     everything else                     raised at once
 
-How often: as the policy says; inside of :func:`~celery_s3.store.deadline.patient` for as long as that says, but for
-conflicts, which are no outage. A caller's deadline bounds both.
+How often: as the policy says; inside of :func:`~celery_s3.store.deadline.patient` at least for as long as that says,
+but for conflicts, which are no outage. A caller's deadline bounds both.
 
 Each request of an upload is tried again by itself, but for a completion that meets a conflict: its parts are lost.
 """
@@ -208,12 +208,13 @@ class _Budget:
     def _next(self, error: Transient) -> tuple[float, bool]:
         """The seconds to wait, and whether there is no more time for that."""
         share, left = self._means.random(), patience()
-        if left is None:
-            policy = self._policy()
-            return policy.wait(self.failures, error, share), self.failures > policy.retries
-        self._tell(error)
-        wait = PATIENT.wait(self.failures, error, share)
-        return wait, wait > left or self.conflicts > PATIENT.retries
+        if left is not None:
+            self._tell(error)
+            wait = PATIENT.wait(self.failures, error, share)
+            if wait <= left and self.conflicts <= PATIENT.retries:
+                return wait, False
+        policy = self._policy()
+        return policy.wait(self.failures, error, share), self.failures > policy.retries
 
     def _tell(self, error: Transient) -> None:
         outage = self._means.outage.get()
