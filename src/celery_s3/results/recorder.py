@@ -3,13 +3,14 @@
 ::
 
     SUCCESS, FAILURE, REVOKED   tried for `outage_patience`: Celery acknowledges the task and forgets it
-    of an eager task            tried as any request: its caller waits
+    of an eager task            tried as any request: its caller waits; so does a worker's event loop
     any other                   tried for 3 s, and dropped with a warning: no task fails because of it
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from celery import states
 from celery_s3.codec.encoding import Encoder
 from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
+from celery_s3.processes import prefork_parent
 from celery_s3.store.deadline import patient, retried_until
 
 from .write_once import Outcome, Results
@@ -89,7 +91,8 @@ class Recorder:
         """For how long a state is tried to be stored."""
         if state not in states.READY_STATES:
             return retried_until(time.monotonic() + PASSING)
-        return nullcontext() if eager else patient(self.patience)
+        in_event_loop = prefork_parent() and threading.current_thread() is threading.main_thread()
+        return nullcontext() if eager or in_event_loop else patient(self.patience)
 
 
 def is_rerun(request: Any) -> bool:
