@@ -126,7 +126,7 @@ def clients(self: Task) -> dict[str, object]:
     self.backend.get_task_meta("nobody", cache=False)
     routing = self.backend.store._inner._inner
     made = (routing._obstore.peek(), routing._boto3.peek())
-    return {"pid": os.getpid(), "clients": [type(client).__name__ for client in made if client is not None]}
+    return {"pid": os.getpid(), "clients": [type(client._client).__name__ for client in made if client is not None]}
 
 
 def until(path: str, timeout: float = 60.0) -> None:

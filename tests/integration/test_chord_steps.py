@@ -278,10 +278,9 @@ def test_a_child_that_is_lost_after_its_success_was_stored(work, monkeypatch):
         broker.run(ran[1])
     assert broker.take() == []
     with monkeypatch.context() as patched:
-        patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)
+        patched.setattr("celery_s3.backends.consumer.prefork_parent", lambda: True)
         assert requests[1]._success_was_stored()
-    while app.timers:
-        app.timers.pop()[1]()
+    assert app.backend.consumer.outbox.flush(5) == []
     broker.drain()
     assert result.get(timeout=5) == [0, 1]
 
@@ -307,8 +306,9 @@ def test_a_child_that_is_lost_after_it_has_claimed(work, monkeypatch, own):
         patched.setattr(app.backend.chord_sender, "decide", die)
         broker.run((request.id, "add", request.args, request.kwargs, vars(request._context)))
     with monkeypatch.context() as patched:
-        patched.setattr("celery_s3.backends.s3.prefork_parent", lambda: True)
+        patched.setattr("celery_s3.backends.consumer.prefork_parent", lambda: True)
         assert request._success_was_stored()
+    assert app.backend.consumer.outbox.flush(5) == []
     ((seconds, go_on),) = app.timers
     assert seconds == 0
     app.timers.clear()

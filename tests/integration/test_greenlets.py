@@ -61,7 +61,7 @@ others_run(store.delete_many, keys)
 opened.close()
 counted = opened.tally.snapshot()
 routing = store._inner._inner
-print(type(routing._boto3.peek()).__name__, routing._obstore.peek(), counted["PUT"]["retries"])
+print(type(routing._boto3.peek()._client).__name__, routing._obstore.peek(), counted["PUT"]["retries"])
 """
 
 

@@ -237,16 +237,21 @@ def test_another_tasks_result(sealed, plain, stored):
 
 @pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "RETRY"])
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_write_does_not_replace_it(sealed, plain, stored, how, state):
-    """It may be a SUCCESS: it stays as it is, and the writer is told."""
+def test_a_write_does_not_replace_it(sealed, plain, stored, caplog, how, state):
+    """It may be a SUCCESS: it stays as it is, and the writer is told, by its log where the state is no final one."""
     app = sealed()
     result = stored(app, "mine")
     key, (changes, error) = key_of(app, result.id), BROKEN[how]
     change(plain, key, **changes(plain.backend.store.get(key)))
     before = plain.backend.store.get(key)
-    with pytest.raises(ResultNotStored, match=f"{state} of task {result.id} was not stored") as caught:
-        stored(app, KeyError("x") if state != "SUCCESS" else "new", state=state, id=result.id)
-    assert isinstance(caught.value.__cause__, error)
+    told = f"{state} of task {result.id} was not stored"
+    if state == "RETRY":
+        stored(app, KeyError("x"), state=state, id=result.id)
+        assert told in caplog.text
+    else:
+        with pytest.raises(ResultNotStored, match=told) as caught:
+            stored(app, KeyError("x") if state != "SUCCESS" else "new", state=state, id=result.id)
+        assert isinstance(caught.value.__cause__, error)
     assert plain.backend.store.get(key) == before
 
 

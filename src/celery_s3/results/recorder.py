@@ -3,7 +3,7 @@
 ::
 
     SUCCESS, FAILURE, REVOKED   tried for `outage_patience`: Celery acknowledges the task and forgets it
-    of an eager task            tried as any request: its caller waits
+    of an eager task            tried as any request: its caller waits; so does a worker's event loop
     any other                   tried for 3 s, and dropped with a warning: no task fails because of it
 """
 

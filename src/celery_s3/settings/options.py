@@ -125,8 +125,7 @@ _ALL = [
     Option(
         "read_timeout",
         Number(0.001, 600, whole=False, unit="seconds"),
-        "Time between two pieces of an answer; together with `connect_timeout`, time for a request as a whole, to which"
-        " large bodies add.",
+        "Time between two pieces of an answer; with `connect_timeout`, that of a whole request but for large bodies.",
     ),
     Option("max_retries", Number(0, 50), "How often a request that failed for a while is tried again."),
     Option(
