@@ -47,6 +47,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from kombu.transport import filesystem
 
 from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
 from celery_s3.dev.seaweed import SeaweedFS
@@ -222,6 +223,22 @@ def broker_conf(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
         return _filesystem_broker(tmp_path / "broker") if name == "filesystem" else {"broker_url": "memory://"}
 
     return conf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _whole_messages() -> Iterator[None]:
+    """Kombu's filesystem transport writes a message where a worker may already be reading it, which ends that worker."""
+
+    def put(channel: Any, queue: str, payload: Any, **_: Any) -> None:
+        name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
+        target = Path(channel.data_folder_out) / name
+        unfinished = target.with_suffix(".part")
+        unfinished.write_text(json.dumps(payload))
+        unfinished.rename(target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filesystem.Channel, "_put", put)
+        yield
 
 
 def _filesystem_broker(folder: Path) -> dict[str, Any]:

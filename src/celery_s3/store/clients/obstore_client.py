@@ -54,8 +54,10 @@ class ObstoreClient(Store):
     def send(self, request: Request[Any]) -> Any:
         """Make one request and return its answer; what obstore raises comes out as a :class:`StoreError`."""
         self._check(request)
+        # Its runtime starts with the first store, and a thread at any call, as to look up a host's name.
+        act = partial(without_sigterm, partial(self._act, request))
         try:
-            answer = answered(partial(self._act, request), is_failure, lambda exc: self._translated(exc, request))
+            answer = answered(act, is_failure, lambda exc: self._translated(exc, request))
         except ObjectMissing:
             if isinstance(request, Delete):
                 return None
@@ -73,9 +75,7 @@ class ObstoreClient(Store):
 
     def _act(self, request: Request[Any]) -> Any:
         use = _use(request)
-        store = self._stores.get(use) or self._open(use)
-        # a thread may be started at any call, as to look up a host's name
-        return without_sigterm(partial(self._HOW[type(request)], self, store, request))
+        return self._HOW[type(request)](self, self._stores.get(use) or self._open(use), request)
 
     def seconds(self, request: Request[Any]) -> tuple[float, bool]:
         """What a request may take in all, and whether it ends by itself."""
