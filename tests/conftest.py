@@ -227,7 +227,7 @@ def broker_conf(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
 
 @pytest.fixture(scope="session", autouse=True)
 def _whole_messages() -> Iterator[None]:
-    """Kombu's filesystem transport writes a message where a worker may already be reading it, which ends that worker."""
+    """Kombu's filesystem transport writes a message where a worker may read it half, which ends that worker."""
 
     def put(channel: Any, queue: str, payload: Any, **_: Any) -> None:
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"

@@ -20,4 +20,5 @@ def test_forty_seconds_without_s3():
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
     report = outage.trial(outage.Row("killed", 40, load=outage.SMALL))
+    report.quiet = False
     assert report.problems == [], report

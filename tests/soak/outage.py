@@ -107,17 +107,20 @@ class Report:
     #: from the end of the outage until the last final state was there
     caught_up: float = 0.0
     seconds: float = 0.0
+    #: nobody else uses the machine, so that the two longest times are those of the worker
+    quiet: bool = True
 
     @property
     def problems(self) -> list[str]:
+        silence, get = (1.0, 1.5) if self.quiet else (5.0, 5.0)
         checks = {
             f"{self.finals_lost} final states lost: {self.lost}": bool(self.finals_lost),
             f"{self.chords_hung} chords hung": bool(self.chords_hung),
             f"{self.bodies_twice} bodies ran twice": bool(self.bodies_twice),
             f"{self.bodies_wrong} bodies had wrong values": bool(self.bodies_wrong),
             "the worker ended": self.worker_ended,
-            f"nothing consumed for {self.longest_silence} s": self.longest_silence > 1.0,
-            f"get(timeout=1) took {self.longest_get} s": self.longest_get > 1.5,
+            f"nothing consumed for {self.longest_silence} s": self.longest_silence > silence,
+            f"get(timeout=1) took {self.longest_get} s": self.longest_get > get,
         }
         return [problem for problem, is_one in checks.items() if is_one]
 

@@ -92,7 +92,7 @@ def test_the_consumer_of_other_pools(make, monkeypatch):
     """Where tasks run in the worker's own process, it is the thread that got ready, while that runs no task itself."""
     consumer, elsewhere = make(), []
     assert not consumer.is_here()
-    worker_ready.send(sender=None)
+    consumer._worker_is_ready()
     assert consumer.is_here()
     thread = threading.Thread(target=lambda: elsewhere.append(consumer.is_here()))
     thread.start()
@@ -100,6 +100,15 @@ def test_the_consumer_of_other_pools(make, monkeypatch):
     assert elsewhere == [False]
     monkeypatch.setattr(module, "current_task", lambda: SimpleNamespace(name="a task of the solo pool"))
     assert not consumer.is_here()
+
+
+def test_it_listens_to_the_worker(make):
+    """It learns by Celery's signals which thread it is, and when the worker ends; closed, it does not listen."""
+    consumer = make()
+    heard = [[receiver for key, receiver in signal.receivers] for signal in (worker_ready, worker_shutdown)]
+    consumer.close()
+    left = [[receiver for key, receiver in signal.receivers] for signal in (worker_ready, worker_shutdown)]
+    assert [len(before) - len(after) for before, after in zip(heard, left, strict=True)] == [1, 1]
 
 
 def test_asked_before_a_write(make, monkeypatch):
@@ -139,7 +148,7 @@ def test_the_end_of_a_worker(make, monkeypatch, caplog):
     consumer, go = make(), threading.Event()
     monkeypatch.setattr(module, "AT_SHUTDOWN", 0.05)
     consumer.outbox.put("a", "FAILURE of task a", go.wait)
-    worker_shutdown.send(sender=None)
+    consumer._worker_ends()
     assert "FAILURE of task a is lost: S3 has not taken it before this worker ended" in caplog.text
     go.set()
     assert consumer.outbox.flush(5) == []
