@@ -17,7 +17,7 @@ from celery_s3.errors import BadRequest, ObjectMissing, StoreError
 from celery_s3.processes import without_sigterm
 from celery_s3.settings import Settings
 from celery_s3.store.api import Store
-from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Object, Precondition, Put, Request
+from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Match, Object, Put, Request
 
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
@@ -94,7 +94,10 @@ class ObstoreClient(Store):
         if put.content_type:
             attributes["Content-Type"] = put.content_type
         tags = {**self._settings.tags, **put.tags} or None
-        mode = _mode(put.precondition)
+        expected = put.precondition
+        mode: PutMode = "create" if isinstance(expected, Create) else "overwrite"
+        if isinstance(expected, Match):
+            mode = {"e_tag": expected.etag}
         answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
         return answer["e_tag"] or ""
 
@@ -158,12 +161,6 @@ def _use(request: Request[Any]) -> Use:
     if isinstance(request, DeleteMany):
         return "bulk"
     return "sending" if len(request.body) > _BIG else "quick"
-
-
-def _mode(precondition: Precondition) -> PutMode:
-    if isinstance(precondition, Create):
-        return "create"
-    return {"e_tag": precondition.etag} if precondition else "overwrite"
 
 
 def _object(key: str, answer: GetResult) -> Object:
