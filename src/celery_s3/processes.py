@@ -96,12 +96,6 @@ class _Ancestry:
         self.used_by: int | None = None
         self.inherited = False
 
-    def forbidden(self) -> bool:
-        # The pid finds the forks that ran no hook (a C extension's); the hook finds those whose pid was reused.
-        if self.used_by is not None and self.used_by != os.getpid():
-            self.inherited = True
-        return self.inherited
-
     def forked(self) -> None:
         self.inherited = self.inherited or self.used_by is not None or "obstore" in sys.modules
 
@@ -117,7 +111,10 @@ def obstore_used() -> None:
 
 def obstore_forbidden() -> bool:
     """Whether an ancestor used obstore before it forked, or may have, so that any request here would hang."""
-    return _ancestry.forbidden()
+    # The pid finds the forks that ran no hook (a C extension's); the hook finds those whose pid was reused.
+    if _ancestry.used_by is not None and _ancestry.used_by != os.getpid():
+        _ancestry.inherited = True
+    return _ancestry.inherited
 
 
 class PerProcess(Generic[_T]):

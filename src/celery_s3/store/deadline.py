@@ -6,10 +6,10 @@ Context variables: :class:`~celery_s3.store.parallel.Pool` carries them into its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, Token
+from typing import Generic, TypeVar
 
 __all__ = [
     "GRACE",
@@ -35,13 +35,21 @@ _wanted: ContextVar[Callable[[], bool] | None] = ContextVar("celery-s3-wanted", 
 _slack: ContextVar[int] = ContextVar("celery-s3-slack", default=1)
 
 
-@contextmanager
-def _inside(variable: ContextVar[_T], value: _T) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
+class _inside(Generic[_T]):  # noqa: N801 - used like a function, as those of contextlib
+    """A context variable's value inside of a block. A class, since every result passes one: a generator costs more."""
+
+    __slots__ = ("_token", "_value", "_variable")
+    _token: Token[_T]
+
+    def __init__(self, variable: ContextVar[_T], value: _T) -> None:
+        self._variable = variable
+        self._value = value
+
+    def __enter__(self) -> None:
+        self._token = self._variable.set(self._value)
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.reset(self._token)
 
 
 def retried_until(moment: float | None) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .bounded import Bounded
-from .clients.translate import UNADDRESSABLE
+from .clients.translate import ADDRESSABLE
 from .requests import Delete, DeleteMany, Get, Put, Request
 
 __all__ = ["Routing"]
@@ -83,7 +83,7 @@ class Routing(Bucket):
             why_not = "it would block the hub of gevent or eventlet"
         elif self._reason:
             why_not = self._reason
-        elif any(map(UNADDRESSABLE.search, keys)):
+        elif not all(map(ADDRESSABLE.fullmatch, keys)):
             why_not = "it cannot address keys with empty or dot segments"
         else:
             return True

@@ -22,7 +22,7 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Match, Obj
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
 from .timeouts import SMALL, brief, by_size, long
-from .translate import UNADDRESSABLE, Asked, Operation, answered, check_headers, checked, cut, error_of
+from .translate import ADDRESSABLE, Asked, Operation, answered, check_headers, checked, cut, error_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -67,7 +67,7 @@ class ObstoreClient(Store):
 
     def _check(self, request: Request[Any]) -> None:
         for key in request.keys if isinstance(request, DeleteMany) else (request.key,):
-            if UNADDRESSABLE.search(key):
+            if not ADDRESSABLE.fullmatch(key):
                 asked = Operation(request.operation, key)
                 raise error_of(BadRequest, asked, self._settings, "obstore cannot address this key")
         if isinstance(request, Put) and (refused := check_headers(request.metadata, request.content_type)):

@@ -28,8 +28,8 @@ from celery_s3.settings import Settings
 from celery_s3.store.requests import CompleteUpload, Get, Match, Object, Put, Request
 
 __all__ = [
+    "ADDRESSABLE",
     "ROUTINE",
-    "UNADDRESSABLE",
     "Answer",
     "Asked",
     "Operation",
@@ -108,8 +108,10 @@ _BY_STATUS: Mapping[int, type[StoreError]] = {
 #: What the protocols of results and chords expect to meet; the class says all that the server says.
 ROUTINE = (ObjectMissing, PreconditionFailed)
 
-#: Keys that obstore refuses or changes: an empty or dotted segment, a control character or half of a character.
-UNADDRESSABLE = re.compile(r"^/|//|/\Z|^\Z|(?:^|/)\.{1,2}(?:/|\Z)|[\x00-\x1f\x7f\ud800-\udfff]")
+# Neither empty nor ``.`` nor ``..``, without control characters and halves of characters.
+_SEGMENT = r"(?!\.{0,2}(?:/|\Z))[^/\x00-\x1f\x7f\ud800-\udfff]+"
+#: Keys (as full matches) that obstore takes as they are; it refuses or changes all others.
+ADDRESSABLE = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE_ASCII = re.compile(r"[ -~]*")
