@@ -209,6 +209,7 @@ def test_expired_success_is_overwritten(counted, stored, at, spends):
     for headers, expected in (({"result_expires": 10}, "second"), ({"result_expires": 3600}, "first")):
         result = stored(app, "first", headers=headers)
         at(app, result, 11)
+        app.backend.results.server_now = app.backend.results.now
         stored(app, "second", id=result.id)
         app.backend.results.now = time.time
         assert app.AsyncResult(result.id).get(timeout=0) == expected
