@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c '$(IS_NEW_ENOUGH)' 2>/dev/null 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CELERY ?= 5.4.0
-JOBS ?= 6
+JOBS ?= 4
 DEMO := tests/acceptance/test_demo.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
 T ?= tests --ignore=$(DEMO)
