@@ -472,7 +472,7 @@ def test_state_of_a_finished_group(counted, group, spends, proxy, method, answer
     proxy.configure(delay=0.1)
     with spends(GET=40):
         assert getattr(result, method)() == answer
-    assert proxy.peak() > 3
+    assert proxy.peak() > 8
     with spends():
         assert getattr(result, method)() == answer
         assert result.get() == list(range(40))
