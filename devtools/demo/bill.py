@@ -12,7 +12,7 @@ from devtools.proxy import Record
 __all__ = ["by_task", "elsewhere", "million", "together"]
 
 _MARK = "celery-task-meta-"
-_CHORDS = "/chords/"
+_CHORDS = "/celery-chords/"
 #: Of a chord's parts; free, and its request names no key.
 _CLEANUP = "DeleteObjects"
 _MILLION = 1_000_000

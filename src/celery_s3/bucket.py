@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_s3 import processes
 from celery_s3.errors import ConfigurationError
 from celery_s3.settings import Settings
 from celery_s3.store.api import Bucket, Store, Writer
 from celery_s3.store.counting import Counting, Tally
 from celery_s3.store.parallel import Pool
 from celery_s3.store.probe import ConditionalWrites
-from celery_s3.store.retrying import Retrying, policy_for
+from celery_s3.store.retrying import Retrying, RetryPolicy
 from celery_s3.store.routing import Routing
 from celery_s3.store.uploads import MultipartWriter
 
@@ -57,7 +56,7 @@ def open_store(settings: Settings) -> Opened:
         counting = _traced(counting, tally, settings)
     retrying = Retrying(
         counting,
-        policy=lambda: policy_for(settings, prefork_parent=processes.prefork_parent()),
+        policy=RetryPolicy(settings.max_retries),
         tally=tally,
         missing_as_403=settings.missing_as_403,
         base=settings.base,

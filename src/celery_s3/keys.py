@@ -2,18 +2,18 @@
 
 ::
 
-    <base><global_keyprefix>celery-task-meta-<id>                     a result
-    <base><global_keyprefix>celery-taskset-meta-<id>                  a saved group
-    <base><global_keyprefix>celery-files/<whose>/<random>             a file; whose: a task, or `~sent`: no task's
-    <base><global_keyprefix>chords/<group id>/manifest                what a chord is
-    <base><global_keyprefix>chords/<group id>/<run>/<level>/<slot>    a part of it, or the summary of up to 32
-    <base><global_keyprefix>chords/<group id>/<run>/added/<id>        a part of a task that a member added
-    <base><global_keyprefix>chords/<group id>/<run>/claim             who sends its body
-    <base><global_keyprefix>chords-repaired                           when chords were mended last
-    <base>messages/<digest>[.<random>]                                the arguments of a large message
-    <base>celery-s3-probe                                             what asks whether conditional writes work
-    <base>celery-s3-doctor/<random>-<name>                            what `celery s3 doctor` tries, and deletes
-    <base>celery-s3-bench/<random>/<name>                             what `celery s3 bench` tries, and deletes
+    <base><global_keyprefix>celery-task-meta-<id>                          a result
+    <base><global_keyprefix>celery-taskset-meta-<id>                       a saved group
+    <base><global_keyprefix>celery-files/<whose>/<random>                  a file; whose: a task, or `~sent`: no task's
+    <base><global_keyprefix>celery-chords/<group id>/manifest              what a chord is
+    <base><global_keyprefix>celery-chords/<group id>/<run>/<level>/<slot>  a part of it, or the summary of up to 32
+    <base><global_keyprefix>celery-chords/<group id>/<run>/added/<id>      a part of a task that a member added
+    <base><global_keyprefix>celery-chords/<group id>/<run>/claim           who sends its body
+    <base><global_keyprefix>celery-chords-repaired                         when chords were mended last
+    <base>celery-messages/<digest>[.<random>]                              the arguments of a large message
+    <base>celery-s3-probe                                                  what asks whether conditional writes work
+    <base>celery-s3-doctor/<random>-<name>                                 what `celery s3 doctor` tries, and deletes
+    <base>celery-s3-bench/<random>/<name>                                  what `celery s3 bench` tries, and deletes
 
 The names of results and saved groups are those that celery-s3 1.0.1 and Celery's own ``s3`` backend use. An id goes
 into its key as it is, unless a client or a server would change it on the way: then the characters in question are
@@ -198,11 +198,6 @@ class Kind:
         """Whether it is one object."""
         return not self.rest.pattern
 
-    @property
-    def unmistakable(self) -> bool:
-        """Whether nobody but Celery and this package has objects of such names."""
-        return self.start.startswith("celery-")
-
 
 _ANY = re.compile("(?P<id>.+)", re.DOTALL)
 _OF_CHORD = re.compile("(?P<id>[^/]+)/(?P<rest>.+)", re.DOTALL)
@@ -216,10 +211,10 @@ RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("wor
 FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
              worker=_ALL, client=_ALL, operator=_CLEARED)
 GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)
-CHORDS = Kind("chords", "chords/", _OF_CHORD, term="chords", worker=_ALL, client=_ALL, operator=_ALL)
-MENDED = Kind("mended", "chords-repaired", worker=_KEPT)
+CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_ALL, operator=_ALL)
+MENDED = Kind("mended", "celery-chords-repaired", worker=_KEPT)
 PROBE = Kind("probe", "celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
-MESSAGES = Kind("messages", "messages/", _MESSAGE, prefixed=False, term="messages",
+MESSAGES = Kind("messages", "celery-messages/", _MESSAGE, prefixed=False, term="messages",
                 worker=_ALL, client=("Put",), operator=_CLEARED)
 DOCTOR = Kind("doctor", "celery-s3-doctor/", _SCRATCH, prefixed=False, worker=_ALL, client=_ALL, operator=_ALL)
 BENCH = Kind("bench", "celery-s3-bench/", _SCRATCH, prefixed=False, operator=_ALL)

@@ -33,7 +33,7 @@ def work(seaweed, proxy, make_app, worker):
 
 def messages(proxy):
     """The requests for what messages point to: the verb, and whether boto3 made them."""
-    found = [record for record in proxy.records() if "/messages/" in record.target]
+    found = [record for record in proxy.records() if "/celery-messages/" in record.target]
     return [(record.method, "Boto3" in record.headers.get("user-agent", "")) for record in found]
 
 
@@ -73,7 +73,7 @@ def test_lost_arguments(work, seaweed, eventually, tmp_path):
     told = tmp_path / "told"
     errback = app.signature("note", kwargs={"path": str(told)})
     later = app.send_task("length", (BIG,), countdown=3, link_error=errback)
-    for entry in list(app.backend.store.list(app.backend.settings.base + "messages/")):
+    for entry in list(app.backend.store.list(app.backend.settings.base + "celery-messages/")):
         app.backend.store.delete(entry.key)
     with pytest.raises(MessageNotRead, match="older than the lifecycle rule keeps them"):
         later.get(timeout=SOON)
@@ -91,5 +91,5 @@ def test_killed_children(work, eventually, tmp_path):
     with pytest.raises(TimeLimitExceeded):
         ended.get(timeout=SOON)
     assert one.running
-    prefix = app.backend.settings.base + "messages/"
+    prefix = app.backend.settings.base + "celery-messages/"
     eventually(lambda: len(list(app.backend.store.list(prefix))) == 1)

@@ -519,7 +519,7 @@ def test_a_member_waits_for_two_round_trips(work, proxy):
         proxy.configure(delay=0)
     part, *others = sorted(proxy.records(), key=lambda record: record.time)
     assert part.kind == "PUT"
-    assert "/chords/" in part.target
+    assert "/celery-chords/" in part.target
     assert sorted(record.kind for record in others) == ["GET", "PUT"]
     assert all(record.time - part.time >= 0.45 for record in others)
     assert abs(others[0].time - others[1].time) < 0.4

@@ -62,7 +62,7 @@ def execute(app, message, redelivered=False):
 
 
 def objects(app):
-    return [entry.key for entry in app.backend.store.list(app.backend.settings.base + "messages/")]
+    return [entry.key for entry in app.backend.store.list(app.backend.settings.base + "celery-messages/")]
 
 
 def length_of(app, **options):

@@ -320,10 +320,10 @@ def test_others_objects(counted, later, command, mine):
     """What is not named as this package names things stays, however old, also in folders that look like chords."""
     app = counted()
     theirs = {
-        "chords/2024/01/report.csv",
-        "chords/a/7/notes.txt",
-        "chords/readme",
-        "messages/readme",
+        "celery-chords/2024/01/report.csv",
+        "celery-chords/a/7/notes.txt",
+        "celery-chords/readme",
+        "celery-messages/readme",
         "celery-task-meta",
     }
     for name in theirs:

@@ -256,7 +256,12 @@ def test_hazards(bucket):
     """Rules of others that delete results too early are told; they are theirs."""
     bucket.control.create()
     base = bucket.backend.settings.base
-    early = {"ID": "tidy", "Status": "Enabled", "Filter": {"Prefix": f"{base}chords/"}, "Expiration": {"Days": 1}}
+    early = {
+        "ID": "tidy",
+        "Status": "Enabled",
+        "Filter": {"Prefix": f"{base}celery-chords/"},
+        "Expiration": {"Days": 1},
+    }
     bucket.control.put_lifecycle([early])
     assert "warning: The lifecycle rule 'tidy' deletes chords after 1 day" in bucket.init("--yes").stderr
     assert bucket.control.lifecycle()[0] == early

@@ -376,7 +376,7 @@ def test_a_short_wait_lists_nothing(lab, seaweed, make_app):
         proxy.reset()
         with pytest.raises(TimeoutError):
             result.get(timeout=0.5)
-        assert all("/chords/" not in record.target and record.method == "GET" for record in proxy.records())
+        assert all("/celery-chords/" not in record.target and record.method == "GET" for record in proxy.records())
         assert proxy.counts()["LIST"] == 0
 
 

@@ -226,12 +226,12 @@ def chords(name: str) -> Callable[[bytes], Any]:
 
     def decode(body: bytes) -> Any:
         store = MemoryStore()
-        room = Chords(store, Pool(1), "chords/", lease=30, later=lambda seconds, fn: None)
+        room = Chords(store, Pool(1), "celery-chords/", lease=30, later=lambda seconds, fn: None)
         members = tuple(f"t{number}" for number in range(33))
         made = room.open("g", Manifest(0, members, None, b"{}", JSON))
         for number in range(31):
-            store.put(f"chords/g/0/0/{number}", pack_part((), b"v"))
-        store.put(f"chords/g/{name}", body)
+            store.put(f"celery-chords/g/0/0/{number}", pack_part((), b"v"))
+        store.put(f"celery-chords/g/{name}", body)
         for number in (32, 31):
             delivery = room.deliver(made, members[number], number, b"v")
             delivery.climb_quietly()
@@ -301,7 +301,7 @@ OPEN, SEALED = sealed(accept=True)
 # -- messages
 
 EMBED = {"callbacks": None, "errbacks": None, "chain": [{"task": "t", "args": [], "kwargs": {}}], "chord": None}
-POINTER = {"object": "0" * 64, "size": 5, "at": "s3://bucket/messages/", "args": True, "kwargs": True}
+POINTER = {"object": "0" * 64, "size": 5, "at": "s3://bucket/celery-messages/", "args": True, "kwargs": True}
 MESSAGES = tuple(
     json.dumps(message).encode()
     for message in (

@@ -62,7 +62,7 @@ class World:
         self.chords = Chords(
             self.store,
             Pool(pool),
-            "base/chords/",
+            "base/celery-chords/",
             lease=LEASE,
             later=lambda seconds, fn: self.timers.append((seconds, fn)),
             clock=lambda: self.now,
@@ -78,5 +78,5 @@ class World:
 
     def parts(self):
         """The slots whose part is there."""
-        keys = [entry.key for entry in self.store.list("base/chords/g/0/0/")]
+        keys = [entry.key for entry in self.store.list("base/celery-chords/g/0/0/")]
         return sorted(int(key.rpartition("/")[2]) for key in keys)

@@ -168,12 +168,6 @@ def test_exception_safe_to_retry(make, error, safe):
     assert make().exception_safe_to_retry(error) == isinstance(safe or error, (Throttled, Interrupted))
 
 
-def test_always_retry_ends_in_the_prefork_parent(make, monkeypatch):
-    """In the event loop of a prefork worker nothing is tried again without end."""
-    monkeypatch.setattr(s3, "prefork_parent", lambda: True)
-    assert not make().exception_safe_to_retry(Throttled("x"))
-
-
 @pytest.mark.parametrize(
     "error",
     [Unreachable("away"), Interrupted("lost"), AccessDenied("no"), BucketMissing("gone"), PreconditionFailed("a race")],

@@ -14,8 +14,8 @@ from celery_s3.store.deadline import patient
 from celery_s3.store.memory import Fault
 from celery_s3.store.retrying import Retrying
 
-CLAIM = "base/chords/g/0/claim"
-MANIFEST = "base/chords/g/manifest"
+CLAIM = "base/celery-chords/g/0/claim"
+MANIFEST = "base/celery-chords/g/manifest"
 DAY = 86_400
 
 
@@ -116,7 +116,7 @@ def test_a_mark_that_is_refused_for_longer_than_the_lease(scene):
 
 def test_a_claim_is_not_taken_over_while_the_store_stumbles(scene):
     """Its owner may be alive, and wait for the store: a refused take-over is not tried again at once."""
-    assert scene.another()._claim.take() is None
+    assert scene.another()._claim.acquire() is None
     scene.now += LEASE + 1
     slept = []
     scene.chords.store = Retrying(scene.store, sleep=slept.append)
@@ -129,7 +129,7 @@ def test_a_claim_is_not_taken_over_while_the_store_stumbles(scene):
 
 def test_that_an_owner_before_may_have_sent_is_not_forgotten(scene):
     """Who took a claim over and met trouble then still knows that its first owner may have sent."""
-    assert scene.another()._claim.take() is None
+    assert scene.another()._claim.acquire() is None
     scene.now += LEASE + 1
     decision = scene.decision()
     scene.broker = [ServerFault("down")]
@@ -275,4 +275,6 @@ def test_a_manifest_that_is_gone(scene):
     assert (scene.sent, scene.state) == ([], "failed")
     ((reason,)) = scene.given_up
     assert isinstance(reason, ObjectMissing)
-    assert "no manifest under base/chords/, where it was applied: in another bucket, or a lifecycle rule" in str(reason)
+    assert "no manifest under base/celery-chords/, where it was applied: in another bucket, or a lifecycle rule" in str(
+        reason
+    )

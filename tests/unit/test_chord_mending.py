@@ -27,7 +27,7 @@ class Party(World):
         sender = SimpleNamespace(without_a_task=lambda manifest: self.act)
         final = lambda task_id, since: self.results.get(task_id)  # noqa: E731
         self.mending = Mending(
-            self.chords, sender, final, lambda: native, mended="base/chords-repaired", kept=15 * DAY, dead=None
+            self.chords, sender, final, lambda: native, mended="base/celery-chords-repaired", kept=15 * DAY, dead=None
         )
 
     def act(self, parts, manifest, perhaps_sent):
@@ -128,7 +128,7 @@ def test_one_worker_looks_in_an_hour(party):
     assert party.mending.first_to_look()
     party.store.requests.clear()
     assert not party.mending.first_to_look()
-    assert party.store.requests == [("GET", "base/chords-repaired")]
+    assert party.store.requests == [("GET", "base/celery-chords-repaired")]
 
 
 def test_an_hour_later_another_one_looks(party):

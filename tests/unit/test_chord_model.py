@@ -25,7 +25,7 @@ from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
 LEASE = 30.0
-CLAIM = "base/chords/g/0/claim"
+CLAIM = "base/celery-chords/g/0/claim"
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes: make soak")
 
 
@@ -123,7 +123,7 @@ class World(Run):
         if self.chord.one_process and process != "everybody":
             return self._shared
         pool, clock = self.chord.pool(1), lambda: self.now
-        chords = Chords(self.store, pool, "base/chords/", lease=LEASE, later=self.later, clock=clock)
+        chords = Chords(self.store, pool, "base/celery-chords/", lease=LEASE, later=self.later, clock=clock)
         self.processes[process] = chords
         return chords
 

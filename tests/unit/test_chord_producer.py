@@ -16,7 +16,7 @@ from celery_s3.chords.ticket import TICKET, Ticket
 from celery_s3.errors import ServerFault
 from celery_s3.store.memory import Fault
 
-KEY = "base/chords/new/manifest"
+KEY = "base/celery-chords/new/manifest"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_manifest_and_the_ticket(app, world):
     manifest = Manifest.loads(world.store.get(KEY).body)
     assert (manifest.ids, manifest.nesting, manifest.root) == (("a", "b"), None, None)
     assert json.loads(manifest.body)["options"] == {"task_id": "b"}
-    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce, prefix="base/chords/")
+    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce, prefix="base/celery-chords/")
 
 
 def test_a_nested_header(app, world):

@@ -22,7 +22,9 @@ class Remains(World):
         return Repair(survey, owner or (lambda manifest: self.act), kept=timedelta(days=kept), dead=dead)
 
     def remains(self, **terms):
-        return [[entry.key.removeprefix("base/chords/") for entry in part] for part in self.repair(**terms).remains()]
+        return [
+            [entry.key.removeprefix("base/celery-chords/") for entry in part] for part in self.repair(**terms).remains()
+        ]
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_what_can_be_repaired_stays(world):
         else:
             world.deliver(ticket, 1)
         if group == "claimed":
-            world.chords().claim(group, 0).take()
+            world.chords().claim(group, 0).acquire()
     world.now += 999 * DAY
     assert world.remains() == []
     assert world.sent == []
@@ -75,7 +77,7 @@ def test_a_late_member(world):
     looks = []
 
     def before(verb, key):
-        if (verb, key) == ("GET", "base/chords/g/manifest"):
+        if (verb, key) == ("GET", "base/celery-chords/g/manifest"):
             looks.append(key)
             if len(looks) == 2:
                 world.deliver(ticket, 0)
@@ -109,7 +111,9 @@ def test_nothing_is_deleted_by_looking(world):
 
 def test_what_is_somebody_elses(world):
     """Keys that no chord makes stay, also in its folder; without a manifest, so does all that lies beside them."""
-    theirs = [f"base/chords/{name}" for name in ("2024/01/report.csv", "a/7/b.txt", "a/07/1/2", "a/0/claim", "g/0/x/y")]
+    theirs = [
+        f"base/celery-chords/{name}" for name in ("2024/01/report.csv", "a/7/b.txt", "a/07/1/2", "a/0/claim", "g/0/x/y")
+    ]
     for key in theirs:
         world.store.put(key, b"notes")
     world.finish(world.open(1), 0)
@@ -122,7 +126,7 @@ def test_what_is_somebody_elses(world):
 def test_remains_without_a_manifest(world):
     """What a cleanup that died has left is removed by a later one: every name that a chord makes."""
     for name in ("0/claim", "0/0/31", "0/1/0", "0/added/some%2Fid", "0/now"):
-        world.store.put(f"base/chords/g/{name}", b"rest")
+        world.store.put(f"base/celery-chords/g/{name}", b"rest")
     world.now += 20 * DAY
     world.repair().run()
     assert world.names() == []
@@ -134,7 +138,7 @@ def test_applied_again_during_the_cleanup(world):
     world.now += 31 * DAY
 
     def before(verb, key):
-        if (verb, key) == ("DELETE_OBJECTS", "base/chords/g/manifest"):
+        if (verb, key) == ("DELETE_OBJECTS", "base/celery-chords/g/manifest"):
             world.before = lambda verb, key: None
             world.open(1)
 
@@ -145,7 +149,7 @@ def test_applied_again_during_the_cleanup(world):
 
 def test_a_manifest_that_cannot_be_read(world):
     """What is no manifest may be somebody else's: it stays."""
-    world.store.put("base/chords/theirs/manifest", b"notes")
-    world.store.put("base/chords/theirs/0/0/0", b"notes")
+    world.store.put("base/celery-chords/theirs/manifest", b"notes")
+    world.store.put("base/celery-chords/theirs/0/0/0", b"notes")
     world.now += 999 * DAY
     assert world.remains() == []

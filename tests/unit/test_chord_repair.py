@@ -39,7 +39,7 @@ class World:
 
     def chords(self):
         """As a process of its own sees them: it remembers nothing."""
-        return Chords(self.store, Pool(1), "base/chords/", lease=LEASE, later=self.later)
+        return Chords(self.store, Pool(1), "base/celery-chords/", lease=LEASE, later=self.later)
 
     def later(self, seconds, fn):
         self.timers.append((self.now + seconds, fn))
@@ -215,7 +215,7 @@ def test_garbage_is_passed_over(world, caplog):
     """Keys that no chord has made, and a manifest that cannot be read, hide no other chord."""
     world.open(1)
     for key in ("stray", "x/manifest", "y/what/ever", "y/z", "g/0/1/2/3", "g/nothing"):
-        world.store.put(f"base/chords/{key}", b"garbage")
+        world.store.put(f"base/celery-chords/{key}", b"garbage")
     assert world.states() == {"g": "running"}
     assert "x/manifest is no manifest" in caplog.text
     world.repair().run()
@@ -248,7 +248,10 @@ def test_parts_without_follow_up(world, size):
     assert world.mend() == {"g": "sent"}
     assert world.sent == [values(size)]
     assert world.states() == {}
-    assert [key for key in world.names() if "/g/" in key] == ["base/chords/g/0/claim", "base/chords/g/manifest"]
+    assert [key for key in world.names() if "/g/" in key] == [
+        "base/celery-chords/g/0/claim",
+        "base/celery-chords/g/manifest",
+    ]
 
 
 @pytest.mark.parametrize("acted", [False, True])
@@ -261,7 +264,7 @@ def test_owner_that_died(world, acted):
             world.finish(ticket, 1, world.die)
     else:
         world.deliver(ticket, 1)
-        assert world.chords().claim("g", 0).take() is None
+        assert world.chords().claim("g", 0).acquire() is None
     told = []
 
     def act(parts, manifest, perhaps_sent):
@@ -316,7 +319,7 @@ def test_a_live_claim_is_left_alone(world):
     world.deliver(ticket, 0)
     (chord,) = world.repair().survey.chords()
     claim = world.chords().claim("g", 0)
-    assert claim.take() is None
+    assert claim.acquire() is None
     assert world.repair().repair(chord).state == "claimed"
     assert world.sent == []
     assert claim.mark("sent")
@@ -407,7 +410,7 @@ def test_two_repairs_at_once(size, claimed):
         world.results[f"t{size - 1}"] = (f"v{size - 1}".encode(), world.now)
         if claimed:
             world.deliver(ticket, size - 1)
-            world.chords().claim("g", 0).take()
+            world.chords().claim("g", 0).acquire()
         world.now += LEASE + 1
 
     for world, _ in beside(prepare, lambda world, _: world.repair().run()):
@@ -441,7 +444,7 @@ def test_an_error_leaves_the_rest(world, caplog):
     for group in ("a", "b", "c"):
         world.deliver(world.open(1, group), 0)
     world.now += LEASE + 1
-    world.store.faults.append(Fault(Throttled("slow down"), "GET", "base/chords/b/manifest"))
+    world.store.faults.append(Fault(Throttled("slow down"), "GET", "base/celery-chords/b/manifest"))
     world.repair().run()
     assert len(world.sent) == 2
     assert "Chord b could not be looked after" in caplog.text
@@ -496,7 +499,7 @@ def test_parts_that_outlived_their_chord(world):
 def test_keys_without_a_manifest(world):
     """What is left of a chord whose manifest is gone goes when it is old, and is never sent."""
     ticket = world.open(2)
-    world.store.delete("base/chords/g/manifest")
+    world.store.delete("base/celery-chords/g/manifest")
     for index in range(2):
         world.deliver(ticket, index)
     world.now += LEASE + 1
@@ -529,10 +532,10 @@ def test_earlier_runs_of_a_frozen_chord(world):
     assert ticket.run == 1
     world.deliver(ticket, 0)
     world.repair().run()
-    assert "base/chords/g/0/claim" in world.names()
+    assert "base/celery-chords/g/0/claim" in world.names()
     world.now += KEPT.total_seconds()
     world.repair().run()
-    assert world.names() == ["base/chords/g/1/0/0", "base/chords/g/manifest"]
+    assert world.names() == ["base/celery-chords/g/1/0/0", "base/celery-chords/g/manifest"]
     world.finish(ticket, 1)
     assert world.sent == [values(2)] * 2
 

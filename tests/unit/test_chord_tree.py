@@ -30,7 +30,7 @@ class World:
     def another(self):
         """What another process has."""
         later = lambda seconds, fn: self.timers.append((seconds, fn))  # noqa: E731
-        return Chords(self.store, Pool(1), "base/chords/", lease=30, later=later, clock=lambda: self.now)
+        return Chords(self.store, Pool(1), "base/celery-chords/", lease=30, later=later, clock=lambda: self.now)
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -85,8 +85,8 @@ def test_only_manifest_and_claim_stay():
     world = World(40)
     for index in range(40):
         world.finish(index)
-    left = [entry.key for entry in world.store.list("base/chords/")]
-    assert left == ["base/chords/g/0/claim", "base/chords/g/manifest"]
+    left = [entry.key for entry in world.store.list("base/celery-chords/")]
+    assert left == ["base/celery-chords/g/0/claim", "base/celery-chords/g/manifest"]
 
 
 def test_late_duplicate_changes_nothing():
@@ -152,7 +152,7 @@ def test_claim_that_is_alive_is_left_alone():
     """Before the lease is over nobody else sends."""
     world = World(1)
     claim = world.chords.claim("g", 0)
-    assert claim.take() is None
+    assert claim.acquire() is None
     world.finish(0)
     assert world.sent == []
     assert claim.holds()
@@ -166,9 +166,9 @@ def test_owner_that_lost_its_claim_does_not_send():
     """An owner that slept past its lease finds its claim gone and stops."""
     world = World(1)
     slow, fast = world.chords.claim("g", 0), world.chords.claim("g", 0)
-    assert slow.take() is None
+    assert slow.acquire() is None
     world.now += world.chords.lease + 1
-    held = fast.take()
+    held = fast.acquire()
     assert fast.take_over(held)
     assert not slow.holds()
     assert fast.holds()
@@ -178,7 +178,7 @@ def test_an_owner_asks_again_only_after_half_its_lease():
     """A claim that is young enough costs no request before the body is sent; an older one is renewed."""
     world = World(1)
     claim = world.chords.claim("g", 0)
-    assert claim.take() is None
+    assert claim.acquire() is None
     puts = world.requests("PUT")
     world.now += world.chords.lease / 2 - 1
     assert claim.holds()
@@ -234,7 +234,7 @@ def test_added_tasks_are_waited_for():
     assert delivery.climb() is None
     world.finish(1)
     assert world.sent == [["v0", "more", "v1"]]
-    assert [entry.key for entry in world.store.list("base/chords/g/0/added/")] == []
+    assert [entry.key for entry in world.store.list("base/celery-chords/g/0/added/")] == []
 
 
 def test_added_task_that_comes_last_goes_up():
@@ -250,7 +250,7 @@ def test_added_task_that_comes_last_goes_up():
 def test_without_a_manifest_nothing_is_sent():
     """Where the chord was cleaned up, a late member sends nothing."""
     world = World(1)
-    world.store.delete("base/chords/g/manifest")
+    world.store.delete("base/celery-chords/g/manifest")
     world.finish(0)
     assert world.sent == []
 
@@ -258,7 +258,7 @@ def test_without_a_manifest_nothing_is_sent():
 def test_trouble_with_the_store_is_tried_again_some_times():
     """Who waits for a claim's lease goes on after errors of the store, and gives up in the end."""
     world = World(1)
-    assert world.chords.claim("g", 0).take() is None
+    assert world.chords.claim("g", 0).acquire() is None
     world.finish(0)
     world.now += 100
     world.store.faults.append(Fault(AccessDenied("", "get"), times=-1))
@@ -357,7 +357,7 @@ def test_a_chord_applied_anew_is_not_taken_for_the_old_one():
     world = World(3)
     for index in range(3):
         world.finish(index)
-    world.store.delete_many([entry.key for entry in world.store.list("base/chords/")])
+    world.store.delete_many([entry.key for entry in world.store.list("base/celery-chords/")])
     world.ticket = world.chords.open("g", replace(world.manifest, nonce="another"))
     world.finish(0)
     assert world.sent == [values(3)]
@@ -371,7 +371,7 @@ def test_the_lease_of_a_claim_is_that_of_its_owner():
     world = World(1)
     owner, other = world.chords.claim("g", 0), world.another()
     owner.lease = 200
-    assert owner.take() is None
+    assert owner.acquire() is None
     other.lease = 10
     world.now += 100
     world.chords = other
@@ -401,7 +401,7 @@ def test_large_values_are_read_at_the_same_time():
     large = b"x" * (INLINE_BYTES * 2)
     for index in range(40):
         complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
-    assert world.chords.claim("g", 0).take() is None
+    assert world.chords.claim("g", 0).acquire() is None
     before = world.requests("GET")
     world.chords.decide(world.ticket, *complete, world.act, since=world.now)
     assert world.sent == []
@@ -431,7 +431,7 @@ def test_owner_that_finds_the_parts_gone_decides():
     slow = world.chords.claim("g", 0)
     delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
     tree, _ = delivery.climb()
-    assert slow.take() is None
+    assert slow.acquire() is None
     world.store.delete_many([tree.key(0, 0)])
     world.now += 100
     world.chords.decide(world.ticket, tree, [None], world.act)

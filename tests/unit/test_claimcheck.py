@@ -156,7 +156,7 @@ def test_the_object(bench):
     bench.pack(bench.body(BIG))
     key = bench.store.requests[0][1]
     stored = bench.store.get(key)
-    assert key == f"messages/{sha256(stored.body).hexdigest()}"
+    assert key == f"celery-messages/{sha256(stored.body).hexdigest()}"
     assert json.loads(stored.body) == [[BIG], {}]
     assert stored.content_type == "application/json"
 
@@ -175,7 +175,7 @@ def test_compression(bench):
     """`task_compression` compresses the objects too; who reads them need not know."""
     compressed = Messages(bench.store, bench.pool, Settings(bucket="bucket"), "gzip")
     pointer = compressed.put(BIG.encode(), "text/plain", removable=False)
-    assert bench.store.get(f"messages/{pointer['object']}").size < 1000
+    assert bench.store.get(f"celery-messages/{pointer['object']}").size < 1000
     assert bench.messages.get(pointer["object"], pointer["at"]) == BIG.encode()
 
 
@@ -333,7 +333,9 @@ def test_gone(bench):
     args, kwargs, _ = bench.unpack(bench.pack(bench.body(BIG, kwargs={"key": 1})))
     bench.store.delete(bench.store.requests[0][1])
     for look in (lambda: args[0], lambda: kwargs["key"], lambda: list(args)):
-        with pytest.raises(MessageNotRead, match=r"not in s3://bucket/messages/\w{64} any more: .*lifecycle") as caught:
+        with pytest.raises(
+            MessageNotRead, match=r"not in s3://bucket/celery-messages/\w{64} any more: .*lifecycle"
+        ) as caught:
             look()
         assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
     assert bench.verbs().count("GET") == 1
@@ -343,7 +345,9 @@ def test_another_bucket(bench):
     """Where producer and worker use different buckets, the error names both."""
     other = Bench(base="elsewhere/")
     args, _, _ = bench.unpack(other.pack(other.body(BIG)))
-    with pytest.raises(MessageNotRead, match=r"s3://bucket/messages/\w+: its producer .* s3://bucket/elsewhere/"):
+    with pytest.raises(
+        MessageNotRead, match=r"s3://bucket/celery-messages/\w+: its producer .* s3://bucket/elsewhere/"
+    ):
         len(args)
 
 
@@ -507,7 +511,7 @@ def test_unique(bench):
     for _ in range(2):
         mine.pack(mine.body(BIG, chord=signature(BIG + BIG)))
         mine.pack(mine.body(1, chord=signature(BIG + BIG)))
-    names = [key.removeprefix("messages/") for _, key in mine.store.requests]
+    names = [key.removeprefix("celery-messages/") for _, key in mine.store.requests]
     assert sum("." in name for name in names) == 2
     assert len(set(names)) == len(names) == 3
     args = mine.unpack(mine.pack(mine.body(BIG)))[0]

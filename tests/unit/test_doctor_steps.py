@@ -370,7 +370,7 @@ def test_versioning(case, status, standing, level):
 
 
 OTHERS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 1}}
-EARLY = {"ID": "early", "Status": "Enabled", "Filter": {"Prefix": "c/chords/"}, "Expiration": {"Days": 1}}
+EARLY = {"ID": "early", "Status": "Enabled", "Filter": {"Prefix": "c/celery-chords/"}, "Expiration": {"Days": 1}}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_newest_first(bucket):
     for id, age in (("b", 30), ("a", 10), ("c", 20)):
         bucket.put(id, age=age, body=b"x" * age)
     bucket.store.put("base/celery-taskset-meta-group", b"{}")
-    bucket.store.put("base/chords/g/manifest", b"{}")
+    bucket.store.put("base/celery-chords/g/manifest", b"{}")
     found = bucket.inventory.newest(Filter(), 10)
     assert ids(found) == ["a", "c", "b"]
     assert [(one.state, one.task, one.entry.size, one.entry.modified) for one in found[:1]] == [

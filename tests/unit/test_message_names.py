@@ -64,7 +64,7 @@ def test_stored_and_fetched():
     ours = Messages(store, pool, Settings(bucket="bucket", seal_keys=(NEW,)))
     pointer = ours.put(CONTENT, "application/json", removable=False)
     assert ours.put(CONTENT, "application/json", removable=False) == pointer
-    assert [entry.key for entry in store.list("")] == ["messages/" + names(NEW).of(CONTENT)]
+    assert [entry.key for entry in store.list("")] == ["celery-messages/" + names(NEW).of(CONTENT)]
     assert ours.get(pointer["object"], pointer["at"]) == CONTENT
     with pytest.raises(MessageNotRead, match="seal_keys"):
         Messages(store, pool, Settings(bucket="bucket")).get(pointer["object"], pointer["at"])

@@ -80,7 +80,7 @@ def test_only_our_keys(base):
     """Whatever the base holds, wildcards too: its results may be written and listed, those of another base not."""
     policy = document(Settings(bucket="results", base=base), "worker")
     assert allowed(policy, "s3:PutObject", f"arn:aws:s3:::results/{base}celery-task-meta-some/id")
-    assert allowed(policy, "s3:ListBucket", "arn:aws:s3:::results", **{"s3:prefix": f"{base}chords/"})
+    assert allowed(policy, "s3:ListBucket", "arn:aws:s3:::results", **{"s3:prefix": f"{base}celery-chords/"})
     for key in (f"other/{base}celery-task-meta-id", f"{base}else", "celery-task-meta-id" if base else "x"):
         assert not allowed(policy, "s3:PutObject", f"arn:aws:s3:::results/{key}")
         assert not allowed(policy, "s3:GetObject", f"arn:aws:s3:::others/{base}celery-task-meta-id")
@@ -92,7 +92,7 @@ def test_prefix():
     policy = document(settings, "worker", Layout("base/", "prod_"))
     assert "arn:aws:s3:::b/base/prod_celery-task-meta-*" in statement(policy, "GetPutDelete")["Resource"]
     assert statement(policy, "GetPut")["Resource"] == [
-        "arn:aws:s3:::b/base/prod_chords-repaired",
+        "arn:aws:s3:::b/base/prod_celery-chords-repaired",
         "arn:aws:s3:::b/base/celery-s3-probe",
     ]
 
@@ -100,7 +100,7 @@ def test_prefix():
 def test_roles():
     """Clients do not look when chords were mended last; only operators configure the bucket and use `bench`."""
     policies = {role: document(Settings(bucket="b"), role) for role in ROLES}
-    mended, scratch = "arn:aws:s3:::b/chords-repaired", "arn:aws:s3:::b/celery-s3-bench/x"
+    mended, scratch = "arn:aws:s3:::b/celery-chords-repaired", "arn:aws:s3:::b/celery-s3-bench/x"
     assert {role: allowed(policy, "s3:PutObject", mended) for role, policy in policies.items()} == {
         "worker": True,
         "client": False,
@@ -114,7 +114,7 @@ def test_roles():
 def test_messages(messages):
     """Large messages are allowed only where they travel through the bucket."""
     policy = document(Settings(bucket="b", base="c/"), "worker", messages=messages)
-    assert allowed(policy, "s3:DeleteObject", "arn:aws:s3:::b/c/messages/0a1b") is messages
+    assert allowed(policy, "s3:DeleteObject", "arn:aws:s3:::b/c/celery-messages/0a1b") is messages
 
 
 @pytest.mark.parametrize("given", [{"tags": {"team": "a"}}, {"expiry_tags": True}])

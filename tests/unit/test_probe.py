@@ -14,7 +14,7 @@ from celery_s3.errors import AccessDenied, BadRequest, ConfigurationError, Inter
 from celery_s3.settings import Settings
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.probe import ConditionalWrites
-from celery_s3.store.retrying import Policy, Retrying
+from celery_s3.store.retrying import Retrying
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -132,7 +132,7 @@ def test_lost_answers_do_not_mislead(settings, conditional, after):
     """A write whose answer got lost is settled by its bytes, which are new each time."""
     store = MemoryStore(conditional=conditional)
     store.faults.append(Fault(Interrupted(), "PUT", after=after, landed=conditional is False or after == 0))
-    probe = ConditionalWrites(settings(), Retrying(store, policy=lambda: Policy(), sleep=lambda _: None))
+    probe = ConditionalWrites(settings(), Retrying(store, sleep=lambda _: None))
     assert probe.supported() is conditional
 
 

@@ -28,14 +28,13 @@ from celery_s3.errors import (
     Transient,
     Unreachable,
 )
-from celery_s3.settings import Settings
 from celery_s3.store import deadline
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.counting import Counting, Tally
 from celery_s3.store.deadline import patient, retried_until, retried_while
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.outage import Outage
-from celery_s3.store.retrying import Policy, Retrying, policy_for
+from celery_s3.store.retrying import Retrying, RetryPolicy
 
 TRANSIENT = [Throttled, Unreachable, ServerFault, Conflict, Interrupted]
 REFUSED = [
@@ -130,7 +129,7 @@ def test_budget_spent(memory, make, verb):
     memory.faults.append(Fault(Unreachable("first"), verb))
     memory.faults.append(Fault(Interrupted("last.", "put", "b", "k", 500, "X"), verb, times=-1))
     with pytest.raises(Interrupted, match=r"last; 5 tries in 0\.[78] s") as caught:
-        calls(make(policy=lambda: Policy(retries=4)))[verb]()
+        calls(make(policy=RetryPolicy(retries=4)))[verb]()
     assert len(memory.requests) == 5
     assert isinstance(caught.value.__cause__, Interrupted)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -159,11 +158,10 @@ def patience(monkeypatch, time):
 
 
 @pytest.mark.parametrize("error", [Throttled, Unreachable, ServerFault, Interrupted])
-@pytest.mark.parametrize("parent", [False, True])
-def test_what_must_not_be_lost_outlives_an_outage(memory, make, time, patience, error, parent):
+def test_what_must_not_be_lost_outlives_an_outage(memory, make, time, patience, error):
     """Inside of `patient` an outage is waited for, with waits of at most 5 s, whatever `max_retries` says."""
     memory.faults.append(Fault(error(), times=100))
-    store = make(policy=lambda: policy_for(Settings(bucket="b", max_retries=0), prefork_parent=parent))
+    store = make(policy=RetryPolicy(retries=0))
     with patient(3600):
         store.put("k", b"body")
     assert memory.get("k").body == b"body"
@@ -174,7 +172,7 @@ def test_what_must_not_be_lost_outlives_an_outage(memory, make, time, patience, 
 def test_patience_ends(memory, make, time, patience):
     """After so many seconds in all the error is raised, and says how long it was tried."""
     memory.faults.append(Fault(Unreachable(), times=1000))
-    store = make(policy=lambda: Policy(retries=0))
+    store = make(policy=RetryPolicy(retries=0))
     with patient(300):
         with pytest.raises(Unreachable, match=r"tries in 29\d\.\d s"):
             store.put("k", b"")
@@ -261,7 +259,7 @@ def test_no_retries(memory, make):
     """A budget of none is one try, and says so."""
     memory.faults.append(Fault(Conflict()))
     with pytest.raises(Conflict, match=r"1 try in 0\.0 s"):
-        make(policy=lambda: Policy(retries=0)).put("k", b"")
+        make(policy=RetryPolicy(retries=0)).put("k", b"")
 
 
 def test_retries_are_counted(memory, make):
@@ -295,7 +293,7 @@ def test_throttled_waits_longer(memory, make, time):
     st.integers(1, 10_000),
     st.sampled_from(TRANSIENT),
     st.floats(0, 1, exclude_max=True),
-    st.builds(Policy, st.integers(0, 20), st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0.01, 10)),
+    st.builds(RetryPolicy, st.integers(0, 20), st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0.01, 10)),
 )
 def test_wait_is_between_nothing_and_the_cap(tries, error, share, policy):
     """Full jitter: anything from nothing on, never above the cap, however often it was tried."""
@@ -320,16 +318,6 @@ def test_sleep_is_looked_up_when_it_is_needed(memory, monkeypatch):
     memory.faults.append(Fault(Unreachable()))
     Retrying(memory).put("k", b"")
     assert len(slept) == 1
-
-
-def test_policy_of_a_prefork_parent():
-    """Its event loop stands still for at most two short waits, and never longer than `max_retries` allows."""
-    settings = Settings(bucket="b", max_retries=8)
-    assert policy_for(settings, prefork_parent=False) == Policy(8)
-    parent = policy_for(settings, prefork_parent=True)
-    assert parent.retries == 2
-    assert sum(parent.wait(tries, Throttled(), 1.0) for tries in (1, 2)) <= 0.5
-    assert policy_for(Settings(bucket="b", max_retries=0), prefork_parent=True).retries == 0
 
 
 # -- conditional writes
@@ -431,7 +419,7 @@ def test_listing_that_gets_on_has_a_new_budget(memory, make):
     for number in range(5000):
         memory.put(f"{number:04}", b"")
     memory.faults += [Fault(ServerFault(), "LIST", times=2, after=page) for page in range(4)]
-    assert len(list(make(policy=lambda: Policy(retries=8)).list(""))) == 5000
+    assert len(list(make(policy=RetryPolicy(retries=8)).list(""))) == 5000
 
 
 def test_deleting_many_repeats_only_what_failed(memory, make):

@@ -288,8 +288,11 @@ def test_forecast(bucket):
 
 def test_chords(bucket):
     """What chords have left is deleted list by list, each only in the version that was listed."""
-    manifest, claim = bucket.write("chords/g/manifest", 99 * DAY), bucket.write("chords/g/0/claim", 99 * DAY)
-    entries = {entry.key: entry for entry in bucket.store.list("chords/")}
+    manifest, claim = (
+        bucket.write("celery-chords/g/manifest", 99 * DAY),
+        bucket.write("celery-chords/g/0/claim", 99 * DAY),
+    )
+    entries = {entry.key: entry for entry in bucket.store.list("celery-chords/")}
     bucket.write(manifest, body=b"applied again")
     done = bucket.sweep(remains=[[entries[manifest]], [entries[claim]]]).run()
     assert bucket.keys == {manifest}
@@ -473,7 +476,7 @@ def test_which_uploads_are_ours():
         "b/celery-task-meta-young": DAY - 1,
         f"b/celery-files/whose/{'0' * 32}": DAY + 1,
         "b/celery-files/holiday.mov": 9 * DAY,
-        "b/chords/film/1.mov": 9 * DAY,
+        "b/celery-chords/film/1.mov": 9 * DAY,
         "b/other": 9 * DAY,
     }
     standing = [Upload(key, "id", datetime.fromtimestamp(NOW - age, UTC)) for key, age in names.items()]

@@ -35,7 +35,7 @@ from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.pieces import cut
 from celery_s3.store.requests import PutPart
-from celery_s3.store.retrying import Policy, Retrying
+from celery_s3.store.retrying import Retrying, RetryPolicy
 from celery_s3.store.uploads import PART, PARTS, UPLOAD, MultipartWriter, part_bytes
 
 MIB = 1024 * 1024
@@ -63,7 +63,7 @@ def pool():
 @pytest.fixture
 def writer(memory, pool):
     """A writer over retries that do not wait."""
-    return MultipartWriter(Retrying(memory, policy=lambda: Policy(3), sleep=lambda seconds: None), pool)
+    return MultipartWriter(Retrying(memory, policy=RetryPolicy(3), sleep=lambda seconds: None), pool)
 
 
 def verbs(memory):
@@ -297,7 +297,7 @@ def test_nobody_retries_for_an_upload_that_has_failed(pool):
             raise AccessDenied("no")
 
     memory = Server()
-    store = Retrying(memory, policy=lambda: Policy(50), sleep=lambda seconds: None, random=lambda: 1.0)
+    store = Retrying(memory, policy=RetryPolicy(50), sleep=lambda seconds: None, random=lambda: 1.0)
     with pytest.raises(AccessDenied):
         MultipartWriter(store, pool).write("k", [b"x" * 20])
     assert verbs(memory) == ["CREATE", "ABORT"]

@@ -30,7 +30,6 @@ from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
 from celery_s3.outbox import Outbox
-from celery_s3.processes import prefork_parent
 from celery_s3.results.groups import gather
 from celery_s3.results.reader import Meta, Reader
 from celery_s3.results.recorder import Recorder, is_eager, is_rerun
@@ -163,12 +162,9 @@ class S3Backend(ResultBackend):
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Whether ``result_backend_always_retry`` may try again; never in the event loop of a prefork worker.
-
-        And not once a caller's ``timeout`` is over.
-        """
+        """Whether ``result_backend_always_retry`` may try again: not once a caller's ``timeout`` is over."""
         left = remaining()
-        return transient(exc) and not prefork_parent() and (left is None or left > 0)
+        return transient(exc) and (left is None or left > 0)
 
     def pause(self, seconds: float) -> None:
         """Wait before ``result_backend_always_retry`` tries again, never longer than the caller's ``timeout``."""

@@ -15,7 +15,7 @@ from celery_s3.celery_private import is_chain
 from .manifest import Manifest
 from .ticket import TICKET
 
-__all__ = ["body_in", "ends", "first_ids", "size_hint", "without_ticket"]
+__all__ = ["body_in", "first_ids", "last_tasks", "size_hint", "without_ticket"]
 
 #: Bytes of a body's message that some broker may refuse.
 LARGE_MESSAGE = 32 * 1024
@@ -52,17 +52,17 @@ def first_ids(body: Signature) -> Iterator[str]:
         yield body.id
 
 
-def ends(body: Signature) -> Iterator[Context]:
+def last_tasks(body: Signature) -> Iterator[Context]:
     """The tasks, as requests, that a body ends with, and those of the chain behind it."""
     for follower in body.options.get("chain") or ():
-        yield from ends(maybe_signature(follower, app=body.app))
+        yield from last_tasks(maybe_signature(follower, app=body.app))
     if isinstance(body, group):
         for task in body.tasks:
-            yield from ends(task)
+            yield from last_tasks(task)
     elif is_chain(body):
-        yield from ends(body.tasks[-1])
+        yield from last_tasks(body.tasks[-1])
     elif isinstance(body, chord):
-        yield from ends(body.body)
+        yield from last_tasks(body.body)
     elif body.id:
         end = Context(body)
         end.update(body.options)

@@ -116,7 +116,7 @@ class Claim:
         content = _content(found)
         return Held(content["owner"], content["state"], found.etag, found.modified, float(content["lease"]))
 
-    def take(self) -> Held | None:
+    def acquire(self) -> Held | None:
         """Claim; ``None`` when it is ours, else what stands there."""
         while not self._write("claimed", CREATE):
             held = self.read()

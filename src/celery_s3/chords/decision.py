@@ -110,7 +110,7 @@ class Decision:
     # -- owning
 
     def _decide(self) -> Outcome | None:
-        held, manifest = self._chords.pool.run_both(self._claim.take, self._manifest)
+        held, manifest = self._chords.pool.run_both(self._claim.acquire, self._manifest)
         if held is not None and not self._take_over(held):
             return None
         if self._missing is not None and self._give_up is not None:

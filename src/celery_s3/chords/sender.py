@@ -16,7 +16,7 @@ from celery_s3.errors import BodyNotSent, MessageNotStored, NotRepaired, ResultN
 from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
 from celery_s3.printable import get_logger
 
-from .body import body_in, ends, first_ids, size_hint, without_ticket
+from .body import body_in, first_ids, last_tasks, size_hint, without_ticket
 from .claim import PUBLISHING
 from .decision import Act, Outcome, Ready
 from .host import Host
@@ -150,7 +150,7 @@ class Sender:
         """Store a body's failure, call its errbacks, and let who waits for its ends know."""
         if not callback.id:
             # a chain, before Celery 5.7: its error is stored where it is waited for
-            callback.options["task_id"] = next((end.id for end in ends(callback)), None) or uuid4().hex
+            callback.options["task_id"] = next((end.id for end in last_tasks(callback)), None) or uuid4().hex
         try:
             raise exc  # its traceback is what Celery looks for on the stack
         except ChordError:
@@ -166,7 +166,7 @@ class Sender:
 
         Celery's other backends leave them waiting: the end of a chain or a chord, and an outer chord.
         """
-        for end in ends(callback):
+        for end in last_tasks(callback):
             if not self._host.task_result_exists(end.id):
                 self._host.store_result(end.id, exc, states.FAILURE, request=end)
             if end.chord:

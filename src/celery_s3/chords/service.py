@@ -49,7 +49,7 @@ class Chords:
     """The chords under a prefix.
 
     Arguments:
-        prefix: before every key of a chord, as ``base/chords/``.
+        prefix: before every key of a chord, as ``base/celery-chords/``.
         lease: seconds after which an undecided claim may be taken over.
         later: looks again after the lease of another's claim.
         patience: seconds for which a step is tried again at once, store and broker being away; then it is done later.

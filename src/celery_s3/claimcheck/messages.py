@@ -1,4 +1,4 @@
-"""What messages point to: objects under ``<base>messages/``, each named after its bytes (see :mod:`.names`).
+"""What messages point to: objects under ``<base>celery-messages/``, each named after its bytes (see :mod:`.names`).
 
 ``message_cleanup``::
 

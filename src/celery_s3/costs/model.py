@@ -213,7 +213,7 @@ def _chord(members: int, size: int) -> Counter[tuple[str, str]]:
     store, pool = MemoryStore(), Pool(1)
 
     def process() -> Chords:
-        return Chords(store, pool, "chords/", lease=LEASE, later=lambda *_: None)
+        return Chords(store, pool, "celery-chords/", lease=LEASE, later=lambda *_: None)
 
     ids = tuple(map(str, range(members)))
     ticket = process().open("group", Manifest(0, ids, None, b"", "json"))

@@ -75,8 +75,7 @@ def wanted(layout: Layout, terms: Terms, *, by_tag: bool = False, versioned: boo
     ]
     if terms.sent:
         found.append(_expiring(layout, "files-sent", layout.sent, terms.sent, versioned))
-    # Other programs may have objects under `chords/` and `messages/`: uploads there are left alone unless ours expire.
-    return found + [_aborting(layout, kind) for kind in EXPIRING if kind.unmistakable or terms.of_all(kind)]
+    return found + [_aborting(layout, kind) for kind in EXPIRING]
 
 
 def _aborting(layout: Layout, kind: Kind) -> Rule:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from celery_s3.errors import KeyRefused, KeyUnavailable, StoreError, Transient
-from celery_s3.processes import PerProcess, Remembered, prefork_parent
+from celery_s3.processes import PerProcess, Remembered
 from celery_s3.settings import Settings
 
 from .ciphers import Broken, SecretKey
@@ -32,8 +32,6 @@ KEPT = 1000
 
 #: KMS' answers to a token that it did not make, or not with this key and for this bucket.
 _NOT_OURS = ("InvalidCiphertextException", "IncorrectKeyException")
-#: Tries in a prefork worker's main process, whose event loop stands still meanwhile, and in any other process.
-_BRIEFLY, _PATIENTLY = 1, 3
 
 
 class KMSKey:
@@ -165,7 +163,7 @@ def _client(name: str, settings: Settings) -> Any:
         config=Config(
             connect_timeout=min(settings.connect_timeout, 2.0),
             read_timeout=min(settings.read_timeout, 5.0),
-            retries={"mode": "standard", "total_max_attempts": _BRIEFLY if prefork_parent() else _PATIENTLY},
+            retries={"mode": "standard", "total_max_attempts": 3},
         ),
     )
 

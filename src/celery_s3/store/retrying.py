@@ -33,7 +33,6 @@ from celery_s3.errors import (
 )
 from celery_s3.keys import Layout
 from celery_s3.processes import PerProcess
-from celery_s3.settings import Settings
 
 from .api import Bucket, Store
 from .counting import Tally
@@ -41,7 +40,7 @@ from .deadline import longer, patience, remaining
 from .outage import Outage
 from .requests import Create, Get, ListPage, Put, Request
 
-__all__ = ["Policy", "Retrying", "policy_for"]
+__all__ = ["RetryPolicy", "Retrying"]
 
 A = TypeVar("A")
 #: Draws nothing from the generator that the application may have seeded.
@@ -49,7 +48,7 @@ _CHANCE = SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """How often and after what waits (seconds) a request is tried again: exponential, capped, with full jitter."""
 
     retries: int = 8
@@ -64,14 +63,7 @@ class Policy:
 
 
 #: Of what must not be lost: it waits, in any process, for as long as :func:`~celery_s3.store.deadline.patient` says.
-PATIENT = Policy()
-
-
-def policy_for(settings: Settings, *, prefork_parent: bool) -> Policy:
-    """The policy of a process; a prefork worker's main process has an event loop that must not stand still."""
-    if prefork_parent:
-        return Policy(min(2, settings.max_retries), throttled_base=0.1, cap=0.2)
-    return Policy(settings.max_retries)
+PATIENT = RetryPolicy()
 
 
 def _sleep(seconds: float) -> None:
@@ -83,7 +75,7 @@ class Retrying(Bucket):
 
     Arguments:
         inner: makes the requests.
-        policy: asked at each call, since the process that calls may have been forked meanwhile.
+        policy: how often, and after what waits.
         tally: counts the retries.
         missing_as_403: a GET that is denied reads as missing.
         base: what every key starts with; where listing is tried when a GET is denied.
@@ -94,7 +86,7 @@ class Retrying(Bucket):
         self,
         inner: Store,
         *,
-        policy: Callable[[], Policy] = Policy,
+        policy: RetryPolicy | None = None,
         tally: Tally | None = None,
         missing_as_403: bool = False,
         base: str = "",
@@ -103,7 +95,7 @@ class Retrying(Bucket):
         random: Callable[[], float] = _CHANCE.random,
     ) -> None:
         self._inner = inner
-        self._policy = policy
+        self._policy = policy or RetryPolicy()
         outage = PerProcess(lambda: Outage(clock))
         self._means = _Means(tally or Tally(), outage, sleep, clock, random)
         self._denied = _Denied(self, missing_as_403, base)
@@ -187,8 +179,8 @@ class _Budget:
 
     __slots__ = ("_means", "_policy", "_since", "_started", "answered", "conflicts", "failures", "waiting")
 
-    def __init__(self, policy: Callable[[], Policy], means: _Means) -> None:
-        self._policy = policy  # asked after a failure only: nearly every request is answered at once
+    def __init__(self, policy: RetryPolicy, means: _Means) -> None:
+        self._policy = policy
         self._means = means
         self._started = means.clock()
         self.failures = self.conflicts = 0
@@ -213,8 +205,7 @@ class _Budget:
             wait = PATIENT.wait(self.failures, error, share)
             if wait <= left and self.conflicts <= PATIENT.retries:
                 return wait, False
-        policy = self._policy()
-        return policy.wait(self.failures, error, share), self.failures > policy.retries
+        return self._policy.wait(self.failures, error, share), self.failures > self._policy.retries
 
     def _tell(self, error: Transient) -> None:
         outage = self._means.outage.get()
