@@ -18,10 +18,6 @@ def _wait(condition):
         time.sleep(0.005)
 
 
-def _waiting() -> int:
-    return sum(thread.name == "celery-s3-chord" for thread in threading.enumerate())
-
-
 def test_in_order_of_their_times():
     """What is added last may be due first."""
     timer, done = Timer(), []
@@ -35,11 +31,11 @@ def test_in_order_of_their_times():
 def test_one_thread_for_all_and_none_for_nothing():
     """A thousand entries wait in one thread; it ends with the last one, and a later entry starts another."""
     timer, done = Timer(), []
-    before = _waiting()
+    before = set(threading.enumerate())
     for _ in range(1000):
-        timer(0.3, lambda: done.append(1))
-    assert _waiting() == before + 1
-    _wait(lambda: len(done) == 1000 and _waiting() == before)
+        timer(0.5, lambda: done.append(1))
+    (waiting,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "celery-s3-chord")
+    _wait(lambda: len(done) == 1000 and not waiting.is_alive())
     timer(0.01, lambda: done.append(2))
     _wait(lambda: done[-1] == 2)
 
@@ -87,10 +83,11 @@ def _no_thread(thread):
 def test_closed():
     """What waits when it is closed is never done, nor what is added afterwards; its thread ends."""
     timer, done = Timer(), []
-    before = _waiting()
-    timer(0.05, lambda: done.append(1))
+    before = set(threading.enumerate())
+    timer(0.5, lambda: done.append(1))
+    waiting = set(threading.enumerate()) - before
     timer.close()
-    _wait(lambda: _waiting() == before)
+    _wait(lambda: not any(thread.is_alive() for thread in waiting))
     timer(0, lambda: done.append(2))
     time.sleep(0.1)
     assert done == []
