@@ -123,8 +123,8 @@ class Request(Generic[A]):
     """
 
     __slots__ = ()
-    verb: ClassVar[str]
-    operation: ClassVar[str]
+    verb: str
+    operation: str
     action: ClassVar[str]
     final: ClassVar[tuple[type[StoreError], ...]] = ()
     key: str
