@@ -66,18 +66,15 @@ class Upload:
 
 #: The one request that is made to STS.
 _IDENTITY = "get_caller_identity"
-#: As what a request is billed and counted, by the first word of its name.
-_VERBS = {"abort": "DELETE", "create": "PUT", "delete": "DELETE", "get": "GET", "list": "LIST", "put": "PUT"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Call(Request[dict[str, Any]]):
     """One request, as botocore calls it."""
 
-    action: ClassVar[str] = ""
+    verb, action = "", ""
     # A conflict tells what stands there: another try would tell the same.
     final: ClassVar[tuple[type[StoreError], ...]] = (Conflict,)
-    verb: str
     operation: str
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
     key: str = field(init=False, default="")
@@ -197,7 +194,7 @@ class Control:
 
         A server that is not Amazon's is asked itself, never AWS; where it knows nothing of STS, that raises.
         """
-        answer = self._store.send(_Call("GET", _IDENTITY))
+        answer = self._store.send(_Call(_IDENTITY))
         return Identity(answer.get("Account", ""), answer.get("Arn", ""))
 
     # -- the bucket
@@ -369,4 +366,4 @@ class Control:
         parameters["Bucket"] = self.settings.bucket
         if self.settings.expected_bucket_owner and operation != "create_bucket":
             parameters["ExpectedBucketOwner"] = self.settings.expected_bucket_owner
-        return self._store.send(_Call(_VERBS[operation.partition("_")[0]], operation, parameters))
+        return self._store.send(_Call(operation, parameters))
