@@ -127,6 +127,8 @@ class Report:
     #: the longest time in which the worker's event loop, which receives tasks, did not come round; by the wall's clock
     #: and by the process's own. None while the broker is away: Celery's consumer waits for it
     longest_silence: tuple[float, float] | None = (0.0, 0.0)
+    #: where it stood then, the innermost call last, where it stood for long
+    stood: list[str] = field(default_factory=list)
     #: the longest ``get(timeout=1)`` of a result that was not there; by both clocks
     longest_get: tuple[float, float] = (0.0, 0.0)
     #: from the end of the outage until the last final state was there
@@ -163,7 +165,7 @@ class Redis:
         self.url = f"redis://127.0.0.1:{port}/0"
         self._folder = folder
         self._command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
-        self._command += ["--appendfsync", "always", "--dir", str(folder)]
+        self._command += ["--appendfsync", "no", "--dir", str(folder)]
         self.start()
 
     def start(self) -> None:
@@ -288,7 +290,8 @@ class Trial:
             self.redis.stop()
             return self.redis.start
         for verb in ("PUT", "GET"):
-            self.proxy.fail(verb, self.row.kind, times=-1, seconds=3600)
+            # of a dribbling server that is the time for each byte
+            self.proxy.fail(verb, self.row.kind, times=-1, seconds=1 if self.row.kind == "dribble" else 3600)
         return self.proxy.restore
 
     # -- the work
@@ -376,6 +379,8 @@ class Trial:
         for kind, about in events:
             if kind in ("silence", "get"):
                 longest[kind] = round(about[0], 2), round(about[1], 2)
+            if kind == "where":
+                self.report.stood = about[0]
         self.report.longest_silence = longest.get("silence", (0.0, 0.0)) if self.row.kind != "broker" else None
         self.report.longest_get = longest.get("get", (0.0, 0.0))
 
@@ -399,6 +404,7 @@ def trial(row: Row, keep: Path | None = None, *, quiet: bool = True) -> Report:
         trial.report.quiet = quiet
         report = trial.run()
         if report.problems and keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
             shutil.copytree(scratch, keep, ignore=shutil.ignore_patterns("s3", "*.aof", "appendonlydir"))
         return report
 
@@ -418,7 +424,11 @@ def main() -> int:
             continue
         if arguments.small:
             row = replace(row, load=SMALL)
-        keep = arguments.output.parent / f"outage-failed-{int(time.time())}" if arguments.output else None
+        keep = (
+            arguments.output.parent / f"outage-failed-{row.name.replace(', ', '-').replace(' ', '-')}"
+            if arguments.output
+            else None
+        )
         report = trial(row, keep, quiet=not arguments.busy)
         line = json.dumps(asdict(report) | {"problems": report.problems})
         print(line, flush=True)

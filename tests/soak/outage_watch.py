@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,8 @@ from typing import Any
 TICK, MOST = 0.01, 0.02
 #: Seconds from which a time is written down.
 WORTH = 0.1
+#: Seconds from which it is written down where a worker stands still.
+STANDS = 0.7
 #: Seconds between two turns of a worker's event loop, as this asks for them.
 TURN = 0.1
 
@@ -93,13 +97,23 @@ def watch_loop(consumer: Any, events: Events) -> None:
     longest = Longest(events, "silence")
     turned: tuple[float, float] | None = None
 
+    told = True
+    thread = threading.get_ident()
+
     def look() -> None:
-        if turned is not None:
-            longest.took(turned, clocks.now())
+        nonlocal told
+        if turned is None:
+            return
+        now = clocks.now()
+        longest.took(turned, now)
+        if now[1] - turned[1] > STANDS and not told:
+            told = True
+            stack = traceback.extract_stack(sys._current_frames().get(thread))
+            events.add("where", [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in stack[-8:]])
 
     def turn() -> None:
-        nonlocal turned
-        turned = clocks.now()
+        nonlocal turned, told, thread
+        turned, told, thread = clocks.now(), False, threading.get_ident()
 
     clocks = Clocks(look)
     consumer.hub.call_repeatedly(TURN, turn)
