@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
-from celery import states
+from celery import chord, states
 
 TASKS = Path(__file__).with_name("tasks.py")
 #: Seconds that something may take; only a hang takes them.
@@ -49,17 +50,24 @@ def test_s3_is_away_while_tasks_come_that_nobody_runs(work, proxy, eventually, p
 
 
 def test_s3_is_away_when_a_child_ends(work, proxy, eventually):
-    """A hard time limit and a child that is killed, in an outage: both tasks have failed later, nobody waits."""
+    """A hard time limit and a child that is killed, in an outage: both tasks have failed later, nobody waits.
+
+    The errback of one is a chord, which Celery sends from the main process: that stands still no more than otherwise.
+    """
     app, one = work(task_track_started=True)
-    limited = app.send_task("forever", time_limit=1)
+    sign = partial(app.signature, immutable=True)
+    errback = chord([sign("add", (1, 2)), sign("add", (3, 4))], sign("add", (5, 6), task_id="of-errback"), app=app)
+    limited = app.send_task("forever", time_limit=1, link_error=errback)
     killed = app.send_task("die")
     eventually(lambda: state(app, limited.id) == states.STARTED, SOON)
     proxy.down()
     eventually(lambda: "Hard time limit" in one.log, SOON)
-    time.sleep(2)
+    time.sleep(1)
+    assert app.control.ping(timeout=5, limit=1)
     assert one.running
     proxy.up()
     eventually(lambda: state(app, limited.id) == state(app, killed.id) == states.FAILURE, SOON)
+    assert app.AsyncResult("of-errback").get(timeout=SOON) == 11
 
 
 def test_a_revoke_of_many(work, proxy, eventually):
