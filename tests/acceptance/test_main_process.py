@@ -131,3 +131,32 @@ def test_what_is_left_at_shutdown(work, proxy, eventually):
     assert one.wait(SOON) == 0
     proxy.configure(delay=0.0)
     assert {state(app, f"late-{number}") for number in range(40)} == {states.REVOKED}
+
+
+def test_a_warm_shutdown_waits_for_what_waits_for_s3(work, proxy):
+    """SIGTERM in an outage: a task whose result waits is running still, as Celery sees it; then the worker ends."""
+    app, one = work()
+    assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
+    proxy.down()
+    late = app.send_task("add", (3, 4))
+    one.wait_for("it is kept, and tried again", SOON)
+    one.kill(15)
+    time.sleep(1.5)
+    assert one.running
+    proxy.up()
+    assert one.wait(SOON) == 0
+    assert late.get(timeout=SOON) == 7
+
+
+def test_a_cold_shutdown_does_not(work, proxy):
+    """SIGQUIT ends it at once, whatever S3 does: what waited is lost, or run again where it is acknowledged late."""
+    app, one = work()
+    assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
+    proxy.down()
+    late = app.send_task("add", (3, 4))
+    one.wait_for("it is kept, and tried again", SOON)
+    one.kill(15)
+    one.kill(3)
+    one.wait(SOON)
+    proxy.up()
+    assert state(app, late.id) == states.PENDING
