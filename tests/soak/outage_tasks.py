@@ -31,6 +31,11 @@ def plain(self: object, number: int, seconds: float = 0.0) -> int:
     return number
 
 
+@app.task(name="noted", bind=True)
+def noted(self: object) -> None:
+    EVENTS.add("began", self.request.id)  # type: ignore[attr-defined]
+
+
 @app.task(name="reports", bind=True)
 def reports(self: object, number: int) -> int:
     """Tells its progress, which may fail quietly."""
