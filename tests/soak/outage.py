@@ -64,7 +64,7 @@ class Load:
 #: For rows that differ in the fault alone: prefork workers replace a child after every fourth task, which takes long.
 SOME = Load(plain=200, chords=5, group=200)
 #: What ``make test`` can afford.
-SMALL = Load(plain=60, reports=4, chords=3, members=20, group=60, overruns=1, dies=1, revoked=100, expired=3, unknown=3)
+SMALL = Load(plain=21, reports=3, chords=2, members=12, group=20, overruns=1, dies=1, revoked=100, expired=3, unknown=3)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ class Report:
     bodies_twice: int = 0
     bodies_wrong: int = 0
     worker_ended: bool = False
+    #: its log has a line for the beginning of the outage, and one for its end
+    told: bool = False
     #: the group that somebody waits for came whole
     group_came: bool = False
     #: the longest time in which the worker's event loop, which receives tasks, did not come round; by the wall's clock
@@ -147,6 +149,7 @@ class Report:
             f"{self.bodies_twice} bodies ran twice": bool(self.bodies_twice),
             f"{self.bodies_wrong} bodies had wrong values": bool(self.bodies_wrong),
             "the worker ended": self.worker_ended,
+            "the log does not tell of the outage": not self.told,
             "the group that was awaited did not come": not self.group_came,
             f"nothing consumed for {silence} s": silence > 1.0,
             f"get(timeout=1) took {get} s": get > 1.6,  # 1 s, half a second for a request, and the machine
@@ -381,6 +384,10 @@ class Trial:
                 longest[kind] = round(about[0], 2), round(about[1], 2)
             if kind == "where":
                 self.report.stood = about[0]
+        log = self.log.read_text(errors="replace")
+        self.report.told = self.row.kind == "broker" or all(
+            line in log for line in ("it is kept, and", "S3 answers again")
+        )
         self.report.longest_silence = longest.get("silence", (0.0, 0.0)) if self.row.kind != "broker" else None
         self.report.longest_get = longest.get("get", (0.0, 0.0))
 
