@@ -23,7 +23,7 @@ OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-celery test-python check soak outage bench docs clean
+.PHONY: help demo test test-store test-demo test-celery test-python check soak outage outage-pools bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -69,6 +69,9 @@ soak: $(VENV)/.with-test  ## Try to break it, for an hour or two: interleavings 
 
 outage: $(VENV)/.with-test  ## Take S3 away from a working worker, for up to five minutes (ONLY='killed 40' to choose)
 	@PYTHONPATH=. $(BIN)/python tests/soak/outage.py --only "$(ONLY)" --output benchmarks/runs/soak-outage.jsonl
+
+outage-pools: $(VENV)/.with-test  ## Measure what an outage does with each pool, acks early and late (ten minutes)
+	@PYTHONPATH=. $(BIN)/python tests/soak/outage_pools.py --only "$(ONLY)" --output benchmarks/runs/soak-outage-pools.jsonl
 
 bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (QUICK=1: a minute); writes benchmarks/runs/
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -93,6 +93,13 @@ class ResultBackend(KeyValueStoreBackend):
         """Delete what is stored for a task."""
         super()._forget(task_id)
 
+    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
+        self.call_errbacks(request, exc, traceback)
+
+    def call_errbacks(self, request: Any, error: BaseException, traceback: Any) -> None:
+        """Call or send the errbacks of a task that has failed."""
+        super()._call_task_errbacks(request, error, traceback)
+
     def _sleep(self, amount: float) -> None:
         self.pause(amount)
 

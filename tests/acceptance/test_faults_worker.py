@@ -70,19 +70,6 @@ def test_always_retry_outlives_an_outage(work, proxy, eventually):
     assert result.get(timeout=SOON) == 2
 
 
-def test_an_outage_loses_no_task(work, proxy, eventually):
-    """With `task_track_started` and an outage of 25 s, each task runs, and each result is stored when it is over."""
-    app, one = work(conf={"task_track_started": True})
-    assert app.send_task("add", (0, 0)).get(timeout=SOON) == 0
-    proxy.down()
-    results = [app.send_task("add", (number, 1)) for number in range(6)]
-    time.sleep(25)
-    proxy.up()
-    assert [result.get(timeout=SOON) for result in results] == [number + 1 for number in range(6)]
-    assert "it is kept, and tried again" in one.log
-    eventually(lambda: "S3 answers again" in one.log, SOON)
-
-
 def test_a_store_that_stands_still_does_not_stop_the_worker(work, proxy, eventually):
     """A time limit strikes while the store hangs: the main process replaces the child and goes on."""
     app, one = work(read_timeout=1)

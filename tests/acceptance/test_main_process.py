@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
-from celery import states
+from celery import chord, states
 
 TASKS = Path(__file__).with_name("tasks.py")
 #: Seconds that something may take; only a hang takes them.
@@ -49,17 +50,24 @@ def test_s3_is_away_while_tasks_come_that_nobody_runs(work, proxy, eventually, p
 
 
 def test_s3_is_away_when_a_child_ends(work, proxy, eventually):
-    """A hard time limit and a child that is killed, in an outage: both tasks have failed later, nobody waits."""
+    """A hard time limit and a child that is killed, in an outage: both tasks have failed later, nobody waits.
+
+    The errback of one is a chord, which Celery sends from the main process: that stands still no more than otherwise.
+    """
     app, one = work(task_track_started=True)
-    limited = app.send_task("forever", time_limit=1)
+    sign = partial(app.signature, immutable=True)
+    errback = chord([sign("add", (1, 2)), sign("add", (3, 4))], sign("add", (5, 6), task_id="of-errback"), app=app)
+    limited = app.send_task("forever", time_limit=1, link_error=errback)
     killed = app.send_task("die")
     eventually(lambda: state(app, limited.id) == states.STARTED, SOON)
     proxy.down()
     eventually(lambda: "Hard time limit" in one.log, SOON)
-    time.sleep(2)
+    time.sleep(1)
+    assert app.control.ping(timeout=5, limit=1)
     assert one.running
     proxy.up()
     eventually(lambda: state(app, limited.id) == state(app, killed.id) == states.FAILURE, SOON)
+    assert app.AsyncResult("of-errback").get(timeout=SOON) == 11
 
 
 def test_a_revoke_of_many(work, proxy, eventually):
@@ -123,3 +131,32 @@ def test_what_is_left_at_shutdown(work, proxy, eventually):
     assert one.wait(SOON) == 0
     proxy.configure(delay=0.0)
     assert {state(app, f"late-{number}") for number in range(40)} == {states.REVOKED}
+
+
+def test_a_warm_shutdown_waits_for_what_waits_for_s3(work, proxy):
+    """SIGTERM in an outage: a task whose result waits is running still, as Celery sees it; then the worker ends."""
+    app, one = work()
+    assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
+    proxy.down()
+    late = app.send_task("add", (3, 4))
+    one.wait_for("it is kept, and tried again", SOON)
+    one.kill(15)
+    time.sleep(1.5)
+    assert one.running
+    proxy.up()
+    assert one.wait(SOON) == 0
+    assert late.get(timeout=SOON) == 7
+
+
+def test_a_cold_shutdown_does_not(work, proxy):
+    """SIGQUIT ends it at once, whatever S3 does: what waited is lost, or run again where it is acknowledged late."""
+    app, one = work()
+    assert app.send_task("add", (1, 2)).get(timeout=SOON) == 3
+    proxy.down()
+    late = app.send_task("add", (3, 4))
+    one.wait_for("it is kept, and tried again", SOON)
+    one.kill(15)
+    one.kill(3)
+    one.wait(SOON)
+    proxy.up()
+    assert state(app, late.id) == states.PENDING

@@ -163,8 +163,8 @@ def test_versioned(fresh_bucket, moto_s3, make_app, stored, later):
     done = CliRunner().invoke(s3, ["sweep"], obj=CLIContext(app=app, no_color=True, workdir=None))
     assert done.exit_code == 0, done.output
     assert "The bucket keeps versions" in done.stdout
-    for version in control._s3.list_object_versions(Bucket=app.backend.settings.bucket).get("Versions", ()):
-        control._s3.delete_object(
+    for version in control._client.s3.list_object_versions(Bucket=app.backend.settings.bucket).get("Versions", ()):
+        control._client.s3.delete_object(
             Bucket=app.backend.settings.bucket, Key=version["Key"], VersionId=version["VersionId"]
         )
 

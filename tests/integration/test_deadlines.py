@@ -13,7 +13,10 @@ from celery.exceptions import TimeoutError
 from celery.result import AsyncResult, GroupResult
 
 from celery_s3.errors import Interrupted, ResultNotRead
+from celery_s3.results import write_once
 from celery_s3.store.api import CREATE
+from celery_s3.store.clients.control import Control
+from celery_s3.store.deadline import retried_until
 
 CLIENTS = ["obstore", "boto3"]
 #: Faults, and how long each goes on with every request.
@@ -123,6 +126,29 @@ def test_a_request_ends_in_time(app_for, proxy, fault, verb):
         return
     with Within(2.2), pytest.raises(Interrupted):
         store.get("time/k", length=64 * 1024) if verb == "GET" else store.put("time/k", b"y")
+
+
+@pytest.mark.parametrize("fault", ["hang", "dribble"])
+def test_the_control_plane_has_deadlines_too(seaweed, proxy, settings_for, fault):
+    """A question about the bucket ends when its caller's time is over, whatever the server does."""
+    control = Control(settings_for(seaweed, endpoint_url=proxy.endpoint_url))
+    control.region()
+    proxy.fail("LIST", fault, times=-1, seconds=SLOW[fault])
+    with Within(2.5), retried_until(time.monotonic() + 1), pytest.raises(Interrupted):
+        control.region()
+
+
+def test_an_expired_success_is_replaced_although_nobody_tells_the_time(seaweed, proxy, make_app, monkeypatch):
+    """The server's clock is asked before, and not waited for: this machine's has to do after some seconds."""
+    values = {"endpoint_url": proxy.endpoint_url, "outage_patience": 60}
+    app = make_app(seaweed, s3_backend_settings=values, result_expires=1)
+    app.backend.store_result("old", 1, states.SUCCESS)
+    time.sleep(2.1)
+    monkeypatch.setattr(write_once, "CLOCK_ANSWERS_IN", 1.0)
+    proxy.fail("LIST", "dribble", times=-1, seconds=1.0)
+    with Within(5.0):
+        app.backend.store_result("old", 2, states.SUCCESS)
+    assert app.AsyncResult("old").result == 2
 
 
 @pytest.mark.parametrize("mebibytes", [2, 7])

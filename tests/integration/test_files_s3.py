@@ -501,7 +501,7 @@ def test_tags(moto_s3, make_app, run, report):
     for term, tag in ((None, "default"), (60, "1")):
         id = run(task, request={"headers": {"result_expires": term}} if term else {})
         (key,) = app.backend.files.keys_of(id)
-        found = Control(app.backend.settings)._s3.get_object_tagging(Bucket=moto_s3.bucket, Key=key)
+        found = Control(app.backend.settings)._client.s3.get_object_tagging(Bucket=moto_s3.bucket, Key=key)
         assert [one["Value"] for one in found["TagSet"]] == [tag]
 
 

@@ -6,14 +6,16 @@ import base64
 import json
 import logging
 import os
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
 import botocore.session
 import pytest
 from celery import states
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, TimeoutError
 from kombu.utils.uuid import uuid
 
 from celery_s3.bucket import open_store
@@ -400,15 +402,21 @@ def kms(sqs, monkeypatch):
 
 
 @pytest.fixture
-def asked(kms, proxy_for, sqs, monkeypatch):
-    """``asked()``: the requests that KMS got since it was last asked for."""
+def before_kms(kms, proxy_for, sqs, monkeypatch):
+    """A proxy before moto's KMS, by which it is asked."""
     between = proxy_for(sqs)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", between.endpoint_url)
+    return between
+
+
+@pytest.fixture
+def asked(before_kms):
+    """``asked()``: the requests that KMS got since it was last asked for."""
 
     def count():
-        found = [record.headers.get("x-amz-target", "").removeprefix("TrentService.") for record in between.records()]
-        between.reset()
-        return Counter(found)
+        records = before_kms.records()
+        before_kms.reset()
+        return Counter(record.headers.get("x-amz-target", "").removeprefix("TrentService.") for record in records)
 
     return count
 
@@ -471,7 +479,7 @@ def test_a_key_that_kms_does_not_give(sealed, stored, kms):
 
 def test_kms_that_does_not_answer(sealed, stored, proxy, monkeypatch, kms):
     """It is worth another try, says so, and nothing was written."""
-    app = sealed(seal_keys=["kms://alias/results"])
+    app = sealed(seal_keys=["kms://alias/results"], outage_patience=0, max_retries=1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", "http://127.0.0.1:9")
     proxy.reset()
     with pytest.raises(ResultNotStored, match="AWS KMS does not answer") as caught:
@@ -481,6 +489,45 @@ def test_kms_that_does_not_answer(sealed, stored, proxy, monkeypatch, kms):
     assert proxy.counts() == Counter()
 
 
+@pytest.mark.parametrize("how", ["slow_down", "hang"])
+def test_a_final_state_outlives_an_outage_of_kms(sealed, before_kms, caplog, how):
+    """It is kept until its key is there, as in an outage of S3; a state that passes is dropped after 3 s."""
+    app = sealed(seal_keys=["kms://alias/results"], max_retries=0, connect_timeout=0.5, read_timeout=0.5)
+    before_kms.fail("*", how, times=-1)
+    with ThreadPoolExecutor(8) as pool, caplog.at_level(logging.WARNING):
+        finals = [pool.submit(app.backend.store_result, f"final-{number}", number, "SUCCESS") for number in range(7)]
+        began = time.monotonic()
+        app.backend.store_result("passing", None, "STARTED")
+        assert time.monotonic() - began < 10  # far from an hour
+        while "AWS KMS does not take what must not be lost" not in caplog.text:
+            time.sleep(0.02)
+        assert not any(one.done() for one in finals)
+        before_kms.heal()
+        for one in finals:
+            one.result(30)
+    assert "AWS KMS answers again" in caplog.text
+    assert [app.AsyncResult(f"final-{number}").result for number in range(7)] == list(range(7))
+    assert app.AsyncResult("passing").state == "PENDING"
+
+
+def test_a_read_waits_for_kms_no_longer_than_its_caller(sealed, stored, before_kms):
+    """`get(timeout=1)` ends in time where KMS hangs, also beside others that ask for the same key."""
+    app = sealed(seal_keys=["kms://alias/results"])
+    result = stored(sealed(seal_keys=["kms://alias/results"]), 1)
+    before_kms.fail("*", "hang", times=-1)
+
+    def ask():
+        began = time.monotonic()
+        with pytest.raises((TimeoutError, ResultNotRead)):
+            app.AsyncResult(result.id).get(timeout=1)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(one.result() for one in [pool.submit(ask) for _ in range(8)]) < 3
+    before_kms.heal()
+    assert app.AsyncResult(result.id).get(timeout=20) == 1
+
+
 def test_no_data_key_in_the_log(sealed, stored, kms, caplog, monkeypatch):
     """botocore logs every answer at level DEBUG: not those with keys in them."""
     answers = []
@@ -488,7 +535,7 @@ def test_no_data_key_in_the_log(sealed, stored, kms, caplog, monkeypatch):
     for one in (app, reader):
         key = one.backend.store._ring.first
         monkeypatch.setattr(
-            key, "_keep", lambda slot, secret, keep=key._keep: answers.append(secret.reveal()) or keep(slot, secret)
+            key, "_keep", lambda slot, made, keep=key._keep: answers.append(made[1].reveal()) or keep(slot, made)
         )
     with caplog.at_level(logging.DEBUG):
         result = stored(app, 1)

@@ -7,26 +7,33 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
+from celery.signals import worker_ready
+from outage_watch import Events, watch_loop
 
 CONF = json.loads(os.environ["OUTAGE_CONF"])
-EVENTS = Path(os.environ["OUTAGE_EVENTS"])
+EVENTS = Events(Path(os.environ["OUTAGE_EVENTS"]))
 
 app = Celery("outage")
 app.conf.update(CONF)
 
 
-def event(kind: str, name: str) -> None:
-    """One line, written whole whatever happens to this process."""
-    with EVENTS.open("ab", buffering=0) as file:
-        file.write(f"{json.dumps([time.time(), kind, name])}\n".encode())
+@worker_ready.connect(weak=False)
+def ready(sender: Any, **_: object) -> None:
+    watch_loop(sender, EVENTS)
 
 
 @app.task(name="plain", bind=True)
 def plain(self: object, number: int, seconds: float = 0.0) -> int:
     time.sleep(seconds)
     return number
+
+
+@app.task(name="noted", bind=True)
+def noted(self: object) -> None:
+    EVENTS.add("began", self.request.id)  # type: ignore[attr-defined]
 
 
 @app.task(name="reports", bind=True)
@@ -49,5 +56,5 @@ def dies() -> None:
 
 @app.task(name="body", bind=True)
 def body(self: object, values: list[int], size: int) -> int:
-    event("ran" if values == list(range(size)) else "wrong", self.request.id)  # type: ignore[attr-defined]
+    EVENTS.add("ran" if values == list(range(size)) else "wrong", self.request.id)  # type: ignore[attr-defined]
     return len(values)

@@ -70,5 +70,5 @@ def test_skew(monkeypatch, date, skew):
     """How far the clocks are apart, as the last answer tells it; nothing where it tells nothing."""
     control = Control(Settings(bucket="results"))
     monkeypatch.setattr("celery_s3.store.clients.control.time.time", lambda: 1_795_428_060.0)
-    control._note_date(http_response=SimpleNamespace(headers={"Date": date} if date else {}))
+    control._client.note_date(http_response=SimpleNamespace(headers={"Date": date} if date else {}))
     assert control.skew == skew

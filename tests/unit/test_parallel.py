@@ -12,12 +12,16 @@ import weakref
 from contextvars import ContextVar
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_s3.store.deadline import retried_until
+from celery_s3.errors import Unreachable
+from celery_s3.store.deadline import patient, retried_until
+from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
+from celery_s3.store.retrying import Retrying
 
 #: Python 3.12 warns of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -324,3 +328,29 @@ def test_both_is_interrupted():
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended
+
+
+@pytest.mark.parametrize("struck", ["here", "waiting"])
+def test_both_is_interrupted_in_an_outage(struck):
+    """A soft time limit ends both where one of them waits, as patient as can be, for a store that is away."""
+    memory = MemoryStore()
+    memory.faults.append(Fault(Unreachable(), times=-1))
+    store, ended = Retrying(memory, random=lambda: 0.01), threading.Event()
+
+    def beside():
+        try:
+            store.put("k", b"")
+        finally:
+            ended.set()
+
+    def limit(*_):
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, limit)
+    try:
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+        with patient(3600), pytest.raises(SoftTimeLimitExceeded):
+            Pool(2).run_both(beside, lambda: time.sleep(30) if struck == "here" else None)
+        assert ended.wait(10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -235,6 +235,11 @@ class S3Backend(ResultBackend):
         with self.chord_members.reporting():
             super().mark_as_revoked(*args, **kwargs)
 
+    def call_errbacks(self, request: Any, error: BaseException, traceback: Any) -> None:
+        """Call a failed task's errbacks, after its state is stored; they may ask S3 themselves, as a chord does."""
+        call = partial(super().call_errbacks, request, error, traceback)
+        self.consumer.spared(call, request.id, f"the call of the errbacks of task {request.id}", None)
+
     def store_meta(self, meta: Meta, request: Any) -> None:
         """Store a meta by the write-once protocol: a SUCCESS that is stored stays.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from celery_s3.interruptions import INTERRUPTIONS
 
 from .decision import Act, Decision, GiveUp, Service
 from .parts import Leaves
@@ -46,9 +46,15 @@ class Delivery:
         self._decision: Decision | None = None
 
     def climb_quietly(self) -> None:
-        """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`."""
-        with suppress(Exception):
+        """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`.
+
+        But for an interruption: the result may be waiting for an outage to end, and must not wait on.
+        """
+        try:
             self._climb()
+        except Exception as exc:  # :meth:`climb` meets it again
+            if isinstance(exc, INTERRUPTIONS):
+                raise
 
     def climb(self) -> tuple[Tree, Leaves] | None:
         """Go up; the tree and all parts in order if this completed the root."""

@@ -32,6 +32,7 @@ from celery_s3.printable import get_logger
 from celery_s3.processes import Remembered
 from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
+from celery_s3.store.deadline import remaining, retried_until
 from celery_s3.store.parallel import Pool
 
 __all__ = ["Results", "WriteOutcome"]
@@ -51,6 +52,8 @@ LOST_RACES = 5
 VERSIONS = 4096
 #: Seconds by which a clock may differ from the server's: S3 refuses what is signed by one that differs by more.
 DRIFT = 15 * 60
+#: Seconds after which the server has told its time, or this machine's clock has to do.
+CLOCK_ANSWERS_IN = 5.0
 
 
 #: States of a task that has not begun, or has to begin again.
@@ -302,8 +305,11 @@ class Results:
             return False
         if self.now() >= end + DRIFT:
             return True
+        left = remaining()
+        seconds = CLOCK_ANSWERS_IN if left is None else min(CLOCK_ANSWERS_IN, left)
         try:
-            return self.server_now() >= end
+            with retried_until(time.monotonic() + seconds):
+                return self.server_now() >= end
         except StoreError:  # nothing must be lost because nobody tells the time: this machine's clock has to do
             return True
 

@@ -61,8 +61,9 @@ def retried_until(moment: float | None) -> AbstractContextManager[None]:
 
 
 def retried_while(wanted: Callable[[], bool]) -> AbstractContextManager[None]:
-    """Inside, no request is tried again once nobody wants it any more."""
-    return _inside(_wanted, wanted)
+    """Inside, no request is tried again once nobody wants it any more, here or further out."""
+    further_out = _wanted.get()
+    return _inside(_wanted, wanted if further_out is None else lambda: wanted() and further_out())
 
 
 def patient(seconds: float) -> AbstractContextManager[None]:

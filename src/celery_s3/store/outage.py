@@ -21,10 +21,14 @@ class Outage:
     """What this process's log says of an outage: when it begins, every half minute, and when it is over.
 
     It is one as long as a request that must not be lost is being tried again.
+
+    Arguments:
+        name: of what is away.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, name: str = "S3") -> None:
         self._clock = clock
+        self._name = name
         self._lock = threading.Lock()
         self._waiting = 0
         self._began = 0.0
@@ -45,7 +49,8 @@ class Outage:
             if begins:
                 self._began, self._told = since, now
         if begins:
-            logger.warning("S3 does not take what must not be lost: it is kept, and tried again. %s", error)
+            what = "%s does not take what must not be lost: it is kept, and tried again. %s"
+            logger.warning(what, self._name, error)
         return True
 
     def lasts(self, error: StoreError) -> None:
@@ -57,7 +62,8 @@ class Outage:
                 self._told = now
             waiting, seconds = self._waiting, now - self._began
         if due:
-            logger.warning("S3 has been failing for %.0f s, writes that wait: %s. %s", seconds, waiting, error)
+            what = "%s has been failing for %.0f s, writes that wait: %s. %s"
+            logger.warning(what, self._name, seconds, waiting, error)
 
     def left(self, *, answered: bool) -> None:
         """A request that has joined is over.
@@ -69,4 +75,4 @@ class Outage:
             self._waiting -= 1
             over, seconds = answered and not self._waiting, self._clock() - self._began
         if over:
-            logger.warning("S3 answers again: what had to wait is stored, after %.0f s.", seconds)
+            logger.warning("%s answers again: what had to wait is stored, after %.0f s.", self._name, seconds)

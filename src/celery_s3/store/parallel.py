@@ -16,9 +16,10 @@ from weakref import finalize
 
 from celery.exceptions import TimeoutError
 
+from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.processes import PerProcess, without_sigterm
 
-from .deadline import GRACE, allowed
+from .deadline import GRACE, allowed, retried_while
 
 __all__ = ["Pool", "Threads"]
 
@@ -104,26 +105,34 @@ class Pool:
         """Run two functions at the same time, the second one in this thread; the results of both.
 
         Both have ended when this returns or raises, the first one's error before the second one's; but for the
-        caller's deadline.
+        caller's deadline, and for an interruption, as by a soft time limit: the other function has half a second then,
+        and its requests are not tried again, for they may wait for an outage to end.
         """
         if self._concurrency < 2 or self._inside():
             outcomes = _outcome(lambda _: beside(), None), _outcome(lambda _: here(), None)
         else:
             other: list[_T | BaseException] = []
-            ended = threading.Event()
+            ended, given_up = threading.Event(), threading.Event()
 
             def run() -> None:
-                other.append(_outcome(lambda _: beside(), None))
+                with retried_while(lambda: not given_up.is_set()):
+                    other.append(_outcome(lambda _: beside(), None))
                 ended.set()
 
             self._threads.get().submit(run)
             own = _outcome(lambda _: here(), None)
+            interrupted = isinstance(own, BaseException) and not isinstance(own, Exception)
+            interrupted = interrupted or isinstance(own, INTERRUPTIONS)
             try:
-                in_time = ended.wait(allowed())
-            except BaseException:  # a soft time limit, say
-                ended.wait(allowed())
+                in_time = ended.wait(GRACE if interrupted else allowed())
+            except BaseException:  # interrupted only now
+                if not ended.wait(GRACE):
+                    given_up.set()
                 raise
             if not in_time:
+                given_up.set()
+                if isinstance(own, BaseException) and interrupted:
+                    raise own
                 raise TimeoutError(_LATE)
             outcomes = other[0], own
         for outcome in outcomes:

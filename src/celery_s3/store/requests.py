@@ -114,7 +114,7 @@ class Request(Generic[A]):
     """One HTTP request, whose answer is an ``A``.
 
     Attributes:
-        verb: as which it is billed and counted, one of :data:`celery_s3.store.counting.VERBS`.
+        verb: as which it is billed and counted, one of :data:`celery_s3.store.counting.VERBS`; empty: by nobody.
         operation: what our errors call it.
         action: what S3 calls it.
         final: errors after which the same request cannot succeed, though others may be tried again after them.
@@ -123,8 +123,8 @@ class Request(Generic[A]):
     """
 
     __slots__ = ()
-    verb: ClassVar[str]
-    operation: ClassVar[str]
+    verb: str
+    operation: str
     action: ClassVar[str]
     final: ClassVar[tuple[type[StoreError], ...]] = ()
     key: str

@@ -76,7 +76,8 @@ class Retrying(Bucket):
     Arguments:
         inner: makes the requests.
         policy: how often, and after what waits.
-        tally: counts the retries.
+        tally: counts the retries; ``None``: they are not counted.
+        name: of who is asked, for the log.
         missing_as_403: a GET that is denied reads as missing.
         base: what every key starts with; where listing is tried when a GET is denied.
         sleep, clock, random: seconds to wait, seconds now, a number between 0 and 1.
@@ -90,14 +91,15 @@ class Retrying(Bucket):
         tally: Tally | None = None,
         missing_as_403: bool = False,
         base: str = "",
+        name: str = "S3",
         sleep: Callable[[float], None] = _sleep,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _CHANCE.random,
     ) -> None:
         self._inner = inner
         self._policy = policy or RetryPolicy()
-        outage = PerProcess(lambda: Outage(clock))
-        self._means = _Means(tally or Tally(), outage, sleep, clock, random)
+        outage = PerProcess(lambda: Outage(clock, name))
+        self._means = _Means(tally, outage, sleep, clock, random)
         self._denied = _Denied(self, missing_as_403, base)
 
     def send(self, request: Request[A]) -> A:
@@ -160,7 +162,7 @@ class Retrying(Bucket):
 
 @dataclass(frozen=True, slots=True)
 class _Means:
-    tally: Tally
+    tally: Tally | None
     outage: PerProcess[Outage]
     sleep: Callable[[float], None]
     clock: Callable[[], float]
@@ -194,7 +196,8 @@ class _Budget:
         left = remaining()
         if spent or (left is not None and wait > left):
             raise self._last(error) from error
-        self._means.tally.retried(verb)
+        if self._means.tally is not None:
+            self._means.tally.retried(verb)
         self._means.sleep(wait)
 
     def _next(self, error: Transient) -> tuple[float, bool]:

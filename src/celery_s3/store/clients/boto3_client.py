@@ -43,7 +43,7 @@ from celery_s3.store.requests import (
 from .boto3_errors import call, from_error
 from .session import client_factory
 from .stuck import break_connection
-from .timeouts import by_size, long
+from .timeouts import OF_A_PAGE, by_size, long
 from .translate import Operation, check_headers, checked, cut, error_of, path_style
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
@@ -57,8 +57,6 @@ _CONNECTIONS = 1000
 _RATE = 128 * 1024
 #: Seconds in which S3 puts together an upload of many parts; it may send blanks meanwhile.
 _COMPLETING = 600.0
-#: Bytes of what concerns 1,000 objects.
-_OF_A_PAGE = 512 * 1024
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -88,7 +86,7 @@ class Boto3Client(Bucket):
             case Get(length=int(length)):
                 size = length
             case ListPage() | DeleteMany() | DeleteUnchanged():
-                size = _OF_A_PAGE
+                size = OF_A_PAGE
         return by_size(settings, size, _RATE), False
 
     def cut(self, thread: int) -> None:

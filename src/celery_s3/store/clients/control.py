@@ -1,7 +1,8 @@
 """The control plane: the bucket itself, its rules, its encryption, and who is asking.
 
 What the commands need and no worker does; always boto3, which is imported at the first request. Each method is one
-request unless it says otherwise, and raises :class:`celery_s3.errors.StoreError` and nothing else.
+request unless it says otherwise, and raises :class:`celery_s3.errors.StoreError` and nothing else. The requests go the
+way of all others: bounded in time, by their caller's deadline too, and tried again.
 """
 
 from __future__ import annotations
@@ -9,23 +10,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from celery_s3.errors import BadRequest, Conflict, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
+from celery_s3.store.bounded import Bounded
+from celery_s3.store.requests import Request
+from celery_s3.store.retrying import Retrying, RetryPolicy
 
-from .translate import Operation
+from .stuck import break_connection
+from .timeouts import OF_A_PAGE, by_size
+from .translate import Asked, Operation
 
 __all__ = ["BLOCK", "Control", "Identity", "Upload"]
 
 _T = TypeVar("_T")
+_A = TypeVar("_A")
 
-#: How often a request is tried: each of them may be repeated.
-_ATTEMPTS = 3
+#: How often a request is tried again: each of them may be repeated.
+_RETRIES = 2
+#: Bytes a second that an answer has time for.
+_RATE = 128 * 1024
 #: What S3 answers where nothing was configured; not an error.
 _NOTHING = frozenset(
     {
@@ -55,14 +64,108 @@ class Upload:
     started: datetime
 
 
+#: The one request that is made to STS.
+_IDENTITY = "get_caller_identity"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Request[dict[str, Any]]):
+    """One request, as botocore calls it."""
+
+    verb, action = "", ""
+    # A conflict tells what stands there: another try would tell the same.
+    final: ClassVar[tuple[type[StoreError], ...]] = (Conflict,)
+    operation: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    key: str = field(init=False, default="")
+
+
+class _Client:
+    """Makes the requests; botocore's clients, each made at its first one.
+
+    Attributes:
+        skew: see :attr:`Control.skew`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.skew: float | None = None
+
+    def send(self, request: Request[_A]) -> _A:
+        assert isinstance(request, _Call)
+        client = self._sts if request.operation == _IDENTITY else self.s3
+        answer: _A = self.translated(request, lambda: getattr(client, request.operation)(**request.parameters))
+        return answer
+
+    def seconds(self, request: Request[Any]) -> tuple[float, bool]:
+        return by_size(self._settings, max(OF_A_PAGE, len(request.body)), _RATE), False
+
+    def cut(self, thread: int) -> None:
+        break_connection(thread)
+
+    def close(self) -> None:
+        if "s3" in vars(self):
+            self.s3.close()
+
+    def translated(self, request: Asked, action: Callable[[], _T]) -> _T:
+        """What a call of botocore returns; what it raises, as one of our errors."""
+        from .boto3_errors import call
+
+        return call(action, request, self._settings)
+
+    @cached_property
+    def s3(self) -> Any:
+        from .boto3_client import connect
+
+        # a directory bucket signs as its session does; everywhere else a link is to be signed by version 4
+        signature = {} if self._settings.bucket.endswith("--x-s3") else {"signature_version": "s3v4"}
+        client = connect(self._settings, **signature)
+        client.meta.events.register("after-call.s3", self.note_date)
+        return client
+
+    def note_date(self, http_response: Any, **_: Any) -> None:
+        """Compare the clocks, by an answer."""
+        with suppress(KeyError, TypeError, ValueError):
+            date = parsedate_to_datetime(http_response.headers["Date"])
+            # The header has whole seconds, cut off: half a second is its error on average.
+            self.skew = time.time() - date.timestamp() - 0.5
+
+    @cached_property
+    def _sts(self) -> Any:
+        from botocore.config import Config
+
+        from .session import client_factory
+
+        settings = self._settings
+        timeouts = Config(
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )
+        return client_factory(settings)(
+            "sts",
+            region_name=settings.region,
+            endpoint_url=None if settings.on_aws else settings.endpoint_url,
+            verify=None if settings.verify is True else settings.verify,
+            config=timeouts,
+        )
+
+
 class Control:
     """The control plane of the bucket that the settings name."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        #: seconds by which this machine's clock is ahead of the server's, as its last answer told, within half a
-        #: second; ``None`` before any
-        self.skew: float | None = None
+        self._client = _Client(settings)
+        self._store = Retrying(Bounded(self._client, settings), policy=RetryPolicy(_RETRIES))
+
+    @property
+    def skew(self) -> float | None:
+        """Seconds by which this machine's clock is ahead of the server's, within half a second.
+
+        As the server's last answer told; ``None`` before any.
+        """
+        return self._client.skew
 
     # -- who asks
 
@@ -84,14 +187,14 @@ class Control:
                 raise NoCredentialsError
             return str(found.method)
 
-        return self._translated(Operation("get_credentials"), look)
+        return self._client.translated(Operation("get_credentials"), look)
 
     def identity(self) -> Identity:
         """Whose credentials these are, as STS tells it.
 
         A server that is not Amazon's is asked itself, never AWS; where it knows nothing of STS, that raises.
         """
-        answer = self._translated(Operation("get_caller_identity"), lambda: self._sts().get_caller_identity())
+        answer = self._store.send(_Call(_IDENTITY))
         return Identity(answer.get("Account", ""), answer.get("Arn", ""))
 
     # -- the bucket
@@ -240,9 +343,9 @@ class Control:
         parameters |= {"Bucket": self.settings.bucket, "Key": key, **self._payer}
 
         def sign() -> str:
-            return str(self._s3.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+            return str(self._client.s3.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
 
-        return self._translated(Operation("presign", key), sign)
+        return self._client.translated(Operation("presign", key), sign)
 
     # -- the client
 
@@ -263,45 +366,4 @@ class Control:
         parameters["Bucket"] = self.settings.bucket
         if self.settings.expected_bucket_owner and operation != "create_bucket":
             parameters["ExpectedBucketOwner"] = self.settings.expected_bucket_owner
-        return self._translated(Operation(operation), lambda: getattr(self._s3, operation)(**parameters))
-
-    def _translated(self, operation: Operation, action: Callable[[], _T]) -> _T:
-        from .boto3_errors import call
-
-        return call(action, operation, self.settings)
-
-    @cached_property
-    def _s3(self) -> Any:
-        from .boto3_client import connect
-
-        # a directory bucket signs as its session does; everywhere else a link is to be signed by version 4
-        signature = {} if self.settings.bucket.endswith("--x-s3") else {"signature_version": "s3v4"}
-        retries = {"total_max_attempts": _ATTEMPTS, "mode": "standard"}
-        client = connect(self.settings, retries=retries, **signature)
-        client.meta.events.register("after-call.s3", self._note_date)
-        return client
-
-    def _note_date(self, http_response: Any, **_: Any) -> None:
-        with suppress(KeyError, TypeError, ValueError):
-            date = parsedate_to_datetime(http_response.headers["Date"])
-            # The header has whole seconds, cut off: half a second is its error on average.
-            self.skew = time.time() - date.timestamp() - 0.5
-
-    def _sts(self) -> Any:
-        from botocore.config import Config
-
-        from .session import client_factory
-
-        settings = self.settings
-        timeouts = Config(
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-        )
-        return client_factory(settings)(
-            "sts",
-            region_name=settings.region,
-            endpoint_url=None if settings.on_aws else settings.endpoint_url,
-            verify=None if settings.verify is True else settings.verify,
-            config=timeouts,
-        )
+        return self._store.send(_Call(operation, parameters))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from celery_s3.settings import Settings
 from celery_s3.store.deadline import slack
 
-__all__ = ["SMALL", "brief", "by_size", "long"]
+__all__ = ["OF_A_PAGE", "SMALL", "brief", "by_size", "long"]
 
 #: Bytes whose way takes no time of its own.
 SMALL = 128 * 1024
+#: Bytes of what concerns 1,000 objects.
+OF_A_PAGE = 512 * 1024
 #: Seconds that a body of unknown size may take.
 _LONG = 60.0
 
