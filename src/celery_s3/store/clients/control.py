@@ -290,10 +290,13 @@ class Control:
     def _sts(self) -> Any:
         from botocore.config import Config
 
+        from .network import proxies_to, sts_url, trusted
         from .session import client_factory
 
         settings = self.settings
-        timeouts = Config(
+        url = None if settings.on_aws else settings.endpoint_url
+        config = Config(
+            proxies=proxies_to(url or sts_url(settings), settings),
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -301,7 +304,7 @@ class Control:
         return client_factory(settings)(
             "sts",
             region_name=settings.region,
-            endpoint_url=None if settings.on_aws else settings.endpoint_url,
-            verify=None if settings.verify is True else settings.verify,
-            config=timeouts,
+            endpoint_url=url,
+            verify=trusted(settings),
+            config=config,
         )
