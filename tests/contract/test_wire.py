@@ -16,6 +16,7 @@ from scripted import Answer, Request, ScriptedServer, error, stored
 
 from celery_s3.errors import BadCredentials, BadRequest, Unreachable
 from celery_s3.settings import Secret, Settings
+from celery_s3.settings.network import Proxies, Proxy
 from celery_s3.store.api import CREATE, Match, Store
 from celery_s3.store.clients import obstore_options
 from celery_s3.store.clients.obstore_client import ObstoreClient
@@ -198,15 +199,11 @@ def _deleted(start: int, stop: int) -> Answer:
 
 
 @pytest.fixture
-def through_proxy(script: ScriptedServer, monkeypatch: Any) -> None:
+def through_proxy(script: ScriptedServer) -> Proxies:
     """The scripted server stands for every host, as their proxy."""
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, script.endpoint_url)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    return Proxies({"all": Proxy(Secret(script.endpoint_url))})
 
 
-@pytest.mark.usefixtures("through_proxy")
 @pytest.mark.parametrize(
     ("style", "url"),
     [
@@ -215,16 +212,17 @@ def through_proxy(script: ScriptedServer, monkeypatch: Any) -> None:
         ("virtual", "http://scripted.s3.example.test:8333/k"),
     ],
 )
-def test_addressing_style(script: ScriptedServer, scripted: Callable[..., Store], style: str, url: str) -> None:
+def test_addressing_style(
+    script: ScriptedServer, scripted: Callable[..., Store], through_proxy: Proxies, style: str, url: str
+) -> None:
     """The bucket is in the path of a custom endpoint, and in its host where that is asked for."""
     script.answer = ANSWERS["get"]
-    scripted(addressing_style=style, endpoint_url="http://s3.example.test:8333").get("k")
+    scripted(addressing_style=style, endpoint_url="http://s3.example.test:8333", proxies=through_proxy).get("k")
     (request,) = script.requests
     assert request.target == url
     assert request.headers["host"] == url.split("/")[2]
 
 
-@pytest.mark.usefixtures("through_proxy")
 @pytest.mark.parametrize(
     ("given", "host"),
     [
@@ -233,11 +231,13 @@ def test_addressing_style(script: ScriptedServer, scripted: Callable[..., Store]
         ({"bucket": "with.dots"}, "s3.eu-central-1.amazonaws.com"),
     ],
 )
-def test_hosts_of_aws(script: ScriptedServer, scripted: Callable[..., Store], given: dict[str, Any], host: str) -> None:
+def test_hosts_of_aws(
+    script: ScriptedServer, scripted: Callable[..., Store], through_proxy: Proxies, given: dict[str, Any], host: str
+) -> None:
     """Without an endpoint it is the region's S3, by https, the bucket in the host unless its dots would break TLS."""
     script.answer = Answer(403)
     with pytest.raises(Unreachable):
-        scripted(endpoint_url=None, region="eu-central-1", **given).put("k", b"x")
+        scripted(endpoint_url=None, region="eu-central-1", proxies=through_proxy, **given).put("k", b"x")
     assert {(request.method, request.target) for request in script.requests} == {("CONNECT", f"{host}:443")}
 
 
@@ -268,6 +268,8 @@ STRAY = {
     "AWS_SECRET_ACCESS_KEY": "stray-secret",
     "AWS_DEFAULT_CONTENT_TYPE": "a/b",
     "AWS_PROXY_URL": "http://127.0.0.1:1",
+    "HTTP_PROXY": "http://127.0.0.1:1",
+    "ALL_PROXY": "http://127.0.0.1:1",
     "AWS_TIMEOUT": "1ns",
     "AWS_ALLOW_HTTP": "false",
     "AWS_MAX_ATTEMPTS": "7",

@@ -100,10 +100,70 @@ def test_foreign_rules(bucket):
     lines = bucket.changes()["lifecycle"]
     assert [line[0] for line in lines] == ["-", "-", *"+" * len(ours), "="]
     assert "after 77 days" in lines[0]
-    assert lines[-1] == "= 3 other rules as before"
+    assert lines[-1] == "= 3 other rules as before, 1 for another base_path (is it yours no more: --moved-from)"
     bucket.init("--yes")
     assert bucket.control.lifecycle() == [FOREIGN[0], ours[0], FOREIGN[1], FOREIGN[2], *ours[1:]]
     assert bucket.changes() == {}
+
+
+@pytest.fixture
+def moved(moto_s3, make_app):
+    """Two deployments in one bucket, the second of which was the first until its base_path was changed."""
+    name = f"bucket-{uuid()}"
+    old, new = (
+        Bucket(make_app(moto_s3, s3_backend_settings={"bucket": name, "base_path": base})) for base in ("old", "new/b")
+    )
+    old.init("--yes")
+    return old, new
+
+
+def test_foreign_objects(bucket):
+    """What a new rule would delete and we have not written is named; --yes is not enough then, a person's yes is."""
+    bucket.control.create()
+    base, store = bucket.backend.settings.base, bucket.backend.store
+    letter = f"{base}celery-files/2025/letter.pdf"
+    store.put(letter, b"mine")
+    store.put(f"{base}celery-files/some-task/{'0a' * 16}", b"ours")
+    for number in range(3):
+        store.put(f"{base}celery-files/note\x1b{number}", b"mine")
+    done = bucket.init("--yes", code=1)
+    assert f"! deletes what celery-s3 has not written: {letter}, " in done.stdout
+    assert "and 1 more" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "lifecycle: not done: --yes is not enough" in done.stderr
+    assert "public access: done." in done.stdout
+    assert bucket.control.lifecycle() == []
+    bucket.init(input="y\n")
+    assert bucket.control.lifecycle() == bucket.backend.lifecycle_rules()
+    assert bucket.changes() == {}  # asked once
+
+
+def test_the_rules_of_an_earlier_base_path(moved):
+    """They stay, for they may be another deployment's, and are told; --moved-from shows them in the difference."""
+    old, new = moved
+    new.init("--yes")
+    ours, theirs = new.backend.lifecycle_rules(), old.backend.lifecycle_rules()
+    assert new.control.lifecycle() == [*theirs, *ours]
+    lines = [line for line in new.init("--yes", "--moved-from", "/old/").stdout.splitlines() if " - " in line]
+    assert all("old/celery-" in line for line in lines)
+    assert new.control.lifecycle() == ours
+    assert new.init("--yes", "--moved-from", "old").stdout.splitlines()[-1] == "Nothing to change."
+
+
+def test_an_earlier_base_path_with_results(moved):
+    """Where something stands that no rule would delete any more, a person is asked."""
+    old, new = moved
+    new.init("--yes")
+    old.backend.store_result("x", 1, "SUCCESS")
+    done = new.init("--yes", "--moved-from", "old", code=1)
+    assert "! something stands under old/celery-task-meta-" in done.stdout
+    assert len(new.control.lifecycle()) == len(new.backend.lifecycle_rules()) + len(old.backend.lifecycle_rules())
+
+
+def test_moved_from_where_it_is(moved):
+    """The rules of the settings' own base_path are never removed."""
+    assert "its rules are needed" in moved[0].init("--moved-from", "old/", code=2).stderr
+    assert ".." in moved[0].init("--moved-from", "../x", code=2).stderr
 
 
 def test_versions(bucket, moto_s3):

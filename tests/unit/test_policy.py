@@ -149,11 +149,11 @@ def test_kms(key, resource, alias):
 
 
 def test_keys_that_seal():
-    """A KMS key that seals is used directly; a secret key is in no policy."""
+    """A KMS key that seals is used directly, for data keys of this bucket alone; a secret key is in no policy."""
     settings = Settings(bucket="b", seal_keys=(Secret("kms://1234-ab"), Secret("c2VjcmV0")))
     policy = document(settings, "worker")
     assert statement(policy, "SealKey1")["Resource"] == ["arn:aws:kms:us-east-1:*:key/1234-ab"]
-    assert "Condition" not in statement(policy, "SealKey1")
+    assert statement(policy, "SealKey1")["Condition"] == {"StringEquals": {"kms:EncryptionContext:celery-s3": "b"}}
     assert statement(policy, "SealKey2") is None
     assert "c2VjcmV0" not in json.dumps(policy)
 

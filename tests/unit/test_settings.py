@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from celery_s3.errors import ConfigurationError
 from celery_s3.settings import CredentialSource, Secret, Settings, resolve
 from celery_s3.settings.kinds import BasePath, Wrong
+from celery_s3.settings.network import CA_VARIABLES
 from celery_s3.settings.options import OPTIONS
 from devtools.reference.settings import written
 
@@ -33,8 +34,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    """No AWS environment, and an empty home directory."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "CELERY_"))]:
+    """No AWS environment, no bundle of certificates for all programs, and an empty home directory."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "CELERY_")) or name in CA_VARIABLES]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     # botocore would ask a metadata service

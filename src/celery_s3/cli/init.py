@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.errors import CeleryS3Error
+from celery_s3.keys import Layout
 from celery_s3.operate.init import Change, Plan, default_encryption, plan, why
 from celery_s3.operate.templates import FORMATS, Blueprint
+from celery_s3.settings.kinds import Wrong
+from celery_s3.settings.options import OPTIONS
 from celery_s3.store.clients.control import Control
 
 from .context import dry_run_option, json_option, with_backend
@@ -18,7 +22,7 @@ from .output import print_json, printable
 
 __all__ = ["command"]
 
-_COLORS = {"+": "green", "-": "red", "=": "bright_black"}
+_COLORS = {"+": "green", "-": "red", "=": "bright_black", "!": "yellow"}
 
 
 @click.command("init")
@@ -29,15 +33,23 @@ _COLORS = {"+": "green", "-": "red", "=": "bright_black"}
     type=click.Choice(list(FORMATS)),
     help="Print the bucket as a document to keep in code, and do nothing; it makes no request.",
 )
+@click.option(
+    "--moved-from",
+    metavar="BASE_PATH",
+    help="Remove the rules for a base_path that nothing uses any more, as it stood in the settings.",
+)
 @dry_run_option
 @json_option
 @with_backend
-def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_json: bool) -> None:
+def command(
+    backend: S3Backend, yes: bool, form: str | None, moved_from: str | None, dry_run: bool, as_json: bool
+) -> None:
     """Create the bucket or bring it up to date.
 
     Public access is blocked, expired results and stale uploads are removed by lifecycle rules, and the encryption of
     the settings becomes the bucket's. Rules of others stay as they are, in their order. The difference is shown
-    before it is made; running it again changes nothing.
+    before it is made; running it again changes nothing. Objects that celery-s3 has not written, and that a new rule
+    would delete, are named; then --yes is not enough to make that change.
 
     The exit code is 0 only when the bucket is as it should be: with --dry-run, when nothing is to change. What the
     server has no API for is a warning.
@@ -55,6 +67,8 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
         lambda versioned: backend.lifecycle_rules(versioned=versioned),
         backend.layout,
         backend.terms,
+        backend.store.list,
+        None if moved_from is None else _former(backend, moved_from),
     )
     ask = bool(found.changes) and not (dry_run or yes)
     # Whoever is asked must see the changes; with --json on standard error, since standard output is for a program.
@@ -62,17 +76,33 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
         _print(backend, found, err=as_json)
     if ask:
         click.confirm("\nMake these changes?", abort=True, err=as_json)
-    made = [] if dry_run else _make(found, quiet=as_json)
+    made = [] if dry_run else _make(found, unasked=yes, quiet=as_json)
     if as_json:
         print_json(_record(found, made))
     if found.troubles or any(change not in made and change.what not in found.lacking for change in found.changes):
         raise SystemExit(1)
 
 
-def _make(found: Plan, *, quiet: bool) -> list[Change]:
+def _former(backend: S3Backend, base_path: str) -> Layout:
+    """Where everything was by an earlier `base_path`."""
+    try:
+        base = str(OPTIONS["base_path"].kind.check(base_path))
+    except Wrong as exc:
+        raise click.UsageError(f"--moved-from {exc}") from exc
+    former = replace(backend.layout, base=base)
+    if former == backend.layout:
+        raise click.UsageError("--moved-from names the base_path of the settings: its rules are needed.")
+    return former
+
+
+def _make(found: Plan, *, unasked: bool, quiet: bool) -> list[Change]:
     """Make the changes; those that were made. Without a bucket there is nothing to go on with."""
     made = []
     for change in found.changes:
+        if unasked and change.doubtful:
+            found.troubles[change.what] = "--yes is not enough for it: look at the lines with `!`, and run it without"
+            click.echo(f"{change.what}: not done: {found.troubles[change.what]}.", err=True)
+            continue
         try:
             change.make()
         except CeleryS3Error as exc:

@@ -3,7 +3,9 @@
 ::
 
     wanted(layout, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
-    merge(existing, wanted) -> list[Rule]     everybody else's rules as they are, ours brought up to date
+    merge(existing, wanted, former=()) -> list[Rule]     everybody else's rules as they are, ours brought up to date
+    deletes(existing, merged) -> list[str]     under which prefixes the new rules delete what the old ones did not
+    leaves(existing, merged) -> list[str]     and the other way about
     covers(existing, wanted) -> bool          whether what expires is deleted in time, for certain
     hazards(existing, layout, terms, tags) -> list[str]     what other rules do to our objects
     outdated(existing, wanted) -> list[str]     what our own rules of an earlier `init` do to them
@@ -32,7 +34,21 @@ from celery_s3.metadata import EXPIRY_TAG, EXPIRY_TAG_DAYS, EXPIRY_TAG_DEFAULT
 
 from .terms import DAY, SLACK, Terms
 
-__all__ = ["LIMIT", "Rule", "covers", "describe", "hazards", "merge", "outdated", "shared", "wanted"]
+__all__ = [
+    "LIMIT",
+    "Rule",
+    "covers",
+    "deletes",
+    "describe",
+    "hazards",
+    "leaves",
+    "merge",
+    "of_others",
+    "outdated",
+    "owner",
+    "shared",
+    "wanted",
+]
 
 #: One rule, as S3's API has it.
 Rule = dict[str, Any]
@@ -93,9 +109,7 @@ def _rule(layout: Layout, kind: str, prefix: str, tag: str = "", **actions: Any)
     where: dict[str, Any] = {"Prefix": prefix}
     if tag:
         where = {"And": {"Prefix": prefix, "Tags": [{"Key": EXPIRY_TAG, "Value": tag}]}}
-    # The digest of the prefix, since several deployments may share a bucket: each has rules of its own.
-    digest = hashlib.sha256(layout.results.encode()).hexdigest()[:8]
-    return {"ID": f"{_OURS}{digest}-{kind}", "Status": "Enabled", "Filter": where, **actions}
+    return {"ID": f"{_OURS}{owner(layout)}-{kind}", "Status": "Enabled", "Filter": where, **actions}
 
 
 def _days(seconds: float) -> int:
@@ -105,16 +119,24 @@ def _days(seconds: float) -> int:
 # -- among other rules
 
 
-def merge(existing: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[Rule]:
+def owner(layout: Layout) -> str:
+    """The name of a deployment in the names of its rules: several may share a bucket, each has rules of its own."""
+    return hashlib.sha256(layout.results.encode()).hexdigest()[:8]
+
+
+def merge(existing: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]], former: str = "") -> list[Rule]:
     """All rules of the bucket, once ours are brought up to date.
 
     Others keep their content and their order, also those of other deployments of this package. Doing it again
     changes nothing.
 
+    Arguments:
+        former: the :func:`owner` that these were once, whose rules go.
+
     Raises:
         ConfigurationError: S3 would not accept them.
     """
-    ours = {_owner(rule) for rule in wanted}
+    ours = {_owner(rule) for rule in wanted} | ({former} if former else set())
     new = {str(rule["ID"]): rule for rule in _in_style_of(existing, ours, wanted)}
     merged = [
         dict(new.pop(rule["ID"])) if _owner(rule) in ours else dict(rule)
@@ -128,6 +150,25 @@ def merge(existing: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, A
             f" {LIMIT}. Remove {len(merged) - LIMIT} of them, or give the results a bucket of their own."
         )
     return merged
+
+
+def deletes(existing: Sequence[Mapping[str, Any]], merged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The prefixes under which new rules delete what no rule did, or later."""
+    added = [rule for rule in merged if rule not in existing]
+    return sorted({_prefix(rule) for rule in added if "Expiration" in rule and not covers(existing, [rule])})
+
+
+def leaves(existing: Sequence[Mapping[str, Any]], merged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The prefixes under which something was deleted, and nothing will be."""
+    kept = [_prefix(rule) for rule in merged if "Expiration" in rule]
+    gone = {_prefix(rule) for rule in existing if "Expiration" in rule and rule not in merged}
+    return sorted(prefix for prefix in gone if not any(prefix.startswith(one) for one in kept))
+
+
+def of_others(rules: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]) -> int:
+    """How many rules belong to other deployments of this package."""
+    ours = set(map(_owner, wanted))
+    return sum(_owner(rule) not in ("", *ours) for rule in rules)
 
 
 def _owner(rule: Mapping[str, Any]) -> str:

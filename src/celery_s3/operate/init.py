@@ -10,15 +10,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
-from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
+from celery_s3.expiry.rules import (
+    Rule,
+    deletes,
+    describe,
+    hazards,
+    leaves,
+    merge,
+    of_others,
+    owner,
+    shared,
+)
 from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.terms import Terms
 from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
+from celery_s3.store.requests import Entry
 
 __all__ = ["Change", "Plan", "default_encryption", "keeps_versions", "plan", "why"]
 
@@ -27,6 +39,8 @@ _LACKING = (405, 501)
 #: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
 _DEFAULT = "ApplyServerSideEncryptionByDefault"
 _KMS = ("aws:kms", "aws:kms:dsse")
+#: Objects that are looked at under a prefix, at 1,000 a request; and foreign ones that are shown.
+_LOOKED_AT, _SHOWN = 10_000, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +48,18 @@ class Change:
     """One thing to change.
 
     Attributes:
-        lines: what comes (``+``), what goes (``-``), and what stays (``=``).
+        lines: what comes (``+``), what goes (``-``), what stays (``=``), and what somebody must look at (``!``).
         make: makes it.
     """
 
     what: str
     lines: tuple[str, ...]
     make: Callable[[], None] = field(repr=False)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a person is to be asked, whatever was said beforehand."""
+        return any(line.startswith("!") for line in self.lines)
 
 
 @dataclass(slots=True)
@@ -63,11 +82,20 @@ class Plan:
         (self.lacking if _lacks(error) else self.troubles)[what] = why(error)
 
 
-def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, terms: Terms) -> Plan:
+def plan(
+    control: Control,
+    rules: Callable[[bool], list[Rule]],
+    layout: Layout,
+    terms: Terms,
+    listed: Callable[[str], Iterator[Entry]],
+    former: Layout | None = None,
+) -> Plan:
     """Look at the bucket; nothing is changed.
 
     Arguments:
         rules: the lifecycle rules that there should be, for a bucket that keeps versions or not.
+        listed: what stands under a prefix.
+        former: where everything was until `base_path` was changed, if the rules for that are to go.
 
     Raises:
         StoreError: the bucket cannot be looked at.
@@ -83,7 +111,7 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, 
     looks = {
         "public access": partial(_public_access, control),
         "encryption": partial(_encryption, control),
-        "lifecycle": partial(_lifecycle, control, rules, layout, terms, found.warnings),
+        "lifecycle": partial(_lifecycle, control, rules, layout, terms, listed, former, found.warnings),
         "uploads": partial(_uploads, control, layout),
     }
     for what, look in looks.items():
@@ -167,15 +195,41 @@ def _lifecycle(
     rules: Callable[[bool], list[Rule]],
     layout: Layout,
     terms: Terms,
+    listed: Callable[[str], Iterator[Entry]],
+    former: Layout | None,
     warnings: list[str],
     exists: bool,
 ) -> _Step:
     standing = control.lifecycle() if exists else []
     warnings += hazards(standing, layout, terms, control.settings.tags)
-    merged = merge(standing, rules(exists and keeps_versions(control)))
+    wanted = rules(exists and keeps_versions(control))
+    merged = merge(standing, wanted, owner(former) if former else "")
     warnings += shared(merged, layout)
     if merged != standing:
-        yield list(_difference(standing, merged)), partial(control.put_lifecycle, merged, replacing=standing)
+        lines = list(_difference(standing, merged, wanted))
+        if exists:
+            lines += _foreign(deletes(standing, merged), layout, listed)
+            lines += _forsaken(leaves(standing, merged), listed)
+        yield lines, partial(control.put_lifecycle, merged, replacing=standing)
+
+
+def _foreign(prefixes: Sequence[str], layout: Layout, listed: Callable[[str], Iterator[Entry]]) -> Iterator[str]:
+    """What stands where new rules delete, and is not ours by the table of keys."""
+    for prefix in prefixes:
+        keys = [entry.key for entry in islice(listed(prefix), _LOOKED_AT)]
+        foreign = [key for key in keys if layout.parse(key) is None]
+        if foreign:
+            among = f" among the first {_LOOKED_AT:,}" if len(keys) == _LOOKED_AT else ""
+            more = f" and {len(foreign) - _SHOWN:,} more" if len(foreign) > _SHOWN else ""
+            names = ", ".join(foreign[:_SHOWN])
+            yield f"! deletes what celery-s3 has not written{among}: {names}{more}"
+
+
+def _forsaken(prefixes: Sequence[str], listed: Callable[[str], Iterator[Entry]]) -> Iterator[str]:
+    """Where something stands that no rule will delete any more."""
+    for prefix in prefixes:
+        if next(listed(prefix), None) is not None:
+            yield f"! something stands under {prefix}, and no rule will delete it any more"
 
 
 def keeps_versions(control: Control) -> bool:
@@ -186,12 +240,14 @@ def keeps_versions(control: Control) -> bool:
         return False
 
 
-def _difference(standing: Sequence[Rule], merged: Sequence[Rule]) -> Iterator[str]:
+def _difference(standing: Sequence[Rule], merged: Sequence[Rule], wanted: Sequence[Rule]) -> Iterator[str]:
     yield from (f"- {describe(rule)}" for rule in standing if rule not in merged)
     yield from (f"+ {describe(rule)}" for rule in merged if rule not in standing)
     kept = sum(rule in merged for rule in standing)
     if kept:
-        yield f"= {kept} other rule{'s' if kept > 1 else ''} as before"
+        others = of_others(merged, wanted)
+        theirs = f", {others} for another base_path (is it yours no more: --moved-from)" if others else ""
+        yield f"= {kept} other rule{'s' if kept > 1 else ''} as before{theirs}"
 
 
 def _uploads(control: Control, layout: Layout, exists: bool) -> _Step:

@@ -91,9 +91,11 @@ def _kms_keys(settings: Settings) -> Iterator[Statement]:
         domain = "amazonaws.com.cn" if settings.region.startswith("cn-") else "amazonaws.com"
         through = {"StringEquals": {"kms:ViaService": f"s3.{settings.region}.{domain}"}}
         yield _kms_key("Key", settings, settings.sse_kms_key_id or "", through)
+    # of this bucket's data keys alone, as `sealing.kms` asks for them
+    context = {"StringEquals": {"kms:EncryptionContext:celery-s3": settings.bucket}}
     names = [key.reveal() for key in settings.seal_keys if key.reveal().startswith(_KMS)]
     for number, name in enumerate(names, 1):
-        yield _kms_key(f"SealKey{number}", settings, name.removeprefix(_KMS), {})
+        yield _kms_key(f"SealKey{number}", settings, name.removeprefix(_KMS), context)
 
 
 def _kms_key(sid: str, settings: Settings, key: str, condition: Mapping[str, Any]) -> Statement:
@@ -108,7 +110,7 @@ def _kms_key(sid: str, settings: Settings, key: str, condition: Mapping[str, Any
     else:
         resource = keys + (key or "*")
     found = _statement(sid, ["kms:Decrypt", "kms:GenerateDataKey"], [resource])
-    return found | ({"Condition": dict(condition)} if condition else {})
+    return found | {"Condition": dict(condition)}
 
 
 def _statement(sid: str, actions: Iterable[str], resources: Sequence[str]) -> Statement:

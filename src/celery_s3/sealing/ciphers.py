@@ -18,7 +18,7 @@ import hmac
 import os
 from typing import NoReturn, Protocol
 
-from celery_s3.settings.model import MASK
+from celery_s3.settings.secret import MASK
 
 __all__ = ["ENCRYPTION", "KEY_BYTES", "SIGNATURE", "TAG_BYTES", "Broken", "Cipher", "SecretKey", "Signature"]
 

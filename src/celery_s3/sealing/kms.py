@@ -137,7 +137,7 @@ class KMSKey:
         from celery_s3.store.clients.boto3_errors import translated
         from celery_s3.store.clients.translate import Operation
 
-        found = translated(exc, Operation(operation), self._settings)
+        found = translated(exc, Operation(operation, url=_url(self._name, self._settings)), self._settings)
         if found.code in _NOT_OURS:
             return Broken(f"AWS KMS does not know its key: {found.code}")
         kind: type[StoreError] = KeyUnavailable if isinstance(found, Transient) else KeyRefused
@@ -257,20 +257,31 @@ class _Asking(Bucket):
         self._client.get().close()
 
 
+def _region(name: str, settings: Settings) -> str:
+    return name.split(":")[3] if name.startswith("arn:") else settings.region
+
+
+def _url(name: str, settings: Settings) -> str:
+    return f"https://kms.{_region(name, settings)}.amazonaws.com"
+
+
 def _client(name: str, settings: Settings) -> Any:
     from botocore.config import Config
 
+    from celery_s3.store.clients.network import proxies_to, trusted
     from celery_s3.store.clients.session import client_factory
 
+    verify = trusted(settings) if settings.on_aws else None  # another server's CA says nothing of Amazon's
     if not settings.on_aws:
         # These belong to another server than Amazon's: KMS is asked with the credentials of the AWS environment.
-        settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None, verify=True)
+        settings = replace(settings, access_key_id=None, secret_access_key=None, session_token=None)
     logging.getLogger("botocore.parsers").addFilter(_silent)
     return client_factory(settings)(
         "kms",
-        region_name=name.split(":")[3] if name.startswith("arn:") else settings.region,
-        verify=None if settings.verify is True else settings.verify,
+        region_name=_region(name, settings),
+        verify=verify,
         config=Config(
+            proxies=proxies_to(_url(name, settings), settings),
             connect_timeout=min(settings.connect_timeout, _CONNECT),
             read_timeout=min(settings.read_timeout, _READ),
             retries={"mode": "standard", "total_max_attempts": 1},

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
 
-from .model import Secret
+from .network import PROXY_VARIABLES, Proxies, Proxy
+from .secret import Secret
 
 __all__ = [
     "BasePath",
@@ -19,6 +20,7 @@ __all__ = [
     "Endpoint",
     "Flag",
     "Number",
+    "ProxyMap",
     "Session",
     "StorageClass",
     "Tags",
@@ -265,6 +267,42 @@ class BasePath(ValueKind):
         if len(base.encode()) > _MAX_BASE_BYTES:
             raise Wrong(f"is longer than {_MAX_BASE_BYTES} bytes, S3 allows 1,024 for a whole key: shorten it")
         return base
+
+
+class ProxyMap(ValueKind):
+    """Proxies by the scheme of the requests that go through them, as ``requests`` and boto3 have them."""
+
+    description = "a dict of `http`, `https` or `all` to a proxy's URL; `{}` for none"
+
+    def check(self, value: object) -> object:
+        """The proxies as :class:`Proxies`; no message shows a URL, which may hold a password."""
+        if not isinstance(value, Mapping) or not value.keys() <= PROXY_VARIABLES.keys():
+            raise Wrong(f"is not {self.description}")
+        return Proxies({scheme: Proxy(proxy_url(url)) for scheme, url in value.items()})
+
+
+def proxy_url(value: object) -> Secret:
+    """A proxy's URL as both clients understand it.
+
+    Raises:
+        Wrong: one of them would not.
+    """
+    text = text_of(value.reveal() if isinstance(value, Secret) else value)
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        right = bool(parts.hostname) and parts.port != 0 and re.fullmatch("[!-~]+", text)
+    except ValueError:
+        right = False
+    if not right:
+        raise Wrong("is not a proxy's URL: give http://host:port, in user and password %40 for `@` and %3A for `:`")
+    if parts.scheme not in ("http", "https"):
+        raise Wrong(
+            "is not the URL of an HTTP proxy, and neither S3 client can use another (SOCKS): give http://host:port,"
+            " name the server's host in NO_PROXY, or set `proxies` to {} for none"
+        )
+    if bool(parts.username) != bool(parts.password):
+        raise Wrong("has one of user and password: give both or neither, for boto3 would send neither")
+    return Secret(f"{parts.scheme}://{parts.netloc}")
 
 
 class CABundle(ValueKind):

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import enum
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
-__all__ = ["CredentialSource", "Secret", "Settings"]
+from .network import Proxies
+from .secret import MASK, Secret
 
-MASK = "********"
+__all__ = ["CredentialSource", "Settings"]
 
 #: What S3 may repeat in an error although no setting holds it.
 _ENVIRONMENT_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _XML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
 #: Regions whose hosts are not under amazonaws.com, the only domain that obstore builds names in.
 _OTHER_PARTITIONS = ("cn-", "us-iso", "eu-iso", "eusc-")
-
-
-class Secret:
-    """A value that masks itself wherever it is printed."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The value itself, to be kept out of locals of what may raise: error trackers show those."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return MASK
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+#: Systems whose own verifier obstore asks, whatever bundle it is given.
+_OWN_VERIFIER = ("darwin", "win32")
 
 
 class CredentialSource(enum.Enum):
@@ -93,6 +73,8 @@ class Settings:
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     #: whether the server's certificate is verified, or by what CA bundle (the path of a PEM file); default: it is
     verify: bool | str = True
+    #: the proxies that requests go through; default: those of the environment, `HTTPS_PROXY` and its like
+    proxies: Proxies = field(default_factory=Proxies)
     #: seconds to connect; default: 2
     connect_timeout: float = 2.0
     #: seconds between two pieces of an answer; default: 5
@@ -164,6 +146,8 @@ class Settings:
             return "s3_base_path has a leading slash or an empty segment"
         if self.endpoint_url is None and self.special_endpoints:
             return "the AWS environment asks for FIPS or dual-stack endpoints"
+        if isinstance(self.verify, str) and sys.platform in _OWN_VERIFIER:
+            return "obstore adds the CA that `verify` names to those of this system, and does not replace them"
         if self.endpoint_url is None and self.region.startswith(_OTHER_PARTITIONS):
             return f"the hosts of region {self.region} are not under amazonaws.com"
         return ""
@@ -173,6 +157,29 @@ class Settings:
         """Whether the server is Amazon's own, whose behaviour is known without probing."""
         host = urlsplit(self.endpoint_url or "").hostname or "s3.amazonaws.com"
         return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+    @property
+    def path_style(self) -> bool:
+        """Whether the bucket is the first segment of the path instead of the first label of the host.
+
+        ``auto`` means the host on AWS and the path elsewhere, for both clients alike; the name of a bucket that has
+        dots in it would not match AWS's certificate.
+        """
+        if self.addressing_style != "auto":
+            return self.addressing_style == "path"
+        return self.endpoint_url is not None or "." in self.bucket
+
+    @property
+    def bucket_url(self) -> str:
+        """Scheme, host and port of requests to the bucket, with a path where the endpoint has one."""
+        if self.endpoint_url is None and self.bucket.endswith("--x-s3"):
+            zone = self.bucket.split("--")[-2]
+            return f"https://{self.bucket}.s3express-{zone}.{self.region}.amazonaws.com"
+        base = self.endpoint_url or f"https://s3.{self.region}.amazonaws.com"
+        if self.path_style:
+            return base
+        url = urlsplit(base)
+        return url._replace(netloc=f"{self.bucket}.{url.netloc}").geturl()
 
     @property
     def uri(self) -> str:
@@ -191,6 +198,7 @@ class Settings:
         for secret in (self.access_key_id, self.secret_access_key, self.session_token, *self.seal_keys):
             if secret is not None:
                 yield secret.reveal()
+        yield from self.proxies.passwords()
         yield from filter(None, map(os.environ.get, _ENVIRONMENT_SECRETS))
 
 

@@ -11,6 +11,7 @@ from .kinds import (
     Endpoint,
     Flag,
     Number,
+    ProxyMap,
     Session,
     StorageClass,
     Tags,
@@ -120,7 +121,19 @@ _ALL = [
     Option("bucket_key", Flag(), "An S3 Bucket Key for `aws:kms`: fewer requests to KMS."),
     Option("tags", Tags(), "Tags of every object. They are billed and need `s3:PutObjectTagging`."),
     Option("addressing_style", Choice("auto", "path", "virtual"), "Whether the bucket stands in the path or host."),
-    Option("verify", CABundle(), "Whether, and by what CA, the server is verified.", "", ("AWS_CA_BUNDLE",)),
+    Option(
+        "verify",
+        CABundle(),
+        "Whether, and by what [CA](network.md#certificates), the server is verified.",
+        "",
+        ("AWS_CA_BUNDLE",),
+    ),
+    Option(
+        "proxies",
+        ProxyMap(),
+        "The [proxies](network.md#proxies) that requests go through. Without it the environment's are used.",
+        in_url=False,
+    ),
     Option("connect_timeout", Number(0.001, 600, whole=False, unit="seconds"), "Time to connect."),
     Option(
         "read_timeout",

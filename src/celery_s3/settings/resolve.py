@@ -9,9 +9,11 @@ from typing import Any
 from celery_s3.errors import ConfigurationError
 
 from .aws import AwsEnvironment
-from .kinds import Wrong
+from .kinds import CABundle, Wrong, proxy_url
 from .model import Settings
+from .network import CA_VARIABLES, Proxies, Proxy, no_proxy_of, proxy_variables
 from .options import OPTIONS
+from .secret import Secret
 from .sources import Given, from_celery, from_dict, from_url
 
 __all__ = ["resolve"]
@@ -85,15 +87,39 @@ def resolve(app: Any, url: str | None = None, environ: Mapping[str, str] | None 
     found.add(from_celery(app.conf))
     _check_credentials(found)
     _check_storage(found)
-    environment = _add_environment(found, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    environment = _add_environment(found, environ)
+    _add_network(found, environ)
     missing = not found.has("bucket")
     found.refuse_if(missing, "bucket", "is missing: name it in s3_backend_settings, in the URL or as `s3_bucket`")
     found.raise_mistakes()
     settings = _build(found.values, environment | {"where": found.where})
     wrong = settings.client == "obstore" and bool(settings.boto3_reason)
     found.refuse_if(wrong, "client", f"obstore cannot serve this, {settings.boto3_reason}: set `auto` or `boto3`")
+    proxy = settings.proxies.to(settings.bucket_url)
+    if proxy is not None and proxy.wrong:
+        found.mistakes.append(f"{proxy.where}: {proxy.wrong}")
     found.raise_mistakes()
     return settings
+
+
+def _add_network(found: Resolution, environ: Mapping[str, str]) -> None:
+    """What the environment says to every program, where neither a setting nor AWS' part of it has spoken."""
+    variable = next((name for name in CA_VARIABLES if environ.get(name)), None)
+    if variable and "verify" not in found.where and "verify" not in found.wrong:
+        found.add([Given("verify", environ[variable], variable, CABundle())])
+    if "proxies" in found.where or "proxies" in found.wrong:
+        return
+    named = {scheme: _proxy(variable, value) for scheme, variable, value in proxy_variables(environ)}
+    found.values["proxies"] = Proxies(named, no_proxy_of(environ))
+
+
+def _proxy(variable: str, value: str) -> Proxy:
+    try:
+        return Proxy(proxy_url(value), variable)
+    except Wrong as exc:
+        # perhaps no request of ours would go through it
+        return Proxy(Secret(""), variable, str(exc))
 
 
 def _add_url(found: Resolution, url: str | None) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from .kinds import ValueKind, Wrong, shown, text_of
-from .model import Secret
+from .secret import Secret
 
 __all__ = ["KEY_BYTES", "SealKeys"]
 

@@ -41,10 +41,11 @@ from celery_s3.store.requests import (
 )
 
 from .boto3_errors import call, from_error
+from .network import proxies_to, trusted
 from .session import client_factory
 from .stuck import break_connection
 from .timeouts import OF_A_PAGE, by_size, long
-from .translate import Operation, check_headers, checked, cut, error_of, path_style
+from .translate import Operation, check_headers, checked, cut, error_of
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
@@ -238,8 +239,7 @@ def connect(settings: Settings, **config: Any) -> Any:
         "s3",
         region_name=settings.region,
         endpoint_url=settings.endpoint_url,
-        # None, not True: True would overrule a bundle that the AWS configuration names
-        verify=None if settings.verify is True else settings.verify,
+        verify=trusted(settings),
         config=Config(**(_config(settings) | config)),
     )
     events = client.meta.events
@@ -258,9 +258,10 @@ def _config(settings: Settings) -> dict[str, Any]:
         "read_timeout": settings.read_timeout,
         "max_pool_connections": _CONNECTIONS,
         "tcp_keepalive": True,
+        "proxies": proxies_to(settings.bucket_url, settings),
         # the settings have read the AWS environment already
         "ignore_configured_endpoint_urls": True,
-        "s3": {"addressing_style": "path" if path_style(settings) else "virtual"},
+        "s3": {"addressing_style": "path" if settings.path_style else "virtual"},
         **_checksums(settings),
     }
 

@@ -86,7 +86,7 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
         error.__cause__ = ClientError(_without_echo(exc.response, error.detail), exc.operation_name)
         return error
     error = error_of(_kind(exc), request, settings, str(exc))
-    error.__cause__ = exc if error.detail == str(exc) else Exception(settings.redact(repr(exc)))
+    error.__cause__ = exc if settings.redact(str(exc)) == str(exc) else Exception(settings.redact(repr(exc)))
     return error
 
 

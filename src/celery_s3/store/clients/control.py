@@ -134,10 +134,13 @@ class _Client:
     def _sts(self) -> Any:
         from botocore.config import Config
 
+        from .network import proxies_to, sts_url, trusted
         from .session import client_factory
 
         settings = self._settings
-        timeouts = Config(
+        url = None if settings.on_aws else settings.endpoint_url
+        config = Config(
+            proxies=proxies_to(url or sts_url(settings), settings),
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -145,9 +148,9 @@ class _Client:
         return client_factory(settings)(
             "sts",
             region_name=settings.region,
-            endpoint_url=None if settings.on_aws else settings.endpoint_url,
-            verify=None if settings.verify is True else settings.verify,
-            config=timeouts,
+            endpoint_url=url,
+            verify=trusted(settings),
+            config=config,
         )
 
 

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from obstore.store import MemoryStore, S3Store
 
 from celery_s3.settings import CredentialSource, Settings
 
+from .network import environment_of_obstore, options_of_obstore, same_proxy, sts_url
 from .timeouts import brief, long
-from .translate import path_style
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
@@ -67,7 +65,7 @@ def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None
             answer of any size, a ``sending`` one to send a large body before the answer begins.
     """
     _start_runtime()
-    with _environment(dict.fromkeys(_STRAY)):
+    with _environment(dict.fromkeys(_STRAY) | environment_of_obstore(settings)):
         return S3Store(
             settings.bucket,
             config=_config(settings, use),
@@ -81,7 +79,7 @@ def new_store(settings: Settings, credentials: Callable[[], S3Credential] | None
 def _config(settings: Settings, use: Use) -> S3Config:
     config: S3Config = {
         "region": settings.region,
-        "virtual_hosted_style_request": not path_style(settings),
+        "virtual_hosted_style_request": not settings.path_style,
         "request_payer": settings.request_payer,
         "s3_express": settings.bucket.endswith("--x-s3"),
         "disable_bulk_delete": use != "bulk",
@@ -90,8 +88,9 @@ def _config(settings: Settings, use: Use) -> S3Config:
         "skip_signature": False,
         "unsigned_payload": False,
     }
-    if endpoint := _endpoint(settings):
-        config |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+    # a directory bucket's host obstore knows by itself
+    if settings.endpoint_url is not None or not settings.bucket.endswith("--x-s3"):
+        config |= {"endpoint": settings.bucket_url, "aws_endpoint_url_s3": settings.bucket_url}
     if settings.sse:
         config["server_side_encryption"] = settings.sse
     if settings.sse_kms_key_id:
@@ -101,29 +100,16 @@ def _config(settings: Settings, use: Use) -> S3Config:
     return config
 
 
-def _endpoint(settings: Settings) -> str:
-    """The URL that keys are appended to; empty for a directory bucket, whose host obstore knows."""
-    if settings.endpoint_url is None and settings.bucket.endswith("--x-s3"):
-        return ""
-    base = settings.endpoint_url or f"https://s3.{settings.region}.amazonaws.com"
-    if path_style(settings):
-        return base
-    url = urlsplit(base)
-    return url._replace(netloc=f"{settings.bucket}.{url.netloc}").geturl()
-
-
 def _client_options(settings: Settings, use: Use) -> ClientConfig:
     options: ClientConfig = {
+        **options_of_obstore(settings),
         "allow_http": (settings.endpoint_url or "").startswith("http://"),
-        "allow_invalid_certificates": settings.verify is False,
         "connect_timeout": timedelta(seconds=settings.connect_timeout),
         # of a request as a whole
         "timeout": timedelta(seconds=brief(settings) if use in ("quick", "bulk") else long(settings)),
     }
     if use != "sending":
         options["read_timeout"] = timedelta(seconds=settings.read_timeout)
-    if isinstance(settings.verify, str):
-        options["root_certificate"] = Path(settings.verify).read_bytes()
     if settings.expected_bucket_owner:
         # sent and signed with every request
         options["default_headers"] = {"x-amz-expected-bucket-owner": settings.expected_bucket_owner}
@@ -134,7 +120,7 @@ def credential_provider(settings: Settings) -> Callable[[], S3Credential] | None
     """Who tells obstore the credentials; ``None`` where its own chain finds them."""
     if settings.credential_source is CredentialSource.STATIC:
         return partial(_static_credentials, settings)
-    if settings.credential_source is CredentialSource.SDK and _chain_of_obstore(os.environ):
+    if settings.credential_source is CredentialSource.SDK and _chain_of_obstore(os.environ, settings):
         return None
     from .session import SessionCredentials
 
@@ -152,8 +138,10 @@ def _static_credentials(settings: Settings) -> S3Credential:
     }
 
 
-def _chain_of_obstore(environ: Mapping[str, str]) -> bool:
+def _chain_of_obstore(environ: Mapping[str, str], settings: Settings) -> bool:
     """Whether obstore finds the credentials that botocore would find, without the cost of importing it."""
+    if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") and not same_proxy(sts_url(settings), settings):
+        return False
     for names in _CHAIN:
         if all(map(environ.get, names)):
             return True

@@ -20,6 +20,8 @@ from botocore.exceptions import NoCredentialsError
 from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE, forget_locals, reraise_interruption
 from celery_s3.settings import Settings
 
+from .network import proxies_to, sts_url
+
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
@@ -48,6 +50,12 @@ def open_session(settings: Settings) -> Any:
 def _session(settings: Settings) -> Any:
     session = botocore.session.Session(profile=settings.profile)
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    # for the clients that botocore makes by itself, to ask for credentials, if it ever does
+    proxy = settings.proxies.to(sts_url(settings))
+    if proxy is None or not proxy.wrong:
+        session.set_default_client_config(Config(proxies=proxies_to(sts_url(settings), settings)))
+    if settings.on_aws and isinstance(settings.verify, str):
+        session.set_config_variable("ca_bundle", settings.verify)
     return session
 
 

@@ -20,6 +20,8 @@ from celery_s3.errors import (
     ServerFault,
     StoreError,
     Throttled,
+    TLSFailure,
+    Unreachable,
     UploadMissing,
     WrongRegion,
 )
@@ -39,7 +41,7 @@ __all__ = [
     "cut",
     "error_of",
     "meaning",
-    "path_style",
+    "through",
 ]
 
 T = TypeVar("T")
@@ -105,6 +107,9 @@ _BY_STATUS: Mapping[int, type[StoreError]] = {
     501: BadRequest,
 }
 
+#: What a proxy may be the cause of.
+_ON_THE_WAY = (Interrupted, TLSFailure, Unreachable)
+
 #: What the protocols of results and chords expect to meet; the class says all that the server says.
 ROUTINE = (ObjectMissing, PreconditionFailed)
 
@@ -123,10 +128,12 @@ class Operation:
 
     Attributes:
         operation: as our errors call it, for example ``create_bucket``.
+        url: where it is sent, empty for the bucket's server.
     """
 
     operation: str
     key: str = ""
+    url: str = ""
 
 
 #: What an error is about; either has an ``operation`` and a ``key``.
@@ -141,8 +148,17 @@ def error_of(
     status: int | None = None,
     code: str = "",
 ) -> StoreError:
-    """The error to raise; whatever secret the detail holds is masked."""
+    """The error to raise; whatever secret the detail holds is masked, and a proxy that may be the cause is named."""
+    if issubclass(kind, _ON_THE_WAY):
+        detail += through(request, settings)
     return kind(settings.redact(detail), request.operation, settings.bucket, request.key, status, code)
+
+
+def through(request: Asked, settings: Settings) -> str:
+    """By which proxy a request was sent, for the end of a message; empty for none."""
+    url = request.url if isinstance(request, Operation) else ""
+    proxy = settings.proxies.to(url or settings.bucket_url)
+    return f" (through the proxy {proxy})" if proxy else ""
 
 
 def answered(
@@ -190,7 +206,10 @@ class Answer:
         kind = meaning(self, request)
         if kind in ROUTINE:
             return kind("", request.operation, settings.bucket, request.key, self.status, self.code)
-        detail = "the answer is not S3's: is `endpoint_url` right?" if self.foreign else self.message
+        foreign = f"the answer is not S3's: is `endpoint_url` right?{through(request, settings)}"
+        detail = foreign if self.foreign else self.message
+        if self.status == 407:
+            detail = f"the proxy asks for user and password: http://user:password@host:port{through(request, settings)}"
         if kind is WrongRegion and self.region:
             detail = f"it is in {self.region}"
         return error_of(kind, request, settings, detail, self.status, self.code)
@@ -235,17 +254,6 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
         if value != value.strip():
             return f"the metadata {name!r} begins or ends with white space, which would not arrive"
     return "" if _PRINTABLE_ASCII.fullmatch(content_type) else "the content type is not printable ASCII"
-
-
-def path_style(settings: Settings) -> bool:
-    """Whether the bucket is the first segment of the path instead of the first label of the host.
-
-    ``auto`` means the host on AWS and the path elsewhere, for both clients alike; the name of a bucket that has
-    dots in it would not match AWS's certificate.
-    """
-    if settings.addressing_style != "auto":
-        return settings.addressing_style == "path"
-    return settings.endpoint_url is not None or "." in settings.bucket
 
 
 def cut(found: Object, start: int, length: int | None) -> Object:
