@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-from celery_s3.errors import BadRequest, Conflict, PreconditionFailed, StoreError
+from celery_s3.errors import AccessDenied, BadRequest, Conflict, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
 from .translate import Operation
@@ -128,11 +128,33 @@ class Control:
         """Whether the bucket refuses every kind of public access."""
         answer = self._configured("get_public_access_block")
         block = answer.get("PublicAccessBlockConfiguration", {})
-        return all(block.get(name) for name in BLOCK)
+        # elsewhere the first may have been left out: see block_public_access
+        wanted = BLOCK if self.settings.on_aws else BLOCK[1:]
+        return all(block.get(name) for name in wanted)
 
-    def block_public_access(self) -> None:
-        """Let the bucket refuse every kind of public access."""
-        self._call("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(BLOCK, True))
+    def block_public_access(self, *, acls: bool = True) -> None:
+        """Let the bucket refuse every kind of public access.
+
+        Arguments:
+            acls: also writes that come with a public ACL; Ceph takes every write for one.
+        """
+        block = {name: acls or name != BLOCK[0] for name in BLOCK}
+        self._call("put_public_access_block", PublicAccessBlockConfiguration=block)
+
+    def may_write(self, key: str) -> bool:
+        """Whether an object can be written there, which is deleted again. Two requests.
+
+        Raises:
+            StoreError: it is not known.
+        """
+        from .boto3_client import storage_parameters
+
+        try:
+            self._call("put_object", Key=key, Body=b"", **storage_parameters(self.settings), **self._payer)
+        except AccessDenied:
+            return False
+        self._call("delete_object", Key=key, **self._payer)
+        return True
 
     def encryption(self) -> dict[str, Any]:
         """The bucket's default encryption as S3 tells it, empty where there is none."""
