@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from celery_s3.bucket import Opened, open_store
 from celery_s3.cli import s3
 from celery_s3.errors import BadRequest, PreconditionFailed
+from celery_s3.operate.capabilities import CAPABILITIES
 from celery_s3.results.write_once import HEAD_BYTES
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.probe import Verdict
@@ -215,3 +216,50 @@ def test_init_keeps_the_bucket_writable(quirky, command, settings_for):
         settings = settings_for(server)
         with closing(open_store(settings)) as opened:
             opened.store.put("k", b"still writable")
+
+
+# -- the battery
+
+
+def _thorough(command: Callable[..., Any], server: Any) -> dict[str, dict[str, str]]:
+    done = command(server, "doctor", "--thorough", "--json")
+    return {one["name"]: one for one in json.loads(done.stdout)["capabilities"]}
+
+
+def test_thorough_on_a_server_that_has_all(seaweed, command, settings_for):
+    """Each capability is tried; what SeaweedFS has is told as that, and nothing is left behind."""
+    tried = _thorough(command, seaweed)
+    assert list(tried) == [one.name for one in CAPABILITIES]
+    assert {name for name, one in tried.items() if one["verdict"] != "yes"} == {"odd keys"}
+    assert tried["odd keys"]["found"] == "keys with a backslash do not come back as they are"
+    with closing(open_store(settings_for(seaweed))) as opened:
+        assert list(opened.store.list("")) == []
+
+
+def test_thorough_tells_every_quirk(quirky, command):
+    """Each quirk is found, with what is done about it."""
+    tried = _thorough(command, quirky(*sorted(QUIRKS.keys() - _HOPELESS)))
+    lacking = {name: one for name, one in tried.items() if one["verdict"] != "yes"}
+    assert {one["verdict"] for one in lacking.values()} == {"worked around"}
+    assert lacking.keys() == {
+        "replace",
+        "delete of a version",
+        "batch delete",
+        "batch delete of versions",
+        "range of a short object",
+        "conditional completion",
+        "ETag of a completion",
+        "one time",
+        "lifecycle",
+    }
+    assert "without its quotes" in lacking["replace"]["found"]
+    assert "s3 sweep" in lacking["lifecycle"]["instead"]
+    assert "replaced" in lacking["conditional completion"]["found"]
+
+
+def test_thorough_as_a_table(quirky, command):
+    """A row for each capability, behind the steps."""
+    told = command(quirky("range_400"), "doctor", "--thorough").stdout
+    assert told.index("cleanup") < told.index("CAPABILITY")
+    assert "worked around" in told
+    assert "read whole, at one more request" in told

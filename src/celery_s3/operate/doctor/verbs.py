@@ -15,7 +15,18 @@ from celery_s3.store.requests import Object
 from .case import Case
 from .findings import Finding, denied, fail, ok, warn
 
-__all__ = ["conditional", "delete", "delete_many", "listing", "missing", "read", "read_range", "sealed", "write"]
+__all__ = [
+    "conditional",
+    "delete",
+    "delete_many",
+    "gone",
+    "listing",
+    "missing",
+    "read",
+    "read_range",
+    "sealed",
+    "write",
+]
 
 
 def write(case: Case) -> Finding:
@@ -147,10 +158,21 @@ def delete_many(case: Case) -> Finding:
 def _gone(case: Case, *keys: str) -> Finding:
     for key in keys:
         try:
-            case.store.get(key)
-        except (ObjectMissing, AccessDenied):  # without s3:ListBucket, S3 answers 403 for a key that does not exist
-            continue
+            if not gone(case, key):
+                return fail("a deleted object is still there", "Is there a cache before the server?")
         except StoreError as exc:
             return denied(exc, case.settings, ["s3:GetObject"])
-        return fail("a deleted object is still there", "Is there a cache before the server?")
     return ok("deleted objects are gone at once")
+
+
+def gone(case: Case, key: str) -> bool:
+    """Whether there is no such object any more.
+
+    Raises:
+        StoreError: it is not known.
+    """
+    try:
+        case.store.get(key)
+    except (ObjectMissing, AccessDenied):  # without s3:ListBucket, S3 answers 403 for a key that does not exist
+        return True
+    return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -214,6 +214,23 @@ class Control:
         answer = self._call("get_object", Key=key, **self._payer)
         answer.pop("Body").close()
         return answer
+
+    def read(self, key: str, byte_range: str = "", *, if_match: str = "") -> bytes:
+        """An object's bytes as the server answers them, whatever it makes of ``Range`` and ``If-Match``."""
+        given = {"Range": byte_range, "IfMatch": if_match}
+
+        def read() -> bytes:
+            parameters = {name: value for name, value in given.items() if value}
+            answer = self._s3.get_object(Bucket=self.settings.bucket, Key=key, **parameters, **self._payer)
+            with closing(answer["Body"]) as body:
+                return bytes(body.read())
+
+        return self._translated(Operation("get", key), read)
+
+    def listed(self, key: str) -> list[datetime]:
+        """When the objects were written whose keys begin so, as a listing tells it."""
+        answer = self._call("list_objects_v2", Prefix=key, **self._payer)
+        return [one["LastModified"] for one in answer.get("Contents", [])]
 
     def put_with_checksum(self, key: str, body: bytes) -> None:
         """Write an object with the CRC32 that boto3 sends to Amazon by default."""
