@@ -47,7 +47,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """``If-Match``: write only over the version with this etag (quoted, as the server gave it)."""
+    """``If-Match``: write only over the version with this etag (quoted, as :class:`Object` has it)."""
 
     etag: str
 
@@ -87,7 +87,10 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a listing; ``size`` in bytes, ``modified`` in UTC, ``storage_class`` where the server tells it."""
+    """One key of a listing; ``size``, ``etag`` and ``modified`` as an :class:`Object` has them.
+
+    ``storage_class`` is empty where the server does not tell it.
+    """
 
     key: str
     size: int
@@ -160,10 +163,14 @@ class Get(Request[Object]):
 
 @dataclass(frozen=True, slots=True)
 class Delete(Request[None]):
-    """Delete an object; one that does not exist counts as deleted."""
+    """Delete an object; one that does not exist counts as deleted.
+
+    With ``if_match`` another version than that stays, and is a :class:`~celery_s3.errors.PreconditionFailed`.
+    """
 
     verb, operation, action = "DELETE", "delete", "DeleteObject"
     key: str
+    if_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from celery_s3.errors import BadCredentials, BadRequest, Interrupted, StoreError, TLSFailure, Unreachable
@@ -19,7 +21,7 @@ T = TypeVar("T")
 
 #: What a call of botocore may raise: its own errors, and what the system says of a socket or a file. Before 1.43
 #: it lets urllib3's through where an error's body is cut off.
-_FAILURES = (BotoCoreError, ClientError, HTTPError, OSError, ValueError)
+_FAILURES = (BotoCoreError, ClientError, HTTPError, OSError, ResponseParserError, ValueError)
 
 #: By name, since older versions lack some; the class nearest to the error's own decides.
 _KINDS: Mapping[str, type[StoreError]] = {
@@ -85,6 +87,9 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
         error = _of_answer(exc.response, request, settings)
         error.__cause__ = ClientError(_without_echo(exc.response, error.detail), exc.operation_name)
         return error
+    if credentials := _told_by_credentials(exc):
+        # without the cause: it holds what the command printed, or the header that cannot be sent
+        return error_of(BadCredentials, request, settings, credentials)
     error = error_of(_kind(exc), request, settings, str(exc))
     error.__cause__ = exc if settings.redact(str(exc)) == str(exc) else Exception(settings.redact(repr(exc)))
     return error
@@ -93,6 +98,17 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
 def from_error(entry: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
     return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(request, settings)
+
+
+def _told_by_credentials(exc: BaseException) -> str:
+    """What is wrong with the credentials, where botocore's error does not say that it is about them."""
+    if isinstance(exc, json.JSONDecodeError):  # nothing else here is JSON: S3 and STS answer XML
+        return "what tells them, as the command of `credential_process`, prints no JSON"
+    if isinstance(exc, FileNotFoundError):
+        return f"there is no {exc.filename}, which tells them: a token's file, or the command of `credential_process`"
+    if "Invalid header value" in str(exc):  # metadata and content types are looked at before they are sent
+        return "the key id or the session token holds a line break, or another character that no header can carry"
+    return ""
 
 
 def _kind(exc: BaseException) -> type[StoreError]:

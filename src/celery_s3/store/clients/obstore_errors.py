@@ -76,7 +76,9 @@ _SIGNS: Mapping[str, type[StoreError]] = {
     r"error: (?:AlertReceived|InvalidCertificate|InvalidMessage|PeerIncompatible|PeerMisbehaved)": TLSFailure,
     r"kind: Connect,": Unreachable,
     r"(?:source: )?HttpError \{": Interrupted,
-    r"(?:source: )?(?:MissingEtag|Metadata|InvalidDeleteObjectsResponse)": Interrupted,
+    r"(?:source: )?(?:MissingEtag|Metadata)": Interrupted,
+    # deleted or not: one by one tells, where the server's answer cannot be read (JuiceFS: `<Deleted>` without Key)
+    r"(?:source: )?InvalidDeleteObjectsResponse": BadRequest,
     r"source: Missing(?:AccessKeyId|SecretAccessKey)": BadCredentials,
     r'source: "Failed to read token file': BadCredentials,
 }
@@ -146,6 +148,9 @@ class Failure:
             return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
             return Answer(None, failed[1], failed[2]).error(request, settings)
+        if self.sentence.endswith("InvalidHeaderValue"):  # metadata and content types are looked at before
+            why = "the key id or the session token holds a line break, or another character that no header can carry"
+            return error_of(BadCredentials, request, settings, why)
         return error_of(self._kind(settings), request, settings, self._reason())
 
     def _cause(self, settings: Settings) -> BaseException:
