@@ -243,7 +243,9 @@ class Trial:
         return {
             "broker_url": self.redis.url,
             "broker_connection_retry_on_startup": True,
-            "broker_transport_options": {"visibility_timeout": 3600},
+            # What a worker had fetched when the broker went away, it has again only after this time: kombu cannot give
+            # it back then.
+            "broker_transport_options": {"visibility_timeout": 30 if self.row.kind == "broker" else 3600},
             "result_backend": "celery_s3.backends.S3Backend",
             "s3_backend_settings": server.settings() | {"read_timeout": 2, "connect_timeout": 1},
             "task_track_started": True,
