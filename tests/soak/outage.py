@@ -37,8 +37,8 @@ from devtools.proxy import Proxy
 
 TASKS = Path(__file__).with_name("outage_tasks.py")
 WATCH = Path(__file__).with_name("outage_watch.py")
-#: Seconds after the outage in which no final state comes any more: then what is not there is lost. A lost child's lease
-#: is the longest that may pass without one.
+#: Seconds after the outage in which no final state comes any more and no task ends: then what is not there is lost. A
+#: lost child's lease is the longest that may pass so.
 NOTHING_COMES = 90.0
 
 
@@ -243,7 +243,9 @@ class Trial:
         return {
             "broker_url": self.redis.url,
             "broker_connection_retry_on_startup": True,
-            "broker_transport_options": {"visibility_timeout": 3600},
+            # What a worker had fetched when the broker went away, it has again only after this time: kombu cannot give
+            # it back then.
+            "broker_transport_options": {"visibility_timeout": 30 if self.row.kind == "broker" else 3600},
             "result_backend": "celery_s3.backends.S3Backend",
             "s3_backend_settings": server.settings() | {"read_timeout": 2, "connect_timeout": 1},
             "task_track_started": True,
@@ -355,10 +357,12 @@ class Trial:
     # -- the end
 
     def settle(self) -> None:
-        """Everything has to come to its end now: wait as long as final states come."""
-        left = dict(self.results)
-        last = self.returned
-        while left and time.monotonic() - last < NOTHING_COMES and self.worker.poll() is None:
+        """Everything has to come to its end now: wait as long as tasks end."""
+        left, done = dict(self.results), 0
+        last = moved = self.returned
+        while left and time.monotonic() - max(last, moved) < NOTHING_COMES and self.worker.poll() is None:
+            if self.done() > done:
+                done, moved = self.done(), time.monotonic()
             for id in list(left):
                 with suppress(CeleryS3Error):
                     if self.app.AsyncResult(id).state in states.READY_STATES:
@@ -382,7 +386,7 @@ class Trial:
         for kind, about in events:
             if kind in ("silence", "get"):
                 longest[kind] = round(about[0], 2), round(about[1], 2)
-            if kind == "where":
+            if kind == "where" and self.row.kind != "broker":
                 self.report.stood = about[0]
         log = self.log.read_text(errors="replace")
         self.report.told = self.row.kind == "broker" or all(
