@@ -81,7 +81,7 @@ def test_harm_is_seen(decode):
 def test_memory_is_seen(monkeypatch):
     """A decoder that made far more than it was given would fail."""
     monkeypatch.setattr(fuzz, "MEMORY_OF_ONE", 1 << 20)
-    with pytest.raises(AssertionError, match="bomb took .* MiB for 1 bytes"):
+    with pytest.raises(AssertionError, match="bomb took"):
         fuzz.feed(fuzz.Decoder("bomb", lambda body: b"x" * fuzz.peak()), b"1")
 
 
