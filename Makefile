@@ -63,6 +63,7 @@ check: $(VENV)/.with-check  ## Lint, formatting, types
 
 soak: $(VENV)/.with-test  ## Try to break it, for an hour or two: interleavings of chords, garbage for decoders, workers killed
 	@SOAK=1 $(BIN)/python -m pytest $(SHARED) tests/unit/test_chord_model.py
+	@HOSTILE_STEPS=200 $(BIN)/python -m pytest -q tests/unit/test_hostile_bucket.py
 	@$(BIN)/python tests/soak/fuzz.py --inputs $(or $(INPUTS),100000)
 	@$(BIN)/python tests/soak/chords.py --rounds $(or $(ROUNDS),20) --output benchmarks/runs/soak-chords.jsonl
 	@$(MAKE) --no-print-directory outage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import boto3
@@ -40,6 +43,22 @@ def s3(server, **options):
         region_name=server.region,
         config=config,
     )
+
+
+@pytest.mark.parametrize("port", ["s3.port", "filer.port", "volume.port", "master.port", "admin.port"])
+def test_who_signs_nothing_gets_nothing(seaweed, prefix, port):
+    """Another user of the machine, or a page in a browser, neither reads, writes nor deletes on any of its ports."""
+    key = f"{prefix}k"
+    assert seaweed.answers("PUT", f"/{seaweed.bucket}/{key}", b"of the test")
+    for method, path in itertools.product(["GET", "PUT", "POST", "DELETE"], ["/", "/buckets/"]):
+        body = b"x" if method in ("PUT", "POST") else None
+        url = f"http://127.0.0.1:{seaweed._ports[port]}{path}{seaweed.bucket}/{key}"
+        asked = urllib.request.Request(url, body, {"Origin": "http://evil.test"}, method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=10)
+        assert refused.value.code in range(400, 500)
+        refused.value.close()
+    assert seaweed.request("GET", f"/{seaweed.bucket}/{key}") == (200, b"of the test")
 
 
 class TestS3Servers:

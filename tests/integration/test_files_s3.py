@@ -242,9 +242,9 @@ print(peak() - before)
 
 
 def test_url(counted, stored, path, proxy, spends):
-    """A link gives the very bytes, with type and name, to anybody; making one is no request."""
+    """A link gives the very bytes, with type and name, to anybody; before it is made the file is looked at."""
     file = stored(counted(), S3File(path, name='q"üx.pdf')).get()
-    with spends():
+    with spends(GET=1):
         url = file.url(60)
     with urllib.request.urlopen(url) as answer:
         assert answer.read() == DATA

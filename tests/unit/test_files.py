@@ -836,6 +836,35 @@ def test_download_that_ends_early(remote, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [7, 25])  # in one piece, in several
+@pytest.mark.parametrize("forged", ["size", "sha256", "no file", "gone"])
+def test_no_link_to_what_is_not_the_file(remote, store, monkeypatch, size, forged):
+    """A pointer that anybody may have written is checked against its object before a link is signed, in one request.
+
+    The hash of a large file alone is not: who reads it by `open()` learns that.
+    """
+    file, key = remote(bytes(size))
+    pointer = dict(file.pointer())
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    if forged == "size":
+        pointer["size"] += 1
+    elif forged == "sha256":
+        pointer["sha256"] = "0" * 64
+    elif forged == "no file":
+        store.put(key, bytes(size))
+    else:
+        store.delete(key)
+    store.requests.clear()
+    found = "is not there any more" if forged == "gone" else "is not the file"
+    if forged == "sha256" and size > files_objects.PIECE:
+        found = "no link to .* could be made"  # it comes to signing, and this app has nothing to sign with
+    with pytest.raises(FileNotRead, match=found):
+        S3File.of(pointer).url()
+    assert store.requests == [("GET", key)]
+
+
 @pytest.mark.parametrize("expires", [0, -1, 604801, "3600", None, 1.5])
 def test_links_that_live_too_long(remote, expires):
     """A link lives from a second to a week."""

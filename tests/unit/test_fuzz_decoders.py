@@ -78,6 +78,13 @@ def test_harm_is_seen(decode):
         fuzz.feed(fuzz.Decoder("harmful", decode, errors=(ValueError,)), b"1")
 
 
+def test_memory_is_seen(monkeypatch):
+    """A decoder that made far more than it was given would fail."""
+    monkeypatch.setattr(fuzz, "MEMORY_OF_ONE", 1 << 20)
+    with pytest.raises(AssertionError, match="bomb took"):
+        fuzz.feed(fuzz.Decoder("bomb", lambda body: b"x" * fuzz.peak()), b"1")
+
+
 def test_command():
     """The command feeds as many inputs as it is told to, and says what became of them."""
     command = [sys.executable, SOAK / "fuzz.py", "--inputs", "60", "--only", "seal", "--seed", "7"]

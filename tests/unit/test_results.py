@@ -17,6 +17,7 @@ from celery_s3.codec import raw
 from celery_s3.codec.chunks import Chunks, one_body
 from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, Interrupted, ObjectMissing, PreconditionFailed, StoreError, Throttled
+from celery_s3.results import write_once
 from celery_s3.results.write_once import (
     AT_ONCE,
     HEAD_BYTES,
@@ -68,6 +69,21 @@ def stands(store):
 
 def verbs(store):
     return [verb for verb, _ in store.requests]
+
+
+# -- the main process of a worker
+
+
+def test_the_main_process_reads_no_body(monkeypatch):
+    """What stands there without our metadata may be anybody's, and of any size: one request, and nothing decoded."""
+    store = MemoryStore()
+    monkeypatch.setattr(write_once, "prefork_parent", lambda: True)
+    results = results_over(store)
+    results.state_in = pytest.fail
+    store.put(KEY, b"x" * 1_000_000)
+    store.requests.clear()
+    assert write(results, "REVOKED") is KEPT
+    assert verbs(store) == ["PUT", "GET"]
 
 
 # -- one writer

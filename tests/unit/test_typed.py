@@ -600,3 +600,33 @@ def test_large_values():
     """Megabytes come back."""
     value = {"bytes": bytes(range(256)) * 20_000, "text": "é" * 1_000_000, "numbers": list(range(100_000))}
     assert back(value) == value
+
+
+#: Numbers of one hash: Python's is the remainder by this prime.
+COLLIDING = [number * (2**61 - 1) for number in range(1, 5_000)]
+
+
+@pytest.mark.parametrize("kind", ["py.set", "py.frozenset", "py.dict"])
+def test_members_that_were_chosen_to_share_a_hash(kind):
+    """A set or dict of them would take the square of its size in time: it is an error at once, however they hide."""
+    for members in (
+        COLLIDING,
+        [{"$type": "py.tuple", "value": [number]} for number in COLLIDING],
+        [{"$type": "py.uuid", "value": str(UUID(int=number))} for number in COLLIDING],
+        [{"$type": "py.decimal", "value": str(number)} for number in COLLIDING],
+    ):
+        value = [[member, 0] for member in members] if kind == "py.dict" else members
+        payload = json.dumps({"$type": kind, "value": value})
+        with pytest.raises(NotDecodable, match="have the same hash"):
+            typed.loads(payload)
+
+
+def test_honest_sets_are_not_refused():
+    """Numbers as they come, multiples of powers of two and equal floats too, are read."""
+    for members in (
+        set(range(-5_000, 5_000)),
+        {number << 40 for number in range(5_000)},
+        {0.5 * n for n in range(999)},
+    ):
+        assert typed.loads(typed.dumps(members)) == members
+        assert typed.loads(typed.dumps(dict.fromkeys(members))) == dict.fromkeys(members)

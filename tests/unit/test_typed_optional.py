@@ -327,6 +327,38 @@ def test_forged_tables(name, data):
         read(name, data)
 
 
+def packed(table, compression):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("name", ["pyarrow.table", "pandas.frame"])
+@pytest.mark.parametrize("bomb", ["column", "dictionary"])
+def test_compressed_tables_are_refused(name, compression, bomb):
+    """8 kB that Arrow would decompress to 190 MB are an error, and take no memory."""
+    column = pa.array([0] * 1_000_000, pa.int64())
+    if bomb == "dictionary":
+        column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), column)
+    data = packed(pa.table({"a": column}), compression)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(NotDecodable, match="its buffers are compressed"):
+        read(name, data)
+    assert pa.total_allocated_bytes() <= before
+    assert read("pyarrow.table", packed(TABLE, None)).equals(TABLE)
+
+
+def test_frames_of_columns_without_buffers():
+    """Arrow stores 2·10^9 nulls in a word, and pandas would not: such a frame is refused, the table itself is none."""
+    data = packed(pa.table({"a": pa.nulls(2 * 10**9)}), None)
+    assert len(data) < 1000
+    with pytest.raises(NotDecodable, match="would take more than 134,217,728 bytes"):
+        read("pandas.frame", data)
+    assert read("pyarrow.table", data).num_rows == 2 * 10**9
+
+
 STREAM = b64decode(json.loads(typed.dumps(TABLE))["value"]["value"])
 
 

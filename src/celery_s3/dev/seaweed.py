@@ -47,6 +47,8 @@ _OFF = (
     "-admin.ui=false",
     "-master.telemetry=false",
 )
+#: What its parts ask of each other over HTTP. Without, the ports behind S3 answer any user of this machine.
+_SIGNED = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
 _ATTEMPTS = 4
 
 
@@ -56,7 +58,8 @@ class SeaweedFS(EmbeddedServer):
         with SeaweedFS() as server:
             app.conf.s3_backend_settings = server.settings()
 
-    It ends with the block, and with this process (on Linux even when that is killed).
+    It ends with the block, and with this process (on Linux even when that is killed). It is for development: over
+    HTTP every port wants a signature, but its parts speak gRPC too, and answer there whoever is on this machine.
 
     Arguments:
         directory: where data and log stay; ``None`` takes a temporary directory and removes it afterwards.
@@ -102,10 +105,16 @@ class SeaweedFS(EmbeddedServer):
         if self._port:
             _require_free(self._port)
         self._scratch = Path(tempfile.mkdtemp(prefix="celery-s3-seaweedfs-"))
+        self._write_keys()
         self._require_directory()
         # another process may take a free port before the server does: then with others, once more
         if not any(self._attempt(weed) for _ in range(_ATTEMPTS)):
             raise ServerNotStarted(f"SeaweedFS did not come up; the end of its log:\n{tail(self.log)}")
+
+    def _write_keys(self) -> None:
+        """Keys of this run, where the server looks first: its working folder, which nobody else may read."""
+        keys = "".join(f'[{name}]\nkey = "{secrets.token_hex(32)}"\n' for name in _SIGNED)
+        (self._scratch or Path()).joinpath("security.toml").write_text(keys, encoding="ascii")
 
     def _require_directory(self) -> None:
         try:
@@ -120,7 +129,7 @@ class SeaweedFS(EmbeddedServer):
         self.endpoint_url = f"http://127.0.0.1:{self._ports['s3.port']}"
         scratch = self._scratch or Path()
         env = environment(
-            HOME=str(scratch),  # no security.toml or credentials of the user's
+            HOME=str(scratch),  # no credentials of the user's
             AWS_ACCESS_KEY_ID=self.access_key,
             AWS_SECRET_ACCESS_KEY=self.secret_key,
             S3_BUCKET=self.bucket,

@@ -127,22 +127,39 @@ class Files:
         if pointer.sealed and not self.settings.seal_keys:
             why = "is sealed: this process needs the `seal_keys` of whoever stored it"
             raise FileNotRead(f"the file {self.at}{pointer.key} {why}")
-        first = self._get(pointer, 0, None)
-        if first.size != pointer.size:
-            raise FileNotRead(
-                f"{self.at}{pointer.key} is not the file that was stored there: it has {first.size:,} bytes in"
-                f" place of {pointer.size:,}. Find out who else writes there"
-            )
+        first = self._first(pointer, PIECE)
         starts = range(len(first.body), first.size, PIECE)
         yield first.body
         etag = first.etag
         del first
-        yield from in_order(self.pool, lambda start: self._get(pointer, start, etag).body, starts, AHEAD)
+        yield from in_order(self.pool, lambda start: self._get(pointer, start, etag, PIECE).body, starts, AHEAD)
 
-    def _get(self, pointer: Pointer, start: int, etag: str | None) -> Object:
+    def _first(self, pointer: Pointer, length: int) -> Object:
+        """The beginning of an object that is a file, of the size that the pointer tells."""
+        first = self._get(pointer, 0, None, length)
+        wrong = "" if FILE_NAME in first.metadata else "it is no file of celery-s3"
+        if first.size != pointer.size:
+            wrong = f"it has {first.size:,} bytes in place of {pointer.size:,}"
+        if wrong:
+            raise FileNotRead(
+                f"{self.at}{pointer.key} is not the file that was stored there: {wrong}. Find out who else writes there"
+            )
+        return first
+
+    def _check(self, pointer: Pointer) -> None:
+        """Check a pointer against its object, in one request: anybody who can send a message may have written it.
+
+        A small file is read for its hash. Of one above 8 MiB that would take as long as a download.
+        """
+        first = self._first(pointer, PIECE if pointer.size <= PIECE else 1)
+        if first.complete:
+            for _ in checked([first.body], pointer.size, pointer.sha256, self.at + pointer.key):
+                pass
+
+    def _get(self, pointer: Pointer, start: int, etag: str | None, length: int) -> Object:
         where = self.at + pointer.key
         try:
-            return self.store.get(self.prefix + pointer.key, start=start, length=PIECE, if_match=etag)
+            return self.store.get(self.prefix + pointer.key, start=start, length=length, if_match=etag)
         except ObjectMissing as exc:
             elsewhere = (
                 "" if pointer.server == self.server else ", or is on another server, with another `endpoint_url`"
@@ -157,10 +174,10 @@ class Files:
             raise FileNotRead(f"the file {where} could not be read: {exc}") from exc
 
     def url(self, pointer: Pointer, expires: int) -> str:
-        """A link by which anybody can read a file for ``expires`` seconds; no request.
+        """A link by which anybody can read a file for ``expires`` seconds; one request.
 
         Raises:
-            FileNotRead: the file is sealed, or the link cannot be made.
+            FileNotRead: the file is sealed, is not there or not what was stored, or the link cannot be made.
             ValueError: ``expires`` is not from 1 to 604,800.
         """
         if type(expires) is not int or not 1 <= expires <= LONGEST_LINK:
@@ -172,6 +189,7 @@ class Files:
                 f"there is no link to {self.at}{pointer.key}: it is sealed by `seal_keys`, and a link would give out"
                 " what nobody can read. Let a program that has the keys hand out what `open()` gives"
             )
+        self._check(pointer)
         from celery_s3.store.clients.control import Control  # it loads boto3
 
         try:

@@ -29,7 +29,7 @@ from celery_s3.codec.decoding import Whole
 from celery_s3.errors import Conflict, ObjectMissing, PreconditionFailed, StoreError
 from celery_s3.metadata import expires_at, expiry_tags, state_of
 from celery_s3.printable import get_logger
-from celery_s3.processes import Remembered
+from celery_s3.processes import Remembered, prefork_parent
 from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 from celery_s3.store.deadline import remaining, retried_until
@@ -240,9 +240,13 @@ class Results:
         return bool(found == states.SUCCESS)
 
     def _state_of(self, stored: Object) -> str | None:
-        """The state as the metadata tells it, else the body; ``None`` where that cannot be read."""
+        """The state as the metadata tells it, else the body; ``None`` where that cannot be read.
+
+        The main process of a prefork worker reads no body, which may be of any size and anybody's. All that celery-s3
+        writes since 2.0 has the metadata.
+        """
         state = state_of(stored.metadata)
-        if state is not None:
+        if state is not None or prefork_parent():
             return state
         whole = self.whole(stored)
         if whole is None:

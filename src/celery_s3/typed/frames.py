@@ -7,6 +7,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from celery_s3.codec.compression import LIMIT, TIMES
+
+from .standard import expect
 from .tables import pack, unpack
 
 __all__ = ["TYPES"]
@@ -17,7 +20,14 @@ def _encode(frame: Any) -> bytes:
 
 
 def _decode(value: object) -> Any:
-    return unpack(value).to_pandas(use_threads=False)
+    table = unpack(value)
+    # pandas has a place for each value, also of columns that Arrow stores in a word: 10^9 times null.
+    most = max(LIMIT, TIMES * len(expect(bytes, value)))
+    if 8 * table.num_rows * table.num_columns > most:
+        raise ValueError(
+            f"its {table.num_rows:,} rows of {table.num_columns:,} columns would take more than {most:,} bytes"
+        )
+    return table.to_pandas(use_threads=False)
 
 
 TYPES = (("pandas.frame", (pd.DataFrame,), _encode, _decode),)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-__all__ = ["STANDARD", "expect"]
+__all__ = ["STANDARD", "expect", "hashable"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,30 @@ def expect(cls: type[T], value: object) -> T:
     if type(value) is not cls:
         raise TypeError(f"{cls.__name__} expected, not {type(value).__name__}")
     return value
+
+
+#: Members of one set, or keys of one dict, that may share a hash.
+_SAME_HASH = 64
+
+
+def hashable(values: Iterable[Any]) -> None:
+    """Refuse values that were chosen to share a hash, as numbers can be: a set of them takes the square of their time.
+
+    Raises:
+        ValueError: too many of them do.
+        TypeError: one has no hash.
+    """
+    if max(Counter(map(hash, values)).values(), default=0) > _SAME_HASH:
+        raise ValueError(f"more than {_SAME_HASH} of its members have the same hash")
+
+
+def _set_of(cls: Callable[[list[Any]], T]) -> Callable[[object], T]:
+    def decode(value: object) -> T:
+        found = expect(list, value)
+        hashable(found)
+        return cls(found)
+
+    return decode
 
 
 def _bytes(value: object) -> bytes:
@@ -84,8 +109,8 @@ def _of_text(cls: Callable[[str], T]) -> Callable[[object], T]:
 #: Name, class, encoder, decoder. What JSON has itself, and dicts with other keys than text, are in ``wire.py``.
 STANDARD: tuple[tuple[str, type, Callable[[Any], Any], Callable[[Any], Any]], ...] = (
     ("py.tuple", tuple, list, _of_list(tuple)),
-    ("py.set", set, list, _of_list(set)),
-    ("py.frozenset", frozenset, list, _of_list(frozenset)),
+    ("py.set", set, list, _set_of(set)),
+    ("py.frozenset", frozenset, list, _set_of(frozenset)),
     ("py.bytes", bytes, lambda value: b64encode(value).decode(), _bytes),
     ("py.datetime", datetime, _encode_moment, _moment(datetime)),
     ("py.date", date, date.isoformat, _of_text(date.fromisoformat)),

@@ -15,7 +15,7 @@ from typing import Any
 from celery_s3.errors import NotDecodable, NotEncodable
 
 from .registry import type_named, type_of
-from .standard import expect
+from .standard import expect, hashable
 
 __all__ = ["MAX_DEPTH", "dumps", "loads"]
 
@@ -170,7 +170,9 @@ def _float(value: object) -> float:
 
 
 def _dict(value: object) -> dict[Any, Any]:
-    return {key: one for key, one in expect(list, value)}  # noqa: C416 (dict() would take more than pairs)
+    pairs = expect(list, value)
+    hashable(key for key, _ in pairs)
+    return {key: one for key, one in pairs}  # noqa: C416 (dict() would take more than pairs)
 
 
 _OWN = {"py.int": _int, "py.float": _float, "py.dict": _dict}
