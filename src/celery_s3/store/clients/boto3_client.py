@@ -154,7 +154,7 @@ class Boto3Client(Bucket):
         try:
             found = self._read(get, {**condition, "Range": f"bytes={get.start}-{stop}"})
         except BadRequest as exc:
-            if not unsatisfied(get, exc.status):
+            if not unsatisfied(get, exc):
                 raise
         else:
             return cut(found, get.start, get.length)
