@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 from uuid import uuid4
 
-from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
+from celery_s3.errors import AccessDenied, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import (
     Rule,
     deletes,
@@ -125,10 +125,11 @@ def plan(
 
 def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
     """Why something cannot be looked at or changed, in a line."""
-    if isinstance(error, BadRequest) and lacks(error, settings):
-        refused = f": {error.reason}" if error.status == 400 else f" ({error.status})"
-        instead = f": {SCHEDULE}" if what == "lifecycle" else ": it stays as it is"
-        return f"the server has no such thing{refused}{instead}"
+    if isinstance(error, StoreError) and lacks(error, settings):
+        instead = SCHEDULE if what == "lifecycle" else "it stays as it is"
+        if error.status == 400:
+            return f"{error.reason}: {instead}"
+        return f"the server has no such thing ({error.status}): {instead}"
     if isinstance(error, AccessDenied):
         return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
     return error.reason if isinstance(error, StoreError) else str(error)
