@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,7 @@ class Proxy(EmbeddedServer):
         delay: seconds that every answer waits before its first byte leaves.
         strip_preconditions: hide If-Match and If-None-Match from the server, so that it behaves like one
             without conditional writes; requests that signed them are signed anew (the server's keys are known).
+        quirks: names of :data:`devtools.proxy.quirks.QUIRKS`: odd answers that other servers are known for.
         tls: certificate and key file (PEM); the proxy then speaks HTTPS.
     """
 
@@ -75,12 +76,14 @@ class Proxy(EmbeddedServer):
         delay: float = 0.0,
         *,
         strip_preconditions: bool = False,
+        quirks: Sequence[str] = (),
         tls: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
     ) -> None:
         url = upstream if isinstance(upstream, str) else upstream.endpoint_url
         self._address = _address(url)
         self._delay = delay
         self._strip_preconditions = strip_preconditions
+        self._quirks = list(quirks)
         self._tls = [os.fspath(file) for file in tls] if tls else None
         self._lock = threading.Lock()
         if isinstance(upstream, S3Server):
@@ -99,7 +102,7 @@ class Proxy(EmbeddedServer):
         )
         port = self._tell(upstream=self._address, secret_key=self.secret_key, tls=self._tls)
         self.endpoint_url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
-        self.configure(delay=self._delay, strip_preconditions=self._strip_preconditions)
+        self.configure(delay=self._delay, strip_preconditions=self._strip_preconditions, quirks=self._quirks)
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -131,9 +134,15 @@ class Proxy(EmbeddedServer):
 
     # -- what it does
 
-    def configure(self, *, delay: float | None = None, strip_preconditions: bool | None = None) -> None:
+    def configure(
+        self,
+        *,
+        delay: float | None = None,
+        strip_preconditions: bool | None = None,
+        quirks: Sequence[str] | None = None,
+    ) -> None:
         """Change what was given at the start; ``None`` leaves it."""
-        values = {"delay": delay, "strip_preconditions": strip_preconditions}
+        values = {"delay": delay, "strip_preconditions": strip_preconditions, "quirks": quirks}
         self._tell(do="configure", **{name: value for name, value in values.items() if value is not None})
 
     def fail(self, match: str, how: str, *, times: int = 1, after: int = 0, seconds: float = 60.0) -> None:
@@ -171,11 +180,11 @@ class Proxy(EmbeddedServer):
         self._tell(do="up")
 
     def restore(self) -> None:
-        """As after the start: no connection, count or fault, up, no delay, preconditions pass."""
+        """As after the start: no connection, count or fault, up, no delay, preconditions pass, no quirk."""
         self._tell(do="drop")
         self.heal()
         self.up()
-        self.configure(delay=0.0, strip_preconditions=False)
+        self.configure(delay=0.0, strip_preconditions=False, quirks=())
         self.reset()
 
     def _tell(self, **order: Any) -> Any:

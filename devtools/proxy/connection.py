@@ -13,7 +13,8 @@ from typing import Any
 import h11
 
 from . import faults
-from .operations import without_preconditions
+from .operations import headers_of, without_preconditions
+from .quirks import Asked, Quirks, Told, as_events
 from .traffic import Traffic
 
 __all__ = ["Client", "Relay"]
@@ -34,6 +35,7 @@ class Relay:
     secret_key: str
     delay: float = 0.0
     strip_preconditions: bool = False
+    quirks: Quirks = field(default_factory=Quirks)
     faults: faults.Faults = field(default_factory=faults.Faults)
     traffic: Traffic = field(default_factory=Traffic)
     clients: set[Client] = field(default_factory=set)
@@ -139,7 +141,9 @@ class Client(asyncio.StreamReaderProtocol):
         self._record = record = self._relay.traffic.begin(request)
         fault = self._relay.faults.pick(record["method"], record["kind"], record["target"])
         try:
-            if fault is None:
+            if fault is None and self._relay.quirks:
+                await self._ask_oddly(request)
+            elif fault is None:
                 await self._ask(request, self._deliver)
             else:
                 record["fault"] = fault.how
@@ -210,17 +214,41 @@ class Client(asyncio.StreamReaderProtocol):
     async def _hidden_answer(self, fault: faults.Fault, request: h11.Request) -> Sequence[h11.Event]:
         """The server's answer, which the client does not get as it is; none where the request is withheld."""
         answer: list[h11.Event] = []
-
-        async def keep(event: h11.Event) -> None:
-            answer.append(event)
-
         if fault.carried_out:
-            await self._ask(request, keep)
+            await self._ask(request, _kept_in(answer))
         else:
-            if self._client.waits_for_100:
-                await self._client.send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
-            await self._take_body(keep)
+            answer += await self._whole_body()
         return answer
+
+    async def _whole_body(self) -> list[h11.Event]:
+        if self._client.waits_for_100:
+            await self._client.send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+        events: list[h11.Event] = []
+        await self._take_body(_kept_in(events))
+        return events
+
+    async def _ask_oddly(self, request: h11.Request) -> None:
+        """Answer a request as a server with quirks would."""
+        quirks, record = self._relay.quirks, self._record
+        body = _data(await self._whole_body())
+        asked = Asked(record["method"], record["kind"], record["target"], headers_of(request), body)
+        told = quirks.answer(asked)
+        if told is None:
+            told = quirks.tell(asked, await self._told(quirks.ask(asked, self._relay.secret_key)))
+        for event in as_events(told):
+            await self._deliver(event)
+
+    async def _told(self, asked: Asked) -> Told:
+        upstream = await self._connected()
+        answer: list[Any] = []
+        headers = list(asked.without("expect").headers.items())
+        await upstream.send(h11.Request(method=asked.method, target=asked.target, headers=headers))
+        await upstream.send(h11.Data(data=asked.body))
+        await upstream.send(h11.EndOfMessage())
+        await self._take_answer(upstream, _kept_in(answer))
+        if not upstream.renew():
+            self._disconnect()
+        return Told(answer[0].status_code, headers_of(answer[0]), _data(answer))
 
     async def _misbehave(self, fault: faults.Fault, answer: Sequence[h11.Event]) -> None:
         match fault.name:
@@ -246,3 +274,14 @@ class Client(asyncio.StreamReaderProtocol):
             case name:
                 for event in faults.answer(name, self._record["method"], self._record["target"]):
                     await self._deliver(event)
+
+
+def _kept_in(events: list[Any]) -> _Take:
+    async def keep(event: h11.Event) -> None:
+        events.append(event)
+
+    return keep
+
+
+def _data(events: Sequence[Any]) -> bytes:
+    return b"".join(event.data for event in events if isinstance(event, h11.Data))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import h11
 
-__all__ = ["headers_of", "operation", "without_preconditions"]
+__all__ = ["headers_of", "operation", "signed_anew", "without_preconditions"]
 
 _UPLOADS = {
     "PUT": "UploadPart",
@@ -18,8 +18,8 @@ _BUCKET = {"GET": "LIST", "PUT": "CreateBucket", "DELETE": "DeleteBucket", "HEAD
 _PRECONDITIONS = ("if-none-match", "if-match")
 
 
-def headers_of(request: h11.Request) -> dict[str, str]:
-    """The headers of a request, names in lower case."""
+def headers_of(request: h11.Request | h11.Response) -> dict[str, str]:
+    """The headers of a request or an answer, names in lower case."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
 
 
@@ -57,12 +57,18 @@ def without_preconditions(request: h11.Request, secret_key: str) -> h11.Request:
     """
     headers = {name: value for name, value in headers_of(request).items() if name not in _PRECONDITIONS}
     target = request.target.decode("latin-1")
-    if secret_key and "authorization" in headers:
-        headers |= _signed_anew(request.method.decode(), target, headers, secret_key)
+    headers = signed_anew(request.method.decode(), target, headers, secret_key)
     return h11.Request(method=request.method, target=target, headers=list(headers.items()))
 
 
-def _signed_anew(method: str, target: str, headers: Mapping[str, str], secret_key: str) -> dict[str, str]:
+def signed_anew(method: str, target: str, headers: Mapping[str, str], secret_key: str) -> dict[str, str]:
+    """The headers of a request that was changed, with a signature where there was one and the key is known."""
+    if not secret_key or "authorization" not in headers:
+        return dict(headers)
+    return {**headers, **_signature(method, target, headers, secret_key)}
+
+
+def _signature(method: str, target: str, headers: Mapping[str, str], secret_key: str) -> dict[str, str]:
     # botocore takes a tenth of a second to import; most proxies sign nothing
     from celery_s3.store.clients.signing import signed_headers
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from .connection import Client, Relay
 from .faults import Fault
+from .quirks import Quirks
 
 
 class Door:
@@ -66,6 +67,8 @@ async def _obey(order: dict[str, Any], relay: Relay, door: Door) -> Any:
         case "heal":
             relay.faults.clear()
         case "configure":
+            if "quirks" in order:
+                order["quirks"] = Quirks(order["quirks"])
             for name, value in order.items():
                 setattr(relay, name, value)
         case "down":

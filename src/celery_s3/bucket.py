@@ -9,7 +9,7 @@ from celery_s3.settings import Settings
 from celery_s3.store.api import Bucket, Store, Writer
 from celery_s3.store.counting import Counting, Tally
 from celery_s3.store.parallel import Pool
-from celery_s3.store.probe import ConditionalWrites
+from celery_s3.store.probe import ConditionalWrites, Preconditions
 from celery_s3.store.retrying import Retrying, RetryPolicy
 from celery_s3.store.routing import Routing
 from celery_s3.store.uploads import MultipartWriter
@@ -61,9 +61,13 @@ def open_store(settings: Settings) -> Opened:
         missing_as_403=settings.missing_as_403,
         base=settings.base,
     )
-    store, writer = _sealed(retrying, MultipartWriter(retrying, pool), settings)
     # The probe is no secret, and is shared with processes that have no keys.
-    return Opened(store, retrying, writer, tally, ConditionalWrites(settings, retrying), pool)
+    conditional = ConditionalWrites(settings, retrying)
+    plain: Bucket = retrying if settings.on_aws else Preconditions(retrying, conditional.verdict)
+    # Not every server keeps the condition of a completion.
+    multipart = MultipartWriter(plain, pool, look_before=not settings.on_aws)
+    store, writer = _sealed(plain, multipart, settings)
+    return Opened(store, plain, writer, tally, conditional, pool)
 
 
 def _traced(store: Bucket, tally: Tally, settings: Settings) -> Bucket:

@@ -228,7 +228,7 @@ class StoreError(CeleryS3Error):
 
     @property
     def _place(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
+        return f"s3://{self.bucket}/{self.key}" if self.bucket else self.key
 
     @property
     def reason(self) -> str:
@@ -238,7 +238,8 @@ class StoreError(CeleryS3Error):
         return self.what + (f" ({answer})" if answer else "") + (f": {detail}" if detail else "")
 
     def __str__(self) -> str:
-        text = f"{self.operation or 'request'} {self._place}: {self.reason}"
+        asked = " ".join(filter(None, (self.operation or "request", self._place)))
+        text = f"{asked}: {self.reason}"
         return printable(f"{text}. {self.remedy}" if self.remedy else text)
 
 

@@ -11,6 +11,7 @@ from celery_s3.errors import AccessDenied, BadCredentials, BadRequest, BucketMis
 from celery_s3.expiry.rules import merge, wanted
 from celery_s3.expiry.terms import Terms
 from celery_s3.keys import Layout
+from celery_s3.operate.capabilities import try_all
 from celery_s3.operate.doctor import Case, access, bucket, examine, verbs
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.clients.control import Control, Identity
@@ -112,6 +113,14 @@ def test_all_is_well(case):
 def test_nothing_is_left(case, store):
     """Every scratch object is gone in the end."""
     list(examine(case(stored_before=False)))
+    assert list(store.list("")) == []
+
+
+def test_nothing_is_left_of_a_thorough_look(case, store):
+    """Whoever stops in the middle of trying each capability leaves nothing behind."""
+    with closing(try_all(case(stored_before=False))) as tried:
+        assert [next(tried).verdict for _ in range(3)] == ["yes"] * 3
+        assert list(store.list(""))
     assert list(store.list("")) == []
 
 
@@ -296,7 +305,8 @@ def test_conditions_ignored(case, store, mode, level):
 def test_conditions_not_understood(case, store):
     """A server that stumbles over the header has no conditional writes; another refusal is an error."""
     one = case()
-    store.faults.append(Fault(BadRequest("", status=501, code="NotImplemented"), "PUT"))
+    unknown = BadRequest("", status=501, code="NotImplemented")
+    store.faults += [Fault(unknown, "PUT"), Fault(unknown, "PUT", after=1)]
     assert verbs.conditional(one).level == "WARN"
     store.faults.append(Fault(BadRequest("", status=413), "PUT"))
     assert verbs.conditional(one).level == "FAIL"

@@ -6,14 +6,26 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from celery_s3.errors import AccessDenied, BadRequest, ConfigurationError, Interrupted, Throttled, Unreachable
+from celery_s3.chords.claim import Claim
+from celery_s3.errors import (
+    AccessDenied,
+    BadRequest,
+    ConfigurationError,
+    Interrupted,
+    PreconditionFailed,
+    Throttled,
+    Unreachable,
+)
+from celery_s3.results.write_once import Results, WriteOutcome
 from celery_s3.settings import Settings
 from celery_s3.store.memory import Fault, MemoryStore
-from celery_s3.store.probe import ConditionalWrites
+from celery_s3.store.probe import ConditionalWrites, Preconditions, Verdict, ask
+from celery_s3.store.requests import Delete, Get, Match, Put
 from celery_s3.store.retrying import Retrying
 
 #: Python 3.12 warns of what is tried here.
@@ -32,13 +44,13 @@ def settings() -> Callable[..., Settings]:
 
 
 def test_a_server_that_honours_them(settings):
-    """Two requests where the object stands already, three the first time ever; the object is kept."""
+    """Four requests, of which one is a GET where the object stands already; it is kept."""
     store = MemoryStore()
     assert ConditionalWrites(settings(), store).supported()
-    assert store.requests == [("PUT", "base/celery-s3-probe")] * 3
+    assert store.requests == [("PUT", "base/celery-s3-probe")] * 4
     store.requests.clear()
     assert ConditionalWrites(settings(bucket="another"), store).supported()
-    assert store.requests == [("PUT", "base/celery-s3-probe")] * 2
+    assert [verb for verb, _ in store.requests] == ["PUT", "PUT", "GET", "PUT"]
 
 
 def test_the_answer_is_remembered(settings):
@@ -46,7 +58,7 @@ def test_the_answer_is_remembered(settings):
     store = MemoryStore()
     probes = [ConditionalWrites(settings(), store) for _ in range(2)]
     assert [probe.supported() for probe in probes * 2] == [True] * 4
-    assert len(store.requests) == 3
+    assert len(store.requests) == 4
 
 
 @pytest.mark.parametrize(
@@ -80,6 +92,103 @@ class IgnoresMatch(MemoryStore):
 def test_a_server_that_honours_only_creates(settings):
     """Both preconditions are needed."""
     assert not ConditionalWrites(settings(), IgnoresMatch()).supported()
+
+
+class WantsBare(MemoryStore):
+    """As Ceph: a right etag is refused unless it comes without its quotes."""
+
+    def send(self, request):
+        match request:
+            case Put(precondition=Match(etag)):
+                request = replace(request, precondition=Match(f'"{etag}"'))
+            case Delete(if_match=str(etag)):
+                request = replace(request, if_match=f'"{etag}"')
+        return super().send(request)
+
+
+class RefusesAll(MemoryStore):
+    """A right etag is refused in any form."""
+
+    def send(self, request):
+        if isinstance(request, Put) and isinstance(request.precondition, Match):
+            request = replace(request, precondition=Match("of another world"))
+        return super().send(request)
+
+
+def bucket(store, settings):
+    """The store as a backend has it, and what asks it."""
+    conditional = ConditionalWrites(settings, store)
+    return Preconditions(store, conditional.verdict), conditional
+
+
+def test_etags_without_quotes(settings):
+    """Where right etags are refused for their quotes, they go without: asked in one request more, and remembered."""
+    store = WantsBare()
+    opened, conditional = bucket(store, settings())
+    assert conditional.supported()
+    assert len(store.requests) == 5
+    etag = opened.put("k", b"1")
+    store.requests.clear()
+    etag = opened.put("k", b"2", precondition=Match(etag))
+    with pytest.raises(PreconditionFailed):
+        opened.send(Delete("k", '"another"'))
+    opened.send(Delete("k", etag))
+    assert len(store.requests) == 3
+
+
+@pytest.mark.parametrize("server", [MemoryStore, WantsBare])
+def test_a_claim_does_not_believe_itself_lost(settings, server):
+    """A claim is marked and taken over on such servers too, also by a process that has stored no result before."""
+    opened, _ = bucket(server(), settings())
+    claim = Claim(opened, "claim", 30.0)
+    assert claim.acquire() is None
+    assert claim.mark("sent")
+    other, _ = bucket(server(), settings(bucket="of another worker"))
+    claim = Claim(other, "claim", 30.0)
+    assert claim.acquire() is None
+    other, _ = bucket(other._inner, settings(bucket="of another worker"))
+    assert Claim(other, "claim", 30.0).take_over(claim.read())
+
+
+def test_a_tracked_task(settings):
+    """STARTED, progress and SUCCESS are stored: one PUT each after the probe."""
+    store = WantsBare()
+    opened, conditional = bucket(store, settings())
+    results = Results(opened, None, conditional, None, state_in=lambda _: None)
+    for state in ("STARTED", "PROGRESS", "SUCCESS"):
+        assert results.write("k", state.encode(), state, {"celery-state": state}, "") is WriteOutcome.WRITTEN
+    assert len(store.requests) == 5 + 3
+    assert store.get("k").body == b"SUCCESS"
+
+
+def test_a_server_that_replaces_nothing(settings, caplog):
+    """Where a right etag is refused in any form, results are read before they are written, and the warning says why."""
+    store = RefusesAll()
+    opened, conditional = bucket(store, settings())
+    assert not conditional.supported()
+    assert "the version that stands there is refused" in caplog.text
+    results = Results(opened, None, conditional, None, state_in=lambda _: None)
+    for state in ("STARTED", "SUCCESS"):
+        assert results.write("k", state.encode(), state, {"celery-state": state}, "") is WriteOutcome.WRITTEN
+
+
+@pytest.mark.parametrize("server", [MemoryStore, WantsBare])
+def test_others_ask_at_the_same_time(settings, server):
+    """A replacement that another process's question came before says nothing: it is asked again."""
+    stored = server()
+    ConditionalWrites(settings(), stored).supported()
+    times = iter(range(3))
+
+    class Late(type(stored)):
+        def send(self, request):
+            answer = super().send(request)
+            if isinstance(request, Get) and next(times, None) is not None:
+                super().send(Put(request.key, os.urandom(8)))
+            return answer
+
+    stored.__class__ = Late
+    expected = Verdict.KEPT_BARE if server is WantsBare else Verdict.KEPT
+    assert ask(stored, "base/celery-s3-probe") is expected
 
 
 class DoesNotKnow(MemoryStore):

@@ -11,6 +11,7 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.errors import CeleryS3Error
 from celery_s3.operate.init import Change, Plan, default_encryption, plan, why
 from celery_s3.operate.templates import FORMATS, Blueprint
+from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control
 
 from .context import dry_run_option, json_option, with_backend
@@ -62,28 +63,30 @@ def command(backend: S3Backend, yes: bool, form: str | None, dry_run: bool, as_j
         _print(backend, found, err=as_json)
     if ask:
         click.confirm("\nMake these changes?", abort=True, err=as_json)
-    made = [] if dry_run else _make(found, quiet=as_json)
+    made = [] if dry_run else _make(found, backend.settings, quiet=as_json)
     if as_json:
         print_json(_record(found, made))
     if found.troubles or any(change not in made and change.what not in found.lacking for change in found.changes):
         raise SystemExit(1)
 
 
-def _make(found: Plan, *, quiet: bool) -> list[Change]:
+def _make(found: Plan, settings: Settings, *, quiet: bool) -> list[Change]:
     """Make the changes; those that were made. Without a bucket there is nothing to go on with."""
     made = []
     for change in found.changes:
         try:
-            change.make()
+            remark = change.make()
         except CeleryS3Error as exc:
-            found.note(change.what, exc)
-            click.echo(f"{change.what}: not done: {why(exc)}.", err=True)
+            found.note(change.what, exc, settings)
+            click.echo(f"{change.what}: not done: {why(exc, settings, change.what)}.", err=True)
             if change.what == "bucket":
                 break
         else:
             made.append(change)
+            if remark:
+                found.lacking[change.what] = remark
             if not quiet:
-                click.echo(f"{change.what}: done.")
+                click.echo(f"{change.what}: done{f', {remark}' if remark else ''}.")
     return made
 
 

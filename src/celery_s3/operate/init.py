@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
@@ -20,10 +21,10 @@ from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
 
+from .lacking import SCHEDULE, lacks
+
 __all__ = ["Change", "Plan", "default_encryption", "keeps_versions", "plan", "why"]
 
-#: What a server answers that lacks a part of S3's API.
-_LACKING = (405, 501)
 #: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
 _DEFAULT = "ApplyServerSideEncryptionByDefault"
 _KMS = ("aws:kms", "aws:kms:dsse")
@@ -35,12 +36,12 @@ class Change:
 
     Attributes:
         lines: what comes (``+``), what goes (``-``), and what stays (``=``).
-        make: makes it.
+        make: makes it; what it returns is to be told.
     """
 
     what: str
     lines: tuple[str, ...]
-    make: Callable[[], None] = field(repr=False)
+    make: Callable[[], str | None] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -58,9 +59,9 @@ class Plan:
     lacking: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def note(self, what: str, error: CeleryS3Error) -> None:
+    def note(self, what: str, error: CeleryS3Error, settings: Settings) -> None:
         """Note why something could not be looked at or changed."""
-        (self.lacking if _lacks(error) else self.troubles)[what] = why(error)
+        (self.lacking if lacks(error, settings) else self.troubles)[what] = why(error, settings, what)
 
 
 def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, terms: Terms) -> Plan:
@@ -81,7 +82,7 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, 
         where = f"+ create {control.settings.bucket} in {control.settings.region}"
         found.changes.append(Change("bucket", (where,), control.create))
     looks = {
-        "public access": partial(_public_access, control),
+        "public access": partial(_public_access, control, layout),
         "encryption": partial(_encryption, control),
         "lifecycle": partial(_lifecycle, control, rules, layout, terms, found.warnings),
         "uploads": partial(_uploads, control, layout),
@@ -90,29 +91,44 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, 
         try:
             found.changes += [Change(what, tuple(lines), make) for lines, make in look(exists)]
         except CeleryS3Error as exc:
-            found.note(what, exc)
+            found.note(what, exc, control.settings)
     return found
 
 
-def why(error: CeleryS3Error) -> str:
+def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
     """Why something cannot be looked at or changed, in a line."""
-    if isinstance(error, BadRequest) and _lacks(error):
-        return f"the server has no such thing ({error.status}): it stays as it is"
+    if isinstance(error, BadRequest) and lacks(error, settings):
+        refused = f": {error.reason}" if error.status == 400 else f" ({error.status})"
+        instead = f": {SCHEDULE}" if what == "lifecycle" else ": it stays as it is"
+        return f"the server has no such thing{refused}{instead}"
     if isinstance(error, AccessDenied):
         return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
     return error.reason if isinstance(error, StoreError) else str(error)
 
 
-def _lacks(error: CeleryS3Error) -> bool:
-    return isinstance(error, BadRequest) and error.status in _LACKING
+_Step = Iterator[tuple[Sequence[str], Callable[[], str | None]]]
 
 
-_Step = Iterator[tuple[Sequence[str], Callable[[], None]]]
-
-
-def _public_access(control: Control, exists: bool) -> _Step:
+def _public_access(control: Control, layout: Layout, exists: bool) -> _Step:
     if not (exists and control.public_access_blocked()):
-        yield ["+ block every kind of public access to the bucket"], control.block_public_access
+        yield ["+ block every kind of public access to the bucket"], partial(_block, control, layout)
+
+
+def _block(control: Control, layout: Layout) -> str | None:
+    """Block public access, as far as the bucket can still be written to: Ceph takes every write for a public one."""
+    key = layout.doctor_key(uuid4().hex, "writable")
+    # Whoever may not write here before cannot find out; Amazon needs no finding out.
+    looked = not control.settings.on_aws and control.may_write(key)
+    control.block_public_access()
+    if not looked:
+        return None
+    writable = False
+    try:
+        writable = control.may_write(key)
+    finally:
+        if not writable:
+            control.block_public_access(acls=False)
+    return None if writable else "without BlockPublicAcls, with which this server refuses every write"
 
 
 def default_encryption(settings: Settings) -> dict[str, Any]:

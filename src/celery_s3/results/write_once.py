@@ -165,9 +165,10 @@ class Results:
                 etag = self._put(draft, precondition)
             except PreconditionFailed as refusal:
                 look, bucket = True, refusal.bucket
-            except Conflict:
+            except Conflict as exc:
                 if not large:
                     raise  # the store has tried again
+                bucket = exc.bucket
             else:
                 if state in states.READY_STATES or not etag:
                     self._versions.pop(key, None)

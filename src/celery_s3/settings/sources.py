@@ -53,8 +53,14 @@ class Given:
         return self.kind.check(self.value)
 
 
+#: What settings of other backends are called here.
+_ELSEWHERE = {"use_ssl": "say it by `endpoint_url`: https:// or http://"}
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The remedy for a name that nobody knows."""
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
     found = difflib.get_close_matches(name.lower(), known, 1)
     return f"did you mean `{found[0]}`?" if found else f"valid are {', '.join(known)}"
 

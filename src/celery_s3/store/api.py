@@ -27,6 +27,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
+from celery_s3.errors import BadRequest, ObjectMissing, PreconditionFailed
+
 from .requests import (
     CREATE,
     AbortUpload,
@@ -120,19 +122,47 @@ class Store(ABC):
         self.send(Delete(key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Delete any number of objects, 1,000 a request (DeleteObjects)."""
+        """Delete any number of objects, 1,000 a request (DeleteObjects); one by one where the server refuses that."""
         for batch in batches(keys):
-            self.send(DeleteMany(batch))
+            try:
+                self.send(DeleteMany(batch))
+            except BadRequest:
+                # Not every server has DeleteObjects, or answers it in a form that is understood. Where something else
+                # was wrong, the first one says so.
+                for key in batch:
+                    self.delete(key)
 
     def delete_unchanged(self, versions: Mapping[str, str]) -> list[str]:
         """Delete objects that still have these etags (key → etag), 1,000 a request.
 
-        A server that ignores the etags deletes whatever stands there.
+        Where the server refuses that, one by one; where it refuses a condition there too, each is looked at right
+        before it is deleted. A server that ignores the etags deletes whatever stands there.
 
         Returns:
             The keys where another version stands; one that is gone already counts as deleted.
         """
-        return [key for batch in batches(versions.items()) for key in self.send(DeleteUnchanged(dict(batch)))]
+        kept: list[str] = []
+        for batch in batches(versions.items()):
+            try:
+                changed: list[str] = self.send(DeleteUnchanged(dict(batch)))
+                kept += changed
+            except BadRequest:
+                kept += [key for key, etag in batch if not self._deleted_unchanged(key, etag)]
+        return kept
+
+    def _deleted_unchanged(self, key: str, etag: str) -> bool:
+        try:
+            self.send(Delete(key, etag))
+        except PreconditionFailed:
+            return False
+        except BadRequest:
+            try:
+                if self.get(key, length=1).etag != etag:
+                    return False
+            except ObjectMissing:
+                return True
+            self.delete(key)
+        return True
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[Entry]:
         """The entries under a prefix, in the server's order, 1,000 a request, made when its first one is asked for."""

@@ -176,8 +176,14 @@ class MemoryStore(Bucket):
         return replace(found, body=found.body[get.start : stop])
 
     def _delete(self, request: Delete | DeleteMany) -> None:
+        if isinstance(request, Delete):
+            self._check_etag(request)
         for key in _keys(request):
             self._objects.pop(key, None)
+
+    def _check_etag(self, delete: Delete) -> None:
+        if delete.if_match and self._conditional and self._changed(delete.key, delete.if_match):
+            raise PreconditionFailed("", "delete", _BUCKET, delete.key, 412, "PreconditionFailed")
 
     def _delete_unchanged(self, delete: DeleteUnchanged) -> list[str]:
         changed = [key for key, etag in delete.versions.items() if self._conditional and self._changed(key, etag)]

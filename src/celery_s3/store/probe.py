@@ -1,25 +1,41 @@
-"""Whether the server honours ``If-None-Match`` and ``If-Match`` on a write: asked before it is relied upon."""
+"""Whether the server honours ``If-None-Match`` and ``If-Match`` on a write: asked before it is relied upon.
+
+By refusals and by acceptances: Ceph refuses a replacement of the very version that stands there, unless its etag comes
+without quotes. Which form it takes is found out too, and every write after that has it.
+"""
 
 from __future__ import annotations
 
+import enum
 import mmap
 import threading
 import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from celery_s3.errors import BadRequest, ConfigurationError, PreconditionFailed, StoreError
+from celery_s3.errors import BadRequest, ConfigurationError, Conflict, PreconditionFailed
 from celery_s3.keys import Layout
 from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess
 from celery_s3.settings import Settings
 
-from .api import CREATE, Match, Precondition, Store
+from .api import CREATE, Bucket, Match, Precondition, Store
+from .clients.translate import bare
+from .requests import CompleteUpload, Delete, Put, Request
 
-__all__ = ["ConditionalWrites"]
+__all__ = ["ConditionalWrites", "Preconditions", "Verdict", "ask"]
 
 logger = get_logger(__name__)
 
-_UNKNOWN, _YES, _NO = range(3)
+A = TypeVar("A")
+
 _ANSWER, _WARNED = range(2)
+
+#: How often the probe looks again where another process has replaced the object in between.
+_RACES = 8
+#: An etag that no object has.
+_NEVER = Match('"00000000000000000000000000000000"')
 
 #: Seconds that a thread waits for another one's probe.
 _PATIENCE = 1.0
@@ -28,11 +44,108 @@ _PATIENCE = 1.0
 _NOT_UNDERSTOOD = (400, 501)
 
 _CONSEQUENCE = (
-    "The S3 server at %s ignores conditional writes (If-None-Match, If-Match). Each result is read before it is"
-    " written, at the price of one more request, and a late FAILURE or RETRY that arrives in the same moment may"
+    "The S3 server at %s does not keep conditional writes (If-None-Match, If-Match): %s. Each result is read before"
+    " it is written, at the price of one more request, and a late FAILURE or RETRY that arrives in the same moment may"
     " replace a SUCCESS; chords are joined by Celery's polling task. Upgrade the server, or set"
     " `conditional_writes` to 'off' to accept this silently or to 'required' to refuse such a server."
 )
+
+
+class Verdict(enum.IntEnum):
+    """What a server makes of preconditions on a write."""
+
+    UNKNOWN = 0
+    #: as S3 does
+    KEPT = 1
+    #: as S3 does, where the etag of ``If-Match`` has no quotes
+    KEPT_BARE = 2
+    #: what should be refused is carried out
+    IGNORED = 3
+    #: what should be carried out is refused: the version that stands there cannot be replaced
+    REFUSED = 4
+
+    @property
+    def supported(self) -> bool:
+        """Whether a write can be relied upon to decide."""
+        return self in (Verdict.KEPT, Verdict.KEPT_BARE)
+
+    @property
+    def words(self) -> str:
+        """What was found, as the middle of a sentence."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Verdict.UNKNOWN: "it was not asked",
+    Verdict.KEPT: "create and replace are honoured",
+    Verdict.KEPT_BARE: "create and replace are honoured, with the etag of If-Match sent without its quotes",
+    Verdict.IGNORED: "a write that should be refused is carried out",
+    Verdict.REFUSED: "a replacement of the version that stands there is refused",
+}
+
+
+def ask(store: Store, key: str) -> Verdict:
+    """Find out by writing to a key: a create and a wrong replacement must be refused, a right one be carried out.
+
+    Four requests (three PUT and a GET, or four PUT where nothing stood there), one more where quotes are refused.
+
+    Raises:
+        StoreError: the server could not be asked.
+    """
+    return _Question(store, key).verdict()
+
+
+class _Question:
+    def __init__(self, store: Store, key: str) -> None:
+        self._store = store
+        self._key = key
+        #: of what stands there, where this wrote it
+        self._etag = ""
+
+    def verdict(self) -> Verdict:
+        if not ((self._refuses(CREATE) or self._refuses(CREATE)) and self._refuses(_NEVER)):
+            return Verdict.IGNORED
+        etag = self._etag or self._read()
+        for _ in range(_RACES):
+            for form, verdict in ((etag, Verdict.KEPT), (bare(etag), Verdict.KEPT_BARE)):
+                if self._replaces(Match(form)):
+                    return verdict
+            before, etag = etag, self._read()
+            if etag == before:
+                return Verdict.REFUSED
+        why = f"whether conditional writes work is not known: {_RACES} other processes asked at the same time"
+        raise Conflict(why, "put", key=self._key)
+
+    def _read(self) -> str:
+        return self._store.get(self._key, length=1).etag
+
+    def _refuses(self, precondition: Precondition) -> bool:
+        try:
+            self._etag = self._write(precondition)
+        except PreconditionFailed:
+            return True
+        except BadRequest as exc:
+            if exc.status not in _NOT_UNDERSTOOD:
+                raise
+            # If the header is what it stumbles over, then the same without it succeeds; else that error is raised.
+            self._etag = self._write(None)
+        return False
+
+    def _replaces(self, version: Match) -> bool:
+        try:
+            self._write(version)
+        except PreconditionFailed:
+            return False
+        except BadRequest as exc:
+            if exc.status not in _NOT_UNDERSTOOD:
+                raise
+            return False
+        return True
+
+    def _write(self, precondition: Precondition) -> str:
+        # New bytes each time: when its answer gets lost, a write that landed is recognised by them.
+        body = f"celery-s3 asks whether conditional writes work here. {uuid.uuid4()}\n".encode()
+        return self._store.put(self._key, body, precondition=precondition, content_type="text/plain")
 
 
 class ConditionalWrites:
@@ -40,7 +153,7 @@ class ConditionalWrites:
 
     Arguments:
         settings: `conditional_writes` decides what is asked; `endpoint_url` whether it needs asking (AWS does not).
-        store: answers the probe, in two or three requests.
+        store: answers the probe, in four or five requests.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
@@ -59,14 +172,22 @@ class ConditionalWrites:
         """
         if self._settings.conditional_writes == "off":
             return False
+        verdict = self.verdict()
+        if not verdict.supported:
+            self._complain(verdict)
+        return verdict.supported
+
+    def verdict(self) -> Verdict:
+        """What the server makes of preconditions; it is asked where nobody has yet.
+
+        Raises:
+            StoreError: the server could not be asked; nothing is known yet.
+        """
         if self._on_aws:
-            return True
-        if self._shared[_ANSWER] == _UNKNOWN:
+            return Verdict.KEPT
+        if not self._shared[_ANSWER] and self._settings.conditional_writes != "off":
             self._ask()
-        if self._shared[_ANSWER] == _YES:
-            return True
-        self._complain()
-        return False
+        return Verdict(self._shared[_ANSWER])
 
     def _ask(self) -> None:
         # One thread asks for all, since servers make many writers of one key wait. When that one meets trouble,
@@ -74,44 +195,57 @@ class ConditionalWrites:
         asking = self._asking.get()
         alone = asking.acquire(timeout=_PATIENCE)
         try:
-            if self._shared[_ANSWER] == _UNKNOWN:
-                self._shared[_ANSWER] = _YES if self._probe() else _NO
+            if not self._shared[_ANSWER]:
+                self._shared[_ANSWER] = ask(self._store, Layout(self._settings.base).probe)
         finally:
             if alone:
                 asking.release()
 
-    def _probe(self) -> bool:
-        """A create must be refused where an object stands, then a replacement of a version that never was."""
-        created = self._refused(CREATE) or self._refused(CREATE)
-        return created and self._refused(Match('"00000000000000000000000000000000"'))
-
-    def _refused(self, precondition: Precondition) -> bool:
-        try:
-            self._write(precondition)
-        except PreconditionFailed:
-            return True
-        except StoreError as exc:
-            if not isinstance(exc, BadRequest) or exc.status not in _NOT_UNDERSTOOD:
-                raise
-            # If the header is what it stumbles over, then the same without it succeeds; else that error is raised.
-            self._write(None)
-        return False
-
-    def _write(self, precondition: Precondition) -> None:
-        # New bytes each time: when its answer gets lost, a write that landed is recognised by them.
-        body = f"celery-s3 asks whether conditional writes work here. {uuid.uuid4()}\n".encode()
-        self._store.put(Layout(self._settings.base).probe, body, precondition=precondition, content_type="text/plain")
-
-    def _complain(self) -> None:
+    def _complain(self, verdict: Verdict) -> None:
         where = self._settings.endpoint_url
         if self._settings.conditional_writes == "required":
             raise ConfigurationError(
-                f"the S3 server at {where} ignores conditional writes (If-None-Match, If-Match), which"
-                " `conditional_writes` says are required. Upgrade the server, or set it to 'auto'."
+                f"the S3 server at {where} does not keep conditional writes (If-None-Match, If-Match):"
+                f" {verdict.words}, and `conditional_writes` says that they are required. Upgrade the server, or set"
+                " it to 'auto'."
             )
         if not self._shared[_WARNED]:
             self._shared[_WARNED] = 1
-            logger.warning(_CONSEQUENCE, where)
+            logger.warning(_CONSEQUENCE, where, verdict.words)
+
+
+class Preconditions(Bucket):
+    """A bucket whose writes name an etag in the form that the server takes.
+
+    Whoever replaces or deletes a version waits for the probe's answer first, if there is none yet: a right etag that is
+    refused for its quotes would look like another writer's, and a chord's owner would believe its claim lost.
+    """
+
+    def __init__(self, inner: Bucket, verdict: Callable[[], Verdict]) -> None:
+        self._inner = inner
+        self._verdict = verdict
+
+    def send(self, request: Request[A]) -> A:
+        """Send the request, with a bare etag where the server wants that."""
+        if _names_version(request) and self._verdict() is Verdict.KEPT_BARE:
+            request = _with_bare_etag(request)
+        return self._inner.send(request)
+
+    def close(self) -> None:
+        """Close the bucket inside."""
+        self._inner.close()
+
+
+def _names_version(request: Request[Any]) -> bool:
+    if isinstance(request, Put | CompleteUpload):
+        return isinstance(request.precondition, Match)
+    return isinstance(request, Delete) and request.if_match is not None
+
+
+def _with_bare_etag(request: Any) -> Any:
+    if isinstance(request, Delete):
+        return replace(request, if_match=bare(request.if_match or ""))
+    return replace(request, precondition=Match(bare(request.precondition.etag)))
 
 
 def _lock() -> threading.Lock:

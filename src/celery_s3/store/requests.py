@@ -47,7 +47,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """``If-Match``: write only over the version with this etag (quoted, as the server gave it)."""
+    """``If-Match``: write only over the version with this etag (quoted, as :class:`Object` has it)."""
 
     etag: str
 
@@ -160,10 +160,14 @@ class Get(Request[Object]):
 
 @dataclass(frozen=True, slots=True)
 class Delete(Request[None]):
-    """Delete an object; one that does not exist counts as deleted."""
+    """Delete an object; one that does not exist counts as deleted.
+
+    With ``if_match`` another version than that stays, and is a :class:`~celery_s3.errors.PreconditionFailed`.
+    """
 
     verb, operation, action = "DELETE", "delete", "DeleteObject"
     key: str
+    if_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Routing(Bucket):
 
     def _is_for_obstore(self, request: Request[Any]) -> bool:
         chosen = self._settings.client
-        if type(request) not in _OF_OBSTORE or chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
+        if not _obstore_can(request) or chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
             return False
         # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
         if processes.prefork_parent():
@@ -90,6 +90,10 @@ class Routing(Bucket):
         if chosen == "obstore":
             raise ConfigurationError(f"`client` is 'obstore', but {why_not}: set it to 'auto'")
         return False
+
+
+def _obstore_can(request: Request[Any]) -> bool:
+    return type(request) in _OF_OBSTORE and not (isinstance(request, Delete) and request.if_match)
 
 
 # The clients are imported where they are made: a process needs one of them, rarely two.

@@ -24,7 +24,7 @@ from celery_s3.errors import Ambiguous, ObjectMissing, PreconditionFailed, Store
 from celery_s3.metadata import UPLOAD
 from celery_s3.printable import get_logger
 
-from .api import Bucket, Chunk, Precondition
+from .api import Bucket, Chunk, Create, Match, Precondition
 from .deadline import retried_until, retried_while
 from .parallel import Pool
 from .pieces import cut, measured
@@ -48,11 +48,17 @@ _PATIENCE, _ABORTING = 5.0, 5.0
 
 
 class MultipartWriter:
-    """A :class:`~celery_s3.store.api.Writer` over the requests of an upload."""
+    """A :class:`~celery_s3.store.api.Writer` over the requests of an upload.
 
-    def __init__(self, bucket: Bucket, pool: Pool) -> None:
+    Arguments:
+        look_before: look what stands there right before a completion (one GET): for servers that ignore its condition,
+            or check it and complete in two steps. What is written in between may be lost, and nothing from before.
+    """
+
+    def __init__(self, bucket: Bucket, pool: Pool, *, look_before: bool = False) -> None:
         self._bucket = bucket
         self._pool = pool
+        self._look_before = look_before
 
     def write(
         self,
@@ -78,6 +84,8 @@ class MultipartWriter:
         upload = _Upload(self._bucket, key, upload_id)
         try:
             etags = upload.send(self._pool, _numbered(key, first, bodies))
+            if self._look_before and precondition is not None:
+                upload.check(precondition)
             return upload.complete(etags, precondition, marked[UPLOAD])
         except BaseException:
             upload.abort()
@@ -161,9 +169,24 @@ class _Upload:
                 self._under_way.discard(part.number)
                 self._change.notify_all()
 
+    def check(self, precondition: Create | Match) -> None:
+        """Raise what a completion that keeps its condition would.
+
+        Raises:
+            PreconditionFailed: something else stands there.
+        """
+        try:
+            stored = self._bucket.get(self._key, length=1).etag
+        except ObjectMissing as exc:
+            stored, bucket = "", exc.bucket
+        else:
+            bucket = ""
+        if stored != (precondition.etag if isinstance(precondition, Match) else ""):
+            raise PreconditionFailed("", "complete_upload", bucket, self._key)
+
     def complete(self, etags: list[str], precondition: Precondition, mark: str) -> str:
         try:
-            return self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
+            completed = self._bucket.complete_upload(self._key, self._id, etags, precondition=precondition)
         except (PreconditionFailed, UploadMissing):
             # perhaps an earlier try has landed, and its answer was lost
             if etag := self._etag_if_ours(mark):
@@ -174,6 +197,8 @@ class _Upload:
                 if etag := self._etag_if_ours(mark):
                     return etag
             raise
+        # Ceph answers a completion without the ETag. Empty where the object was replaced by now: no version is ours.
+        return completed or self._etag_if_ours(mark) or ""
 
     def _etag_if_ours(self, mark: str) -> str | None:
         try:

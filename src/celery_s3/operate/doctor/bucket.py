@@ -10,6 +10,7 @@ from typing import Any
 from celery_s3.errors import AccessDenied, BadRequest, StoreError
 from celery_s3.expiry.rules import Rule, covers, hazards, outdated, shared
 from celery_s3.expiry.terms import DAY
+from celery_s3.operate.lacking import SCHEDULE
 
 from .case import Case
 from .findings import Finding, denied, fail, ok, skip, warn
@@ -21,6 +22,9 @@ _SKEW = 5.0
 #: Seconds, above which the bucket is far away.
 _FAR = 0.15
 _SAMPLES = 20
+_NO_RULES = warn(
+    "the server has no lifecycle API: no rule deletes what has expired", f"{SCHEDULE[0].upper()}{SCHEDULE[1:]}."
+)
 _VERSIONING = {"Enabled": "on", "Suspended": "suspended"}
 
 
@@ -85,7 +89,7 @@ def versioning(case: Case) -> Finding:
 
 def lifecycle(case: Case) -> Finding:
     """Whether the bucket deletes what has expired, and nothing else of ours."""
-    rules, unknown = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration")
+    rules, unknown = _answer_or_finding(case.control.lifecycle, "s3:GetLifecycleConfiguration", _NO_RULES)
     if unknown:
         return unknown
     wanted = case.rules(False)
@@ -118,14 +122,16 @@ def _covered(longest: float | None) -> str:
     return f"rules delete what has expired; results live {longest / DAY:.3g} day{'s' if longest != DAY else ''}"
 
 
-def _answer_or_finding(ask: Callable[[], Any], action: str) -> tuple[Any, Finding | None]:
-    """What the bucket says, or why it is not known."""
+def _answer_or_finding(
+    ask: Callable[[], Any], action: str, lacking: Finding | None = None
+) -> tuple[Any, Finding | None]:
+    """What the bucket says, or why it is not known; ``lacking``: the finding where the server has no such API."""
     try:
         return ask(), None
     except AccessDenied:
         return None, skip(f"not known: these credentials lack {action}, which only operators need")
     except BadRequest as exc:
-        return None, skip(f"the server does not tell: {exc.reason}")
+        return None, lacking or skip(f"the server does not tell: {exc.reason}")
     except StoreError as exc:
         return None, fail(exc.reason, exc.remedy)
 

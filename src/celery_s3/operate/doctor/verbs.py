@@ -7,16 +7,26 @@ from contextlib import closing
 from dataclasses import replace
 
 from celery_s3.bucket import open_store
-from celery_s3.errors import AccessDenied, BadRequest, ObjectMissing, PreconditionFailed, StoreError
-from celery_s3.store.api import CREATE, Match, Precondition
+from celery_s3.errors import AccessDenied, ObjectMissing, StoreError
+from celery_s3.results.write_once import HEAD_BYTES
+from celery_s3.store.probe import ask
+from celery_s3.store.requests import Object
 
 from .case import Case
 from .findings import Finding, denied, fail, ok, warn
 
-__all__ = ["conditional", "delete", "delete_many", "listing", "missing", "read", "read_range", "sealed", "write"]
-
-#: What a server that does not know a header answers.
-_NOT_UNDERSTOOD = (400, 501)
+__all__ = [
+    "conditional",
+    "delete",
+    "delete_many",
+    "gone",
+    "listing",
+    "missing",
+    "read",
+    "read_range",
+    "sealed",
+    "write",
+]
 
 
 def write(case: Case) -> Finding:
@@ -46,14 +56,22 @@ def read(case: Case) -> Finding:
 
 
 def read_range(case: Case) -> Finding:
-    """Whether a part of an object can be read, as of large results."""
+    """Whether objects can be read as results are: their first 64 KiB, however short they are, then other parts."""
+    empty = case.scratch.key("empty")
+    body = case.body or b""
     try:
-        found = case.store.get(case.object, start=100, length=50)
+        case.store.put(empty, b"")
+        looks = {b"": case.store.get(empty, length=HEAD_BYTES), body: case.store.get(case.object, length=HEAD_BYTES)}
+        part = case.store.get(case.object, start=100, length=50)
     except StoreError as exc:
         return denied(exc, case.settings, ["s3:GetObject"])
-    if found.body != (case.body or b"")[100:150]:
-        return fail("other bytes come back than were asked for", "Large results need ranges: upgrade the server.")
-    return ok("a part of it, as large results are read")
+    if part.body != body[100:150] or not all(_is_whole(found, stored) for stored, found in looks.items()):
+        return fail("other bytes come back than were asked for", "Results are read in ranges: upgrade the server.")
+    return ok("the first 64 KiB of short objects, as results are read, and a part, as large ones are")
+
+
+def _is_whole(found: Object, stored: bytes) -> bool:
+    return found.complete and found.body == stored
 
 
 def listing(case: Case) -> Finding:
@@ -88,29 +106,16 @@ def missing(case: Case) -> Finding:
 def conditional(case: Case) -> Finding:
     """Whether a SUCCESS can be protected by the write itself."""
     try:
-        refused = _refused(case, CREATE) and _refused(case, Match('"00000000000000000000000000000000"'))
-        replaced = refused and not _refused(case, Match(case.store.get(case.object).etag))
+        verdict = ask(case.store, case.scratch.key("conditional"))
     except StoreError as exc:
         return denied(exc, case.settings, ["s3:PutObject"])
-    if replaced:
-        return ok("create and replace are honoured: a stored SUCCESS is final, chords need no polling task")
-    what = "a replacement of the right version is refused" if refused else "If-None-Match or If-Match is ignored"
+    if verdict.supported:
+        return ok(f"{verdict.words}: a stored SUCCESS is final, chords need no polling task")
     mode = case.settings.conditional_writes
     if mode == "off":
-        return ok(f"{what}; `conditional_writes` is off")
+        return ok(f"{verdict.words}; `conditional_writes` is off")
     remedy = "Upgrade the server; until then each result is read before it is written, and chords poll."
-    return fail(what, remedy) if mode == "required" or refused else warn(what, remedy)
-
-
-def _refused(case: Case, precondition: Precondition) -> bool:
-    try:
-        case.store.put(case.object, case.body or b"", precondition=precondition)
-    except PreconditionFailed:
-        return True
-    except BadRequest as exc:
-        if exc.status not in _NOT_UNDERSTOOD:
-            raise
-    return False
+    return fail(verdict.words, remedy) if mode == "required" else warn(verdict.words, remedy)
 
 
 def sealed(case: Case) -> Finding:
@@ -153,10 +158,21 @@ def delete_many(case: Case) -> Finding:
 def _gone(case: Case, *keys: str) -> Finding:
     for key in keys:
         try:
-            case.store.get(key)
-        except (ObjectMissing, AccessDenied):  # without s3:ListBucket, S3 answers 403 for a key that does not exist
-            continue
+            if not gone(case, key):
+                return fail("a deleted object is still there", "Is there a cache before the server?")
         except StoreError as exc:
             return denied(exc, case.settings, ["s3:GetObject"])
-        return fail("a deleted object is still there", "Is there a cache before the server?")
     return ok("deleted objects are gone at once")
+
+
+def gone(case: Case, key: str) -> bool:
+    """Whether there is no such object any more.
+
+    Raises:
+        StoreError: it is not known.
+    """
+    try:
+        case.store.get(key)
+    except (ObjectMissing, AccessDenied):  # without s3:ListBucket, S3 answers 403 for a key that does not exist
+        return True
+    return False

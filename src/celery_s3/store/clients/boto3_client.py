@@ -44,7 +44,7 @@ from .boto3_errors import call, from_error
 from .session import client_factory
 from .stuck import break_connection
 from .timeouts import by_size, long
-from .translate import Operation, check_headers, checked, cut, error_of, path_style
+from .translate import Operation, check_headers, checked, cut, error_of, path_style, quoted, unsatisfied
 
 __all__ = ["Boto3Client", "connect", "storage_parameters"]
 
@@ -97,9 +97,8 @@ class Boto3Client(Bucket):
 
     def _put(self, put: Put) -> str:
         parameters = {**self._stored_as(put), **_condition(put.precondition)}
-        return self._required(
-            put, "ETag", methodcaller("put_object", **self._common, Key=put.key, Body=put.body, **parameters)
-        )
+        action = methodcaller("put_object", **self._common, Key=put.key, Body=put.body, **parameters)
+        return quoted(self._required(put, "ETag", action))
 
     def _stored_as(self, request: Put | CreateUpload) -> dict[str, Any]:
         """How an object is stored, as parameters of its PUT or its upload."""
@@ -125,13 +124,17 @@ class Boto3Client(Bucket):
 
     def _put_part(self, part: PutPart) -> str:
         parameters = {**self._of_upload(part), "PartNumber": part.number, "Body": part.body}
-        return self._required(part, "ETag", methodcaller("upload_part", **parameters))
+        # as the server gave it; a proxy that has marked it as weak has not told the server
+        return self._required(part, "ETag", methodcaller("upload_part", **parameters)).removeprefix("W/")
 
     def _complete_upload(self, complete: CompleteUpload) -> str:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(complete.etags, 1)]
         parameters = {**self._of_upload(complete), **_condition(complete.precondition)}
         action = methodcaller("complete_multipart_upload", MultipartUpload={"Parts": parts}, **parameters)
-        return self._required(complete, "ETag", action)
+        answer = self._call(complete, action)
+        if not answer.get("ETag") and not answer.get("Key"):
+            raise error_of(Interrupted, complete, self._settings, "the answer has no ETag")
+        return quoted(answer.get("ETag", ""))
 
     def _abort_upload(self, abort: AbortUpload) -> None:
         with suppress(UploadMissing):
@@ -151,8 +154,7 @@ class Boto3Client(Bucket):
         try:
             found = self._read(get, {**condition, "Range": f"bytes={get.start}-{stop}"})
         except BadRequest as exc:
-            # an empty object has no first byte to begin a range with
-            if get.start or exc.status != 416:
+            if not unsatisfied(get, exc.status):
                 raise
         else:
             return cut(found, get.start, get.length)
@@ -167,8 +169,9 @@ class Boto3Client(Bucket):
         return self._call(get, read)
 
     def _delete(self, delete: Delete) -> None:
+        condition = {"IfMatch": delete.if_match} if delete.if_match else {}
         with suppress(ObjectMissing):
-            self._call(delete, methodcaller("delete_object", **self._common, Key=delete.key))
+            self._call(delete, methodcaller("delete_object", **self._common, Key=delete.key, **condition))
 
     def _delete_many(self, delete: DeleteMany) -> None:
         for entry in self._delete_objects(delete, [{"Key": key} for key in delete.keys]):
@@ -305,13 +308,18 @@ def _object(key: str, answer: Mapping[str, Any], body: bytes) -> Object:
     # Content-Range: bytes 0-65535/1048576
     size = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
     metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
-    etag, modified = answer.get("ETag", ""), answer.get("LastModified", _EPOCH)
+    etag, modified = quoted(answer.get("ETag", "")), answer.get("LastModified", _EPOCH)
     return Object(key, body, int(size), etag, modified, metadata, answer.get("ContentType", ""))
 
 
 def _entry(found: Mapping[str, Any]) -> Entry:
     return Entry(
-        found["Key"], found["Size"], found["LastModified"], found.get("ETag", ""), found.get("StorageClass", "")
+        found["Key"],
+        found["Size"],
+        # some servers tell milliseconds here and whole seconds with a GET: the same object must have one time
+        found["LastModified"].replace(microsecond=0),
+        quoted(found.get("ETag", "")),
+        found.get("StorageClass", ""),
     )
 
 

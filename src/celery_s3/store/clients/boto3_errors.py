@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from celery_s3.errors import BadCredentials, BadRequest, Interrupted, StoreError, TLSFailure, Unreachable
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 #: What a call of botocore may raise: its own errors, and what the system says of a socket or a file. Before 1.43
 #: it lets urllib3's through where an error's body is cut off.
-_FAILURES = (BotoCoreError, ClientError, HTTPError, OSError, ValueError)
+_FAILURES = (BotoCoreError, ClientError, HTTPError, OSError, ResponseParserError, ValueError)
 
 #: By name, since older versions lack some; the class nearest to the error's own decides.
 _KINDS: Mapping[str, type[StoreError]] = {

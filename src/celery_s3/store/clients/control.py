@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-from celery_s3.errors import BadRequest, Conflict, PreconditionFailed, StoreError
+from celery_s3.errors import AccessDenied, BadRequest, Conflict, PreconditionFailed, StoreError
 from celery_s3.settings import Settings
 
 from .translate import Operation
@@ -128,11 +128,33 @@ class Control:
         """Whether the bucket refuses every kind of public access."""
         answer = self._configured("get_public_access_block")
         block = answer.get("PublicAccessBlockConfiguration", {})
-        return all(block.get(name) for name in BLOCK)
+        # elsewhere the first may have been left out: see block_public_access
+        wanted = BLOCK if self.settings.on_aws else BLOCK[1:]
+        return all(block.get(name) for name in wanted)
 
-    def block_public_access(self) -> None:
-        """Let the bucket refuse every kind of public access."""
-        self._call("put_public_access_block", PublicAccessBlockConfiguration=dict.fromkeys(BLOCK, True))
+    def block_public_access(self, *, acls: bool = True) -> None:
+        """Let the bucket refuse every kind of public access.
+
+        Arguments:
+            acls: also writes that come with a public ACL; Ceph takes every write for one.
+        """
+        block = {name: acls or name != BLOCK[0] for name in BLOCK}
+        self._call("put_public_access_block", PublicAccessBlockConfiguration=block)
+
+    def may_write(self, key: str) -> bool:
+        """Whether an object can be written there, which is deleted again. Two requests.
+
+        Raises:
+            StoreError: it is not known.
+        """
+        from .boto3_client import storage_parameters
+
+        try:
+            self._call("put_object", Key=key, Body=b"", **storage_parameters(self.settings), **self._payer)
+        except AccessDenied:
+            return False
+        self._call("delete_object", Key=key, **self._payer)
+        return True
 
     def encryption(self) -> dict[str, Any]:
         """The bucket's default encryption as S3 tells it, empty where there is none."""
@@ -192,6 +214,23 @@ class Control:
         answer = self._call("get_object", Key=key, **self._payer)
         answer.pop("Body").close()
         return answer
+
+    def read(self, key: str, byte_range: str = "", *, if_match: str = "") -> bytes:
+        """An object's bytes as the server answers them, whatever it makes of ``Range`` and ``If-Match``."""
+        given = {"Range": byte_range, "IfMatch": if_match}
+
+        def read() -> bytes:
+            parameters = {name: value for name, value in given.items() if value}
+            answer = self._s3.get_object(Bucket=self.settings.bucket, Key=key, **parameters, **self._payer)
+            with closing(answer["Body"]) as body:
+                return bytes(body.read())
+
+        return self._translated(Operation("get", key), read)
+
+    def listed(self, key: str) -> list[datetime]:
+        """When the objects were written whose keys begin so, as a listing tells it."""
+        answer = self._call("list_objects_v2", Prefix=key, **self._payer)
+        return [one["LastModified"] for one in answer.get("Contents", [])]
 
     def put_with_checksum(self, key: str, body: bytes) -> None:
         """Write an object with the CRC32 that boto3 sends to Amazon by default."""

@@ -22,7 +22,18 @@ from celery_s3.store.requests import Create, Delete, DeleteMany, Get, Match, Obj
 from .obstore_errors import Failure, is_failure
 from .obstore_options import Use, credential_provider, new_store
 from .timeouts import SMALL, brief, by_size, long
-from .translate import ADDRESSABLE, Asked, Operation, answered, check_headers, checked, cut, error_of
+from .translate import (
+    ADDRESSABLE,
+    Asked,
+    Operation,
+    answered,
+    check_headers,
+    checked,
+    cut,
+    error_of,
+    quoted,
+    unsatisfied,
+)
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, PutMode
@@ -99,7 +110,7 @@ class ObstoreClient(Store):
         if isinstance(expected, Match):
             mode = {"e_tag": expected.etag}
         answer = store.put(put.key, put.body, attributes=attributes, tags=tags, mode=mode, use_multipart=False)
-        return answer["e_tag"] or ""
+        return quoted(answer["e_tag"] or "")
 
     def _get(self, store: S3Store, get: Get) -> Object:
         return checked(self._read(store, get), get, self._settings)
@@ -114,8 +125,7 @@ class ObstoreClient(Store):
             return _object(key, store.get(key, options=asked))
         except GenericError as exc:
             failure = Failure.of(exc)
-            # an empty object has no first byte to begin a range with
-            if not failure.range_ignored and (start or failure.status != 416):
+            if not (failure.range_ignored or unsatisfied(get, failure.status)):
                 raise
         return cut(_object(key, store.get(key, options=whole)), start, length)
 
@@ -168,4 +178,5 @@ def _object(key: str, answer: GetResult) -> Object:
     # names of user metadata come in lower case, those of HTTP headers as Content-Type
     metadata = {str(name): value for name, value in attributes.items() if name == name.lower()}
     body, content_type = answer.bytes().to_bytes(), attributes.get("Content-Type", "")
-    return Object(key, body, meta["size"], meta["e_tag"] or "", meta["last_modified"], metadata, content_type)
+    etag = quoted(meta["e_tag"] or "")
+    return Object(key, body, meta["size"], etag, meta["last_modified"], metadata, content_type)

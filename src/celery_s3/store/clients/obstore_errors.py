@@ -76,7 +76,9 @@ _SIGNS: Mapping[str, type[StoreError]] = {
     r"error: (?:AlertReceived|InvalidCertificate|InvalidMessage|PeerIncompatible|PeerMisbehaved)": TLSFailure,
     r"kind: Connect,": Unreachable,
     r"(?:source: )?HttpError \{": Interrupted,
-    r"(?:source: )?(?:MissingEtag|Metadata|InvalidDeleteObjectsResponse)": Interrupted,
+    r"(?:source: )?(?:MissingEtag|Metadata)": Interrupted,
+    # deleted or not: one by one tells, where the server's answer cannot be read (JuiceFS: `<Deleted>` without Key)
+    r"(?:source: )?InvalidDeleteObjectsResponse": BadRequest,
     r"source: Missing(?:AccessKeyId|SecretAccessKey)": BadCredentials,
     r'source: "Failed to read token file': BadCredentials,
 }

@@ -34,12 +34,15 @@ __all__ = [
     "Asked",
     "Operation",
     "answered",
+    "bare",
     "check_headers",
     "checked",
     "cut",
     "error_of",
     "meaning",
     "path_style",
+    "quoted",
+    "unsatisfied",
 ]
 
 T = TypeVar("T")
@@ -262,7 +265,7 @@ def checked(found: Object, get: Get, settings: Settings) -> Object:
         PreconditionFailed: it is another version: not every server looks at If-Match.
         BadRequest: S3 always says when an object was written; without it, all would count as expired.
     """
-    if get.if_match and found.etag and _bare(found.etag) != _bare(get.if_match):
+    if get.if_match and found.etag and bare(found.etag) != bare(get.if_match):
         raise PreconditionFailed("", get.operation, settings.bucket, get.key)
     if not found.modified.timestamp():  # the clients' word for none
         why = "the answer is not S3's, for it has no Last-Modified: is `endpoint_url` right?"
@@ -270,5 +273,20 @@ def checked(found: Object, get: Get, settings: Settings) -> Object:
     return found
 
 
-def _bare(etag: str) -> str:
+def unsatisfied(get: Get, status: int | None) -> bool:
+    """Whether an answer may mean that the object ends before the range does: then the whole is what there is.
+
+    416 is S3's for an empty object, which has no first byte to begin a range with; some servers answer so, or 400,
+    wherever the object is shorter than the range.
+    """
+    return not get.start and status in (400, 416)
+
+
+def quoted(etag: str) -> str:
+    """An etag as S3 has it: some servers leave the quotes out, some proxies mark it as weak; empty stays empty."""
+    return f'"{bare(etag)}"' if etag else ""
+
+
+def bare(etag: str) -> str:
+    """An etag without its quotes and without the mark of a weak one."""
     return etag.removeprefix("W/").strip('"')
