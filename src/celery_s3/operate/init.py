@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from celery_s3.errors import AccessDenied, BadRequest, BucketMissing, CeleryS3Error, StoreError
+from celery_s3.errors import AccessDenied, BucketMissing, CeleryS3Error, StoreError
 from celery_s3.expiry.rules import Rule, describe, hazards, merge, shared
 from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.terms import Terms
@@ -97,7 +97,7 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, 
 
 def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
     """Why something cannot be looked at or changed, in a line."""
-    if isinstance(error, BadRequest) and lacks(error, settings):
+    if isinstance(error, StoreError) and lacks(error, settings):
         refused = f": {error.reason}" if error.status == 400 else f" ({error.status})"
         instead = f": {SCHEDULE}" if what == "lifecycle" else ": it stays as it is"
         return f"the server has no such thing{refused}{instead}"
