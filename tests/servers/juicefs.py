@@ -45,7 +45,7 @@ KIND = Kind(
         "lifecycle": "",
     },
     failing={
-        "test_worker": "a state that is read while it is replaced may come torn, and is told as an UnreadableResult",
+        "test_states_on_a_worker": "a state that is read while it is replaced may come torn, and is told as an UnreadableResult",
         "test_create_is_refused_where_an_object_stands": _IGNORED,
         "test_a_race_of_creates_has_one_winner": _IGNORED,
         "test_replace_is_refused_for_another_version": _IGNORED,
@@ -53,6 +53,6 @@ KIND = Kind(
         "test_multipart::test_create": _IGNORED,
         "test_odd_keys_are_the_same_for_both_clients": "folders are listed as keys, and stay when they are empty",
     },
-    unsteady=frozenset({"test_worker"}),
+    unsteady=frozenset({"test_states_on_a_worker"}),
     advice="start it with `--keep-etag --object-meta`; delete by `celery s3 sweep`",
 )

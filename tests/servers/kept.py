@@ -17,9 +17,9 @@ __all__ = ["PROMISES", "Run"]
 #: The columns of the README's table: the tests that show one, and the capabilities of a server that it needs.
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "results": (("test_store_fetch_forget", "test_odd_ids"), ("range of a short object", "empty object", "404")),
-    "states, retries": (("test_states", "test_worker"), ("create", "replace")),
+    "states, retries": (("test_states", "test_states_on_a_worker"), ("create", "replace")),
     "SUCCESS is final": (("test_a_success_is_final", "test_races"), ("create", "atomic create", "replace")),
-    "groups, chords": (("test_worker",), ("create", "atomic create", "replace")),
+    "groups, chords": (("test_groups_on_a_worker",), ("create", "atomic create", "replace")),
     "large results, files": (
         ("test_large_result", "test_late_large_result", "test_file"),
         ("conditional completion", "ETag of a completion", "read of a version"),

@@ -151,21 +151,25 @@ def test_file(app: Any, tmp_path: Path) -> None:
 # -- a worker
 
 
-def test_worker(server: Any, make_app: Any, worker: Any, tmp_path: Path) -> None:
-    """A tracked task, one that retries, one with progress, a group and a chord, on a real worker."""
+def test_states_on_a_worker(server: Any, make_app: Any, worker: Any, tmp_path: Path) -> None:
+    """A tracked task that retries, and one with progress, on a real worker."""
     app = make_app(server, broker="filesystem", task_track_started=True)
     one = worker(app, TASKS)
-
-    def add(*args: int) -> Any:
-        return app.signature("add", args)
-
     (tmp_path / "gate").touch()
     retried = app.send_task("flaky", (2,))
     staged = app.send_task("staged", (["UPLOADING", "PROGRESS"], str(tmp_path / "gate")))
-    members = group([add(n, n) for n in range(GROUP)], app=app).apply_async()
-    joined = chord([add(n, n) for n in range(CHORD)], app=app)(app.signature("total"))
     assert retried.get(timeout=SOON) == 2
     assert staged.get(timeout=SOON) == "staged"
+    assert "ResultNotStored" not in one.log
+
+
+def test_groups_on_a_worker(server: Any, make_app: Any, worker: Any) -> None:
+    """A group and a chord on a real worker."""
+    app = make_app(server, broker="filesystem")
+    one = worker(app, TASKS)
+    tasks = [app.signature("add", (n, n)) for n in range(GROUP)]
+    members = group(tasks, app=app).apply_async()
+    joined = chord(tasks[:CHORD], app=app)(app.signature("total"))
     assert members.get(timeout=SOON) == [2 * n for n in range(GROUP)]
     assert joined.get(timeout=SOON) == sum(2 * n for n in range(CHORD))
     assert "ResultNotStored" not in one.log
