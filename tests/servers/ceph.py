@@ -98,5 +98,11 @@ KIND = Kind(
         "ETag of a completion": "",
         "one time": "",
     },
+    failing={
+        "test_store_contract::test_replace": "refused unless the etag comes without quotes; the probe finds that out",
+        "test_multipart::test_create": "the condition of a completion is ignored",
+        "test_an_object_of_parts": "a completion answers no etag",
+        "test_tags": "the tags of an upload in parts are lost",
+    },
     advice="`tcp_nodelay=1` in `rgw_frontends`, else a GET takes 44 ms",
 )

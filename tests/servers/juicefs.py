@@ -45,7 +45,7 @@ KIND = Kind(
         "lifecycle": "",
     },
     failing={
-        "test_states_on_a_worker": "a state that is read while it is replaced may come torn, and is told as an UnreadableResult",
+        "test_states_on_a_worker": "a state that is read while it is replaced may come torn: an UnreadableResult",
         "test_create_is_refused_where_an_object_stands": _IGNORED,
         "test_a_race_of_creates_has_one_winner": _IGNORED,
         "test_replace_is_refused_for_another_version": _IGNORED,

@@ -99,6 +99,8 @@ def _version() -> str:
     return first_line(str(python), "-c", "import importlib.metadata as m; print(m.version('swift'))")
 
 
+_NO_REPLACEMENT = "If-Match is refused with 501"
+
 KIND = Kind(
     name="swift",
     title="OpenStack Swift (s3api)",
@@ -113,6 +115,14 @@ KIND = Kind(
         "tags": "",
         "lifecycle": "https://docs.openstack.org/swift/latest/s3_compat.html",
     },
-    unsteady=frozenset({"atomic create"}),
+    failing={
+        "test_store_contract::test_replace": _NO_REPLACEMENT,
+        "test_replace_is_refused_for_another_version": _NO_REPLACEMENT,
+        "test_replace_of_nothing_is_refused": _NO_REPLACEMENT,
+        "test_a_race_of_creates_has_one_winner": "of two creates at the same time both are told that they won",
+        "test_store_contract::test_delete_many": "a batch of 1,000 takes more than the 5 s of `read_timeout`",
+        "test_tags": "tags are refused with 501",
+    },
+    unsteady=frozenset({"atomic create", "test_a_race_of_creates_has_one_winner", "test_delete_many"}),
     advice="delete by `celery s3 sweep`",
 )
