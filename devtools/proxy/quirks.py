@@ -174,6 +174,12 @@ def _no_last_modified(_: Asked, told: Told) -> Told:
     return told.without("last-modified")
 
 
+def _listing_without_times(asked: Asked, told: Told) -> Told:
+    if asked.kind != "LIST":
+        return told
+    return told.with_body(re.sub(rb"<LastModified>.*?</LastModified>", b"", told.body))
+
+
 def _other_namespace(_: Asked, told: Told) -> Told:
     if b"xmlns=" in told.body:
         return told.with_body(re.sub(rb' xmlns="[^"]*"', b' xmlns="urn:another:s3"', told.body))
@@ -230,6 +236,7 @@ QUIRKS: Mapping[str, Callable[[], _Quirk]] = {
     # Ceph, ministack, rclone, JuiceFS
     "list_milliseconds": lambda: _Quirk(tell=_milliseconds),
     "no_last_modified": lambda: _Quirk(tell=_no_last_modified),
+    "list_no_times": lambda: _Quirk(tell=_listing_without_times),
     "other_namespace": lambda: _Quirk(tell=_other_namespace),
     "no_sts": lambda: _Quirk(_no_sts),
 }

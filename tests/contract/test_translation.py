@@ -38,6 +38,7 @@ from celery_s3.errors import (
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.api import CREATE, Match, Store
 from celery_s3.store.clients import boto3_errors, obstore_errors
+from celery_s3.store.requests import DeleteMany
 
 Verb = Callable[[Store], object]
 
@@ -49,7 +50,7 @@ VERBS: dict[str, Verb] = {
     "create": lambda store: store.put("k", b"x", precondition=CREATE),
     "replace": lambda store: store.put("k", b"x", precondition=Match('"e1"')),
     "delete": lambda store: store.delete("k"),
-    "delete_many": lambda store: store.delete_many(["k", "l"]),
+    "delete_many": lambda store: store.send(DeleteMany(["k", "l"])),
     "list": lambda store: list(store.list("p")),
 }
 READS, WRITES = ("get", "range", "version"), ("put", "create", "replace")
@@ -110,14 +111,18 @@ def failure(store: Store, verb: Verb) -> StoreError:
 
 @pytest.mark.parametrize("case", ANSWERS)
 def test_answers(script: ScriptedServer, scripted: Callable[..., Store], case: str) -> None:
-    """An answer means the same through both clients and for every verb, and is asked for once."""
+    """An answer means the same through both clients and for every verb, and is asked for once.
+
+    A range that is refused as a bad request may reach past the end: then the whole is asked for.
+    """
     script.answer, kind = ANSWERS[case]
     store = scripted()
     for name, verb in VERBS.items():
         script.requests.clear()
         raised = failure(store, verb)
         assert (name, type(raised)) == (name, kind)
-        assert len(script.requests) == 1
+        again = name == "range" and kind is BadRequest and script.answer.status == 400
+        assert len(script.requests) == 1 + again
         assert raised.bucket == "scripted"
         assert raised.status in (script.answer.status, None if script.answer.fault or kind is WrongRegion else 0)
         assert raised.__cause__ is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import io
 import json
@@ -440,22 +439,6 @@ def test_command_that_is_interrupted(counted, stored, command, proxy, path):
     assert app.AsyncResult("one").ready()
     proxy.heal()
     assert command(app, "forget", "--older-than", "2100-01-01", "--yes")[0].startswith("Forgot 2 results")
-    assert keys(app) == []
-
-
-@pytest.mark.parametrize("options", [["id"], ["--state", "SUCCESS"]])
-def test_command_where_times_differ(counted, stored, command, path, monkeypatch, options):
-    """On servers that list times in milliseconds and answer a GET in seconds, a file of the same second goes too."""
-    app = counted()
-    stored(app, S3File(path), id="id")
-    list_ = app.backend.store.list
-
-    def precise(*args, **kwargs):
-        for entry in list_(*args, **kwargs):
-            yield dataclasses.replace(entry, modified=entry.modified.replace(microsecond=999_000))
-
-    monkeypatch.setattr(app.backend.store, "list", precise)
-    command(app, "forget", *options, "--yes")
     assert keys(app) == []
 
 

@@ -179,9 +179,9 @@ def test_a_server_without_the_api(seaweed, make_app, fresh_bucket):
     assert json.loads(one.init("--yes", "--json").stdout)["lacking"].keys() == {"public access"}
 
 
-@pytest.mark.parametrize(("how", "code"), [("not_implemented", 0), ("bad_request", 1)])
+@pytest.mark.parametrize(("how", "code"), [("not_implemented", 0), ("bad_request", 0), ("access_denied", 1)])
 def test_a_server_without_lifecycle(moto_s3, proxy_for, make_app, how, code):
-    """Likewise for rules, which were to be made; a server that has them and refuses is a trouble."""
+    """Likewise for rules, which were to be made (Swift answers 400 to them); one that denies them is a trouble."""
     proxy = proxy_for(moto_s3)
     one = Bucket(make_app(proxy, s3_backend_settings={"bucket": f"bucket-{uuid()}"}))
     proxy.fail("* ?lifecycle", how, times=-1)

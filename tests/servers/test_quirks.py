@@ -173,7 +173,7 @@ def command(make_app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 #: What no server keeps results well with.
-_HOPELESS = {"no_last_modified", "refused_if_match"}
+_HOPELESS = {"no_last_modified", "list_no_times", "refused_if_match"}
 
 
 def test_doctor(quirky, command):
@@ -194,7 +194,7 @@ def test_doctor_where_nothing_helps(quirky, command):
     done = command(quirky(*_HOPELESS), "doctor", "--json")
     levels = {one["step"]: one["level"] for one in json.loads(done.stdout)}
     assert done.exit_code == 1
-    assert levels["GET"] == levels["conditional"] == "FAIL"
+    assert levels["GET"] == levels["LIST"] == levels["conditional"] == "FAIL"
     assert levels["cleanup"] == "OK"
 
 

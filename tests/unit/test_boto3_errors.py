@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from botocore.exceptions import HTTPClientError
 from botocore.httpsession import URLLib3Session
+from botocore.parsers import ResponseParserError
 
-from celery_s3.errors import StoreError
+from celery_s3.errors import BadCredentials, StoreError
 from celery_s3.sealing.kms import KMSKey
 from celery_s3.settings import Secret, Settings
 from celery_s3.store.clients.boto3_client import Boto3Client
+from celery_s3.store.clients.boto3_errors import call, translated
 from celery_s3.store.clients.control import Control
+from celery_s3.store.clients.translate import Operation
 
 SETTINGS = Settings(bucket="bucket", access_key_id=Secret("key"), secret_access_key=Secret("secret"))
 CALLS = {
@@ -57,3 +62,29 @@ def test_a_network_that_fails(requests, call, monkeypatch):
     requests(ConnectionResetError("reset"))
     with pytest.raises(StoreError):
         call()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (json.JSONDecodeError("Expecting value", "hush", 0), "prints no JSON"),
+        (FileNotFoundError(2, "No such file", "/opt/tells"), "/opt/tells"),
+        (HTTPClientError(error=ValueError("Invalid header value b'hush'")), "line break"),
+    ],
+)
+def test_credentials_that_cannot_be_used(raised, told):
+    """What a profile's command prints, and a line break in a key, are mistakes of the credentials; none is shown."""
+    error = translated(raised, Operation("get", "k"), SETTINGS)
+    assert type(error) is BadCredentials
+    assert told in str(error)
+    assert "hush" not in f"{error}{error.__cause__!r}"
+
+
+def test_an_answer_that_is_none_of_aws():
+    """A plain text where XML should be, as of a server without STS, is an error of ours."""
+    with pytest.raises(StoreError):
+        call(lambda: _raise(ResponseParserError("invalid XML: Not Found")), Operation("get_caller_identity"), SETTINGS)
+
+
+def _raise(exc):
+    raise exc

@@ -394,7 +394,7 @@ EARLY = {"ID": "early", "Status": "Enabled", "Filter": {"Prefix": "c/celery-chor
         (merge([EARLY], rules()), "WARN", "'early' deletes chords after 1 day, before they expire"),
         (merge([EARLY], rules()), "WARN", "live 1 day. "),
         ([EARLY], "WARN", "no rule deletes all that expires: it stays, and is billed. The lifecycle rule 'early'"),
-        (BadRequest("", status=501, code="NotImplemented"), "SKIP", "501"),
+        (BadRequest("", status=501, code="NotImplemented"), "WARN", "no lifecycle API"),
         (AccessDenied("", status=403), "SKIP", "s3:GetLifecycleConfiguration"),
     ],
 )

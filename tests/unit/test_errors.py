@@ -105,3 +105,9 @@ def test_every_logger_escapes(caplog):
     logger.warning("%(key)s", {"key": EVIL})
     assert all(record.getMessage().isprintable() for record in caplog.records)
     assert len(caplog.records) == 2
+
+
+def test_a_place_without_a_bucket():
+    """Where no bucket is known, the key alone is named, never `s3:///`."""
+    assert str(errors.Conflict("lost", "put", key="a/b")).startswith("put a/b: ")
+    assert str(errors.Conflict("lost", "put", "bucket", "a/b")).startswith("put s3://bucket/a/b: ")

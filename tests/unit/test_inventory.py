@@ -392,3 +392,18 @@ def test_iso_times():
     """A time with an offset is that time; one without is this machine's."""
     assert query.moment("2030-01-31T18:00+02:00") == datetime(2030, 1, 31, 16, tzinfo=UTC)
     assert query.moment("2030-01-31") == datetime(2030, 1, 31).astimezone(UTC)
+
+
+def test_one_that_cannot_be_read():
+    """One archived object, or one whose key is another's, is listed without its state; if all are, that is an error."""
+    bucket = Bucket()
+    bucket.put("a", age=2)
+    bucket.put("b", age=1)
+    denied = Fault(AccessDenied("", status=403), "GET", f"{PREFIX}a", times=-1)
+    bucket.store.faults.append(denied)
+    found = bucket.inventory.newest(Filter(), 10)
+    assert [(one.id, one.state) for one in found] == [("b", "SUCCESS"), ("a", None)]
+    assert len(bucket.inventory.unreadable) == 1
+    denied.key = ""
+    with pytest.raises(AccessDenied):
+        bucket.inventory.newest(Filter(), 10)

@@ -9,6 +9,7 @@ import pytest
 from celery_s3.errors import BadRequest, Interrupted, ObjectMissing, PreconditionFailed, Throttled
 from celery_s3.store.api import CREATE, Match
 from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.requests import Delete, DeleteMany, DeleteUnchanged
 
 
 @pytest.fixture
@@ -130,3 +131,28 @@ def test_others_run_before_a_request():
     store = MemoryStore(before=other)
     with pytest.raises(PreconditionFailed):
         store.put("k", b"ours", precondition=CREATE)
+
+
+class Refusing(MemoryStore):
+    """Refuses what it is told to, by the class of the request."""
+
+    def __init__(self, *refused):
+        super().__init__()
+        self.refused = refused
+
+    def send(self, request):
+        if isinstance(request, self.refused) and not (isinstance(request, Delete) and request.if_match is None):
+            raise BadRequest("", request.operation, "memory", request.key, 400)
+        return super().send(request)
+
+
+@pytest.mark.parametrize("refused", [[], [DeleteMany, DeleteUnchanged], [DeleteMany, DeleteUnchanged, Delete]])
+def test_deletes_where_batches_are_refused(refused):
+    """One by one, and where conditions are refused too, looked at right before: another version stays."""
+    store = Refusing(*refused)
+    etags = {key: store.put(key, key.encode()) for key in ("one", "two", "three")}
+    store.put("two", b"new")
+    assert store.delete_unchanged({**etags, "never": '"e"'}) == ["two"]
+    assert [entry.key for entry in store.list("")] == ["two"]
+    store.delete_many(["two", "never"])
+    assert list(store.list("")) == []

@@ -264,8 +264,8 @@ def test_what_is_opened_belongs_together(monkeypatch):
     settings = Settings(bucket="b", base="base/", endpoint_url="http://together.example", concurrency=3)
     opened = open_store(settings)
     assert opened.conditional.supported()
-    assert memory.requests == [("PUT", "base/celery-s3-probe")] * 3
-    assert opened.tally.snapshot()["PUT"]["requests"] == 3
+    assert memory.requests == [("PUT", "base/celery-s3-probe")] * 4
+    assert opened.tally.snapshot()["PUT"]["requests"] == 4
     assert opened.pool.map(str, range(3)) == ["0", "1", "2"]
     opened.close()
 

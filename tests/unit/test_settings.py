@@ -283,6 +283,7 @@ def test_a_wrong_url_is_refused_with_the_reason(url, reason):
         ({"base_path": "a\ud800"}, "control character"),
         ({"base_path": "é" * 351}, "longer than 700 bytes"),
         ({"colour": "red"}, "'colour' in s3_backend_settings is unknown: valid are bucket,"),
+        ({"use_ssl": False}, "say it by `endpoint_url`"),
         ({"BUCKET": "red"}, "did you mean `bucket`?"),
         ({"secret_access_key": SECRET}, "did you mean `aws_secret_access_key`?"),
         ({7: "red"}, "7 in s3_backend_settings is unknown"),
@@ -536,6 +537,16 @@ def test_half_a_pair_of_keys_in_the_environment_is_a_mistake(monkeypatch):
     (line,) = mistakes(from_dict)
     assert "AWS_SECRET_ACCESS_KEY is not" in line
     assert from_dict(**KEYS).credential_source is CredentialSource.STATIC
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_a_line_break_in_a_key_of_the_environment_is_a_mistake(monkeypatch, name):
+    """No request could carry it, and the clients would tell it as their own trouble; its value is not shown."""
+    for each in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(each, f"{SECRET}\n" if each == name else SECRET)
+    (line,) = mistakes(from_dict)
+    assert f"{name} in the environment holds a control character or a line break" in line
+    assert SECRET not in line
 
 
 def test_an_unreadable_file_is_a_mistake_that_quotes_nothing(home):

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ from celery_s3.store.deadline import remaining
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.pieces import cut
-from celery_s3.store.requests import PutPart
+from celery_s3.store.requests import CompleteUpload, PutPart
 from celery_s3.store.retrying import Retrying, RetryPolicy
 from celery_s3.store.uploads import PART, PARTS, UPLOAD, MultipartWriter, part_bytes
 
@@ -499,3 +500,34 @@ def test_a_segment_that_is_missing(memory, sealed, monkeypatch):
         store.get("k")
     with pytest.raises(ObjectMissing):
         store.get("other")
+
+
+class IgnoresConditions(MemoryStore):
+    """As Ceph: a completion's condition is ignored, and its answer has no ETag."""
+
+    def send(self, request):
+        if isinstance(request, CompleteUpload):
+            super().send(replace(request, precondition=None))
+            return ""
+        return super().send(request)
+
+
+def test_a_completion_that_ignores_its_condition(pool):
+    """What stands there by then stays, for one GET more; the etag that the answer lacks is read."""
+    memory = IgnoresConditions()
+    writer = MultipartWriter(memory, pool, look_before=True)
+    etag = writer.write("k", [b"a" * 25], precondition=CREATE)
+    assert verbs(memory) == ["CREATE", "PART", "PART", "PART", "GET", "COMPLETE", "GET"]
+    assert etag == memory.get("k").etag
+    for late in (CREATE, Match('"another"')):
+        with pytest.raises(PreconditionFailed):
+            writer.write("k", [b"b" * 25], precondition=late)
+    assert memory.get("k").body == b"a" * 25
+    assert memory.uploads == {}
+    assert writer.write("k", [b"c" * 25], precondition=Match(etag)) == memory.get("k").etag
+
+
+def test_no_look_where_there_is_no_condition(pool, memory):
+    """What overwrites anything looks at nothing."""
+    MultipartWriter(memory, pool, look_before=True).write("k", [b"a" * 25])
+    assert "GET" not in verbs(memory)

@@ -40,6 +40,8 @@ def command(backend: S3Backend, limit: int, yes: bool, as_json: bool, **wanted: 
     inventory = inventory_of(backend, yes=yes)
     found = inventory.newest(filter_of(**wanted), limit)
     now = datetime.now(UTC)
+    if inventory.unreadable:
+        click.echo(f"{len(inventory.unreadable):,} could not be read, as {inventory.unreadable[0]}", err=True)
     if as_json:
         print_json([_record(one, now) for one in found])
         return

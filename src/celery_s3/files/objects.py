@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -203,11 +203,9 @@ class Files:
 def written(entries: Iterable[Entry], until: datetime | None) -> list[str]:
     """The keys of the objects that were written by then, ``None``: of all.
 
-    Times count in whole seconds, the last one included: some servers list them in milliseconds and answer a GET in
-    seconds.
+    Both times have whole seconds, and the last one is included.
     """
-    end = until and until.replace(microsecond=0) + timedelta(seconds=1)
-    return [entry.key for entry in entries if end is None or entry.modified < end]
+    return [entry.key for entry in entries if until is None or entry.modified <= until]
 
 
 class _Measured:

@@ -98,9 +98,10 @@ def plan(control: Control, rules: Callable[[bool], list[Rule]], layout: Layout, 
 def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
     """Why something cannot be looked at or changed, in a line."""
     if isinstance(error, StoreError) and lacks(error, settings):
-        refused = f": {error.reason}" if error.status == 400 else f" ({error.status})"
-        instead = f": {SCHEDULE}" if what == "lifecycle" else ": it stays as it is"
-        return f"the server has no such thing{refused}{instead}"
+        instead = SCHEDULE if what == "lifecycle" else "it stays as it is"
+        if error.status == 400:
+            return f"{error.reason}: {instead}"
+        return f"the server has no such thing ({error.status}): {instead}"
     if isinstance(error, AccessDenied):
         return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
     return error.reason if isinstance(error, StoreError) else str(error)

@@ -18,7 +18,7 @@ from itertools import chain
 
 from celery.states import READY_STATES
 
-from celery_s3.errors import AccessDenied, ObjectMissing, Untrusted
+from celery_s3.errors import AccessDenied, BadRequest, ObjectMissing, StoreError, Untrusted
 from celery_s3.files.objects import Files, written
 from celery_s3.keys import RESULTS, Layout, file_folder
 from celery_s3.metadata import files_in, state_of, task_of
@@ -133,22 +133,38 @@ class Inventory:
         self.clock = clock
         #: what the last listing has covered so far, whatever the filter
         self.listed = Extent()
+        #: why :meth:`newest` could not read the metadata of some
+        self.unreadable: list[StoreError] = []
 
     # -- looking
 
     def newest(self, wanted: Filter, limit: int) -> list[Found]:
-        """The newest results that are wanted, at most ``limit`` of them, newest first, with state and task."""
+        """The newest results that are wanted, at most ``limit`` of them, newest first, with state and task.
+
+        One that cannot be read is among them without either, and :attr:`unreadable` says why.
+
+        Raises:
+            StoreError: none of them can be read.
+        """
+        self.unreadable, self._readable = [], False
+        found = self._newest(wanted, limit)
+        if self.unreadable and not self._readable:
+            raise self.unreadable[0]
+        return found
+
+    def _newest(self, wanted: Filter, limit: int) -> list[Found]:
         newest = _Newest(limit)
         candidates = (found for found in self.listing(wanted) if newest.takes(found))
         if wanted.needs_metadata:
             # Candidates are checked as they are drawn: once enough newer ones fit, an older one costs no GET.
-            for found in self._with_metadata(candidates):
+            for found in self._with_metadata(candidates, self._read_if_readable):
                 if wanted.fits(found):
                     newest.add(found)
             return newest.sorted()
         for found in candidates:
             newest.add(found)
-        return sorted(self._with_metadata(newest.sorted()), key=lambda found: found.age_key, reverse=True)
+        read = self._with_metadata(newest.sorted(), self._read_if_readable)
+        return sorted(read, key=lambda found: found.age_key, reverse=True)
 
     def extent(self, wanted: Filter) -> Extent:
         """How many results are of that time; for nothing but a listing, so state and task do not count."""
@@ -196,10 +212,22 @@ class Inventory:
         """Those of these ids that have a result, with state and task; a request each."""
         return list(self._with_metadata(Found(id, Entry(self.layout.result_key(id), 0, _UNKNOWN)) for id in ids))
 
-    def _with_metadata(self, results: Iterable[Found]) -> Iterator[Found]:
+    def _with_metadata(
+        self, results: Iterable[Found], read: Callable[[Found], Found | None] | None = None
+    ) -> Iterator[Found]:
         """The same with what their metadata says, in order of completion, without those that are gone."""
-        read = self.pool.map_unordered(self._read_metadata, self._reserved(results))
-        return (found for found in read if found is not None)
+        answers = self.pool.map_unordered(read or self._read_metadata, self._reserved(results))
+        return (found for found in answers if found is not None)
+
+    def _read_if_readable(self, found: Found) -> Found | None:
+        """One archived object, or one whose KMS key is another's, is no reason to show no other."""
+        try:
+            read = self._read_metadata(found)
+        except (AccessDenied, BadRequest) as exc:
+            self.unreadable.append(exc)
+            return replace(found, seen=self.clock())
+        self._readable = True
+        return read
 
     def _reserved(self, results: Iterable[Found], verb: str = "GET") -> Iterator[Found]:
         """The same, each of which takes a request."""

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
-from .kinds import CABundle
+from .kinds import CABundle, Token, Wrong
 from .options import OPTIONS
 from .sources import Given
 
@@ -75,10 +75,18 @@ class AwsEnvironment:
         return any(key in section for key in _PROFILE_CREDENTIALS)
 
     def check_keys(self) -> None:
-        """Tell when the environment has one half of a pair: boto3 fails then, obstore looks elsewhere."""
+        """Tell when the environment has one half of a pair, or what no request could carry.
+
+        boto3 fails with half a pair, obstore looks elsewhere; with a line break both fail, as if the server had.
+        """
         have, lack = sorted(_KEYS, key=lambda name: not self._environ.get(name))
         if self._environ.get(have) and not self._environ.get(lack):
             self._mistakes.append(f"{have} is set in the environment and {lack} is not: set both or neither")
+        for name in (*_KEYS, "AWS_SESSION_TOKEN"):
+            try:
+                Token().check(self._environ.get(name) or "unset")
+            except Wrong as exc:
+                self._mistakes.append(f"{name} in the environment {exc}")
 
     @cached_property
     def section(self) -> Section:

@@ -87,7 +87,10 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a listing; ``size`` in bytes, ``modified`` in UTC, ``storage_class`` where the server tells it."""
+    """One key of a listing; ``size``, ``etag`` and ``modified`` as an :class:`Object` has them.
+
+    ``storage_class`` is empty where the server does not tell it.
+    """
 
     key: str
     size: int

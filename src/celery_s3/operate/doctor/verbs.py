@@ -28,6 +28,8 @@ __all__ = [
     "write",
 ]
 
+_BLOCKED = "Some servers refuse every write to a bucket that blocks public ACLs: then take BlockPublicAcls back."
+
 
 def write(case: Case) -> Finding:
     """Whether an object with metadata, and tags where they are set, can be stored."""
@@ -37,7 +39,11 @@ def write(case: Case) -> Finding:
     except StoreError as exc:
         if isinstance(exc, AccessDenied):  # nothing was written, so nothing is to be deleted; other errors do not tell
             case.scratch.forget(case.object)
-        return denied(exc, case.settings, ["s3:PutObject", *(["s3:PutObjectTagging"] if case.settings.tags else [])])
+        actions = ["s3:PutObject", *(["s3:PutObjectTagging"] if case.settings.tags else [])]
+        found = denied(exc, case.settings, actions)
+        if isinstance(exc, AccessDenied) and not case.settings.on_aws:
+            found = replace(found, remedy=f"{found.remedy} {_BLOCKED}")
+        return found
     case.body = body
     return ok("an object of 1 KB is stored")
 

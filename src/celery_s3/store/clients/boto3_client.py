@@ -154,7 +154,7 @@ class Boto3Client(Bucket):
         try:
             found = self._read(get, {**condition, "Range": f"bytes={get.start}-{stop}"})
         except BadRequest as exc:
-            if not unsatisfied(get, exc.status):
+            if not unsatisfied(get, exc):
                 raise
         else:
             return cut(found, get.start, get.length)
@@ -205,7 +205,11 @@ class Boto3Client(Bucket):
         token = page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
         if token and token == listing.token:
             raise error_of(BadRequest, listing, self._settings, "the listing goes round in circles")
-        return Page([_entry(found) for found in page.get("Contents", ())], token)
+        try:
+            return Page([_entry(found) for found in page.get("Contents", ())], token)
+        except KeyError as exc:
+            why = f"the answer is not S3's, for an entry has no {exc.args[0]}: is `endpoint_url` right?"
+        raise error_of(BadRequest, listing, self._settings, why, 200)
 
     _HOW: ClassVar[Mapping[type[Request[Any]], Callable[[Boto3Client, Any], Any]]] = {
         Put: _put,
@@ -306,7 +310,7 @@ def _condition(precondition: Precondition) -> dict[str, str]:
 
 def _object(key: str, answer: Mapping[str, Any], body: bytes) -> Object:
     # Content-Range: bytes 0-65535/1048576
-    size = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
+    size = answer.get("ContentRange", "").rpartition("/")[2] or answer.get("ContentLength", len(body))
     metadata = {name.lower(): value for name, value in answer["Metadata"].items()}
     etag, modified = quoted(answer.get("ETag", "")), answer.get("LastModified", _EPOCH)
     return Object(key, body, int(size), etag, modified, metadata, answer.get("ContentType", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -86,6 +87,9 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
         error = _of_answer(exc.response, request, settings)
         error.__cause__ = ClientError(_without_echo(exc.response, error.detail), exc.operation_name)
         return error
+    if credentials := _told_by_credentials(exc):
+        # without the cause: it holds what the command printed, or the header that cannot be sent
+        return error_of(BadCredentials, request, settings, credentials)
     error = error_of(_kind(exc), request, settings, str(exc))
     error.__cause__ = exc if error.detail == str(exc) else Exception(settings.redact(repr(exc)))
     return error
@@ -94,6 +98,17 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
 def from_error(entry: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
     return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(request, settings)
+
+
+def _told_by_credentials(exc: BaseException) -> str:
+    """What is wrong with the credentials, where botocore's error does not say that it is about them."""
+    if isinstance(exc, json.JSONDecodeError):  # nothing else here is JSON: S3 and STS answer XML
+        return "what tells them, as the command of `credential_process`, prints no JSON"
+    if isinstance(exc, FileNotFoundError):
+        return f"there is no {exc.filename}, which tells them: a token's file, or the command of `credential_process`"
+    if "Invalid header value" in str(exc):  # metadata and content types are looked at before they are sent
+        return "the key id or the session token holds a line break, or another character that no header can carry"
+    return ""
 
 
 def _kind(exc: BaseException) -> type[StoreError]:

@@ -247,10 +247,11 @@ class Control:
         while True:
             answer = self._call("list_multipart_uploads", Prefix=prefix, **self._payer, **marker)
             for one in answer.get("Uploads", []):
-                yield Upload(one["Key"], one["UploadId"], one["Initiated"])
-            if not answer.get("IsTruncated"):
+                if "Initiated" in one:  # without that, none can be told to be stale
+                    yield Upload(one["Key"], one["UploadId"], one["Initiated"])
+            if not answer.get("IsTruncated") or "NextKeyMarker" not in answer:
                 return
-            marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+            marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
 
     def abort(self, upload: Upload) -> None:
         """Abort an upload; one that was completed or aborted meanwhile is no error."""

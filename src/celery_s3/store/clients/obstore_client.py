@@ -125,7 +125,7 @@ class ObstoreClient(Store):
             return _object(key, store.get(key, options=asked))
         except GenericError as exc:
             failure = Failure.of(exc)
-            if not (failure.range_ignored or unsatisfied(get, failure.status)):
+            if not (failure.range_ignored or unsatisfied(get, self._translated(exc, get))):
                 raise
         return cut(_object(key, store.get(key, options=whole)), start, length)
 

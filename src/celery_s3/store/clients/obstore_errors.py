@@ -148,6 +148,9 @@ class Failure:
             return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
             return Answer(None, failed[1], failed[2]).error(request, settings)
+        if self.sentence.endswith("InvalidHeaderValue"):  # metadata and content types are looked at before
+            why = "the key id or the session token holds a line break, or another character that no header can carry"
+            return error_of(BadCredentials, request, settings, why)
         return error_of(self._kind(settings), request, settings, self._reason())
 
     def _cause(self, settings: Settings) -> BaseException:

@@ -273,13 +273,13 @@ def checked(found: Object, get: Get, settings: Settings) -> Object:
     return found
 
 
-def unsatisfied(get: Get, status: int | None) -> bool:
-    """Whether an answer may mean that the object ends before the range does: then the whole is what there is.
+def unsatisfied(get: Get, error: StoreError) -> bool:
+    """Whether an error may mean that the object ends before the range does: then the whole is what there is.
 
     416 is S3's for an empty object, which has no first byte to begin a range with; some servers answer so, or 400,
     wherever the object is shorter than the range.
     """
-    return not get.start and status in (400, 416)
+    return not get.start and isinstance(error, BadRequest) and error.status in (400, 416)
 
 
 def quoted(etag: str) -> str:
