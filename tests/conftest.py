@@ -4,6 +4,7 @@
 ``seaweed``         SeaweedFS: the S3 server that everything is tried on
 ``moto_s3``         moto: a second implementation of S3, without authentication
 ``sqs``             the same moto: SQS
+``real_server``     any of the servers of ``servers/``, for the fixture ``server`` of contract tests and battery
 ``redis_url``       a Redis; the test is skipped where none is installed
 ``proxy``           a :class:`Proxy` in front of ``seaweed``, as new for every test
 ``proxy_for``       another one: ``proxy_for(moto_s3, strip_preconditions=True)``
@@ -34,13 +35,14 @@ import time
 import uuid
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+import servers
 from celery import Celery
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -117,6 +119,41 @@ def sqs() -> Iterator[SQSServer]:
 @pytest.fixture(scope="session")
 def moto_s3(sqs: SQSServer) -> SQSServer:
     return sqs
+
+
+@pytest.fixture(scope="session")
+def _server_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+    shared = {"seaweed": "seaweed", "moto": "moto_s3"}
+    with ExitStack() as stack:
+
+        @cache
+        def start(name: str) -> Any:
+            if name in shared:
+                return request.getfixturevalue(shared[name])
+            one = _started(servers.kind(name).make())
+            stack.callback(one.stop)
+            return one
+
+        yield start
+
+
+@pytest.fixture
+def real_server(_server_of: Callable[[str], Any]) -> Callable[[pytest.FixtureRequest], Any]:
+    """``real_server(request)``: the one that a parametrized fixture names, started once a process.
+
+    A test that its file says will fail there is expected to, and fails on the day when it does not; but for what only
+    shows now and then.
+    """
+
+    def take(request: pytest.FixtureRequest) -> Any:
+        node = request.node
+        kind = servers.kind(request.param)
+        lacks = kind.expected(node.path.stem, node.originalname, node.callspec.params)
+        if lacks:
+            request.applymarker(pytest.mark.xfail(reason=lacks, strict=node.originalname not in kind.unsteady))
+        return _server_of(request.param)
+
+    return take
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import servers
 from scripted import ScriptedServer
 
 from celery_s3.settings import Secret, Settings
@@ -32,7 +33,6 @@ class Obstore(ObstoreClient):
 
 
 CLIENTS: dict[str, Callable[[Settings], Store]] = {"obstore": Obstore, "boto3": Boto3Client}
-SERVERS = ("seaweed", "moto_s3")
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def open_client() -> Iterator[Callable[[str, Settings], Store]]:
         yield make
 
 
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
+@pytest.fixture(params=servers.parameters(servers.OF_CONTRACT))
+def server(request: pytest.FixtureRequest, real_server: Callable[..., Any]) -> Any:
+    return real_server(request)
 
 
 @pytest.fixture(params=CLIENTS)

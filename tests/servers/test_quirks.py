@@ -226,14 +226,14 @@ def _thorough(command: Callable[..., Any], server: Any) -> dict[str, dict[str, s
     return {one["name"]: one for one in json.loads(done.stdout)["capabilities"]}
 
 
-def test_thorough_on_a_server_that_has_all(seaweed, command, settings_for):
+def test_thorough_on_a_server_that_has_all(seaweed, command, settings_for, prefix):
     """Each capability is tried; what SeaweedFS has is told as that, and nothing is left behind."""
     tried = _thorough(command, seaweed)
     assert list(tried) == [one.name for one in CAPABILITIES]
     assert {name for name, one in tried.items() if one["verdict"] != "yes"} == {"odd keys"}
     assert tried["odd keys"]["found"] == "keys with a backslash do not come back as they are"
     with closing(open_store(settings_for(seaweed))) as opened:
-        assert list(opened.store.list("")) == []
+        assert list(opened.store.list(prefix)) == []
 
 
 def test_thorough_tells_every_quirk(quirky, command):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_s3.errors import BadRequest, CeleryS3Error
+from celery_s3.errors import BadRequest, CeleryS3Error, Conflict
 from celery_s3.settings import Settings
 
 __all__ = ["SCHEDULE", "lacks"]
@@ -14,6 +14,12 @@ SCHEDULE = (
 
 
 def lacks(error: CeleryS3Error, settings: Settings) -> bool:
-    """Whether it says that the server lacks a part of S3's API; Swift says so by a 400, as for any bad request."""
+    """Whether it says that the server lacks a part of S3's API.
+
+    Swift says so by a 400, as for any bad request; rclone takes what configures a bucket for what creates it.
+    """
+    if isinstance(error, Conflict):
+        taken = error.code == "BucketAlreadyExists" and error.operation != "create_bucket"
+        return taken and not settings.on_aws
     unknown = (405, 501) if settings.on_aws else (400, 405, 501)
     return isinstance(error, BadRequest) and (error.status in unknown or error.code == "NotImplemented")
