@@ -6,9 +6,9 @@
     <base><global_keyprefix>celery-taskset-meta-<id>                       a saved group
     <base><global_keyprefix>celery-files/<whose>/<random>                  a file; whose: a task, or `~sent`: no task's
     <base><global_keyprefix>celery-chords/<group id>/manifest              what a chord is
-    <base><global_keyprefix>celery-chords/<group id>/<run>/<level>/<slot>  a part of it, or the summary of up to 32
-    <base><global_keyprefix>celery-chords/<group id>/<run>/added/<id>      a part of a task that a member added
-    <base><global_keyprefix>celery-chords/<group id>/<run>/claim           who sends its body
+    <base><global_keyprefix>celery-chords/<group id>/<level>/<slot>        a part of it, or the summary of up to 32
+    <base><global_keyprefix>celery-chords/<group id>/added/<id>            a part of a task that a member added
+    <base><global_keyprefix>celery-chords/<group id>/claim                 who sends its body
     <base><global_keyprefix>celery-chords-repaired                         when chords were mended last
     <base>celery-messages/<digest>[.<random>]                              the arguments of a large message
     <base>celery-s3-probe                                                  what asks whether conditional writes work

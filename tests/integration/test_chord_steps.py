@@ -103,10 +103,28 @@ def dies(monkeypatch, method, times=1):
     monkeypatch.setattr(Claim, method, die)
 
 
+# -- an applier that comes again
+
+
+def test_an_applier_that_is_redelivered(work, caplog):
+    """`chain(a, group) | body` whose `a` comes again: its header runs again, its body not, and one line says so."""
+    app, tasks, broker = work()
+    chain(tasks["add"].s(1), group(tasks["add"].s(10), tasks["add"].s(20)), tasks["note"].s()).apply_async()
+    (applier,) = broker.take()
+    broker.run(applier)
+    broker.drain()
+    assert (app.called, len(broker.ran)) == ([[12, 22]], 4)
+    broker.run(applier)
+    broker.drain()
+    assert (app.called, len(broker.ran)) == ([[12, 22]], 7)
+    assert sum("is applied again, and was decided before" in line for line in caplog.messages) == 1
+    assert len(list(app.backend.store.list(app.backend.chords.prefix))) == 2
+
+
 # -- an owner that dies
 
 
-@pytest.mark.parametrize("method", ["holds", "take"])
+@pytest.mark.parametrize("method", ["holds", "acquire"])
 def test_owner_dies_before_it_sends(work, monkeypatch, method):
     """Its message comes again: the body is sent then, after the lease, and once."""
     app, tasks, broker = work()
@@ -343,7 +361,7 @@ def test_no_manifest_no_body(work, proxy, seaweed):
     error = result.get(timeout=5, propagate=False)
     assert isinstance(error, ChordError)
     assert f"has no manifest under {app.backend.chords.prefix}, where it was applied" in str(error)
-    assert app.backend.chords.claim(result.parent.id, 0).read().state == "failed"
+    assert app.backend.chords.claim(result.parent.id).read().state == "failed"
 
 
 # -- what a member has come to

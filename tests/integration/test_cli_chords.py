@@ -67,7 +67,7 @@ class Proj:
 
     def deliver(self, group_id, ids, index):
         payload = self.backend.encode([ids[index], states.SUCCESS, index]).encode()
-        return self.backend.chords.deliver(Ticket(group_id, 0, len(ids), True), ids[index], index, payload)
+        return self.backend.chords.deliver(Ticket(group_id, len(ids), True), ids[index], index, payload)
 
     def failed(self):
         """A chord that has failed."""
@@ -145,7 +145,6 @@ def test_json(proj):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", started)
     assert record == {
         "group": group_id,
-        "run": 0,
         "state": "stuck",
         "was": None,
         "reason": "all parts are there, and nobody went on",

@@ -163,7 +163,7 @@ class Party:
         for index, state in enumerate((states.SUCCESS, states.FAILURE)):
             value = index if state == states.SUCCESS else self.backend.prepare_exception(KeyError("no"))
             payload = self.backend.encode([ids[index], state, value]).encode()
-            self.backend.chords.deliver(Ticket(result.parent.id, 0, 2, True), ids[index], index, payload)
+            self.backend.chords.deliver(Ticket(result.parent.id, 2, True), ids[index], index, payload)
         with self.app.connection_for_write() as connection:
             self.app.amqp.queues["shared"](connection.default_channel).purge()
         time.sleep(2.6)  # the lease

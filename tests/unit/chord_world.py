@@ -68,7 +68,7 @@ class World:
             clock=lambda: self.now,
         )
         ids = tuple(f"t{number}" for number in range(size))
-        self.ticket = self.chords.open("g", Manifest(0, ids, None, b"{}", "application/json"))
+        self.ticket = self.chords.open("g", Manifest(ids, None, b"{}", "application/json"))
         self.store.requests.clear()
 
     def request(self, number):
@@ -78,5 +78,5 @@ class World:
 
     def parts(self):
         """The slots whose part is there."""
-        keys = [entry.key for entry in self.store.list("base/celery-chords/g/0/0/")]
+        keys = [entry.key for entry in self.store.list("base/celery-chords/g/0/")]
         return sorted(int(key.rpartition("/")[2]) for key in keys)

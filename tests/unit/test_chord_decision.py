@@ -14,7 +14,7 @@ from celery_s3.store.deadline import patient
 from celery_s3.store.memory import Fault
 from celery_s3.store.retrying import Retrying
 
-CLAIM = "base/celery-chords/g/0/claim"
+CLAIM = "base/celery-chords/g/claim"
 MANIFEST = "base/celery-chords/g/manifest"
 DAY = 86_400
 

@@ -101,7 +101,7 @@ def test_the_body_is_sent_once_with_all_values_in_order(pool):
 def test_a_part_is_delivered_once_for_both_hooks(crew):
     """What was delivered while the result was stored is not delivered again when Celery returns the part."""
     crew.finish(0, "value")
-    assert [key for verb, key in crew.store.requests if verb == "PUT"] == ["base/celery-chords/g/0/0/0"]
+    assert [key for verb, key in crew.store.requests if verb == "PUT"] == ["base/celery-chords/g/0/0"]
 
 
 def test_a_part_that_was_not_stored_before(crew):
@@ -146,7 +146,7 @@ def test_a_part_whose_result_cannot_be_stored(crew):
 def test_a_chord_that_cannot_be_decided(crew):
     """Where the store fails on the way, it is tried again so many times, a lease apart: the part is durable."""
     crew.finish(0, "first")
-    crew.store.faults.append(Fault(ServerFault("down"), key="base/celery-chords/g/0/claim", times=-1))
+    crew.store.faults.append(Fault(ServerFault("down"), key="base/celery-chords/g/claim", times=-1))
     crew.finish(1, "last")
     for number in range(ATTEMPTS - 1):
         assert [seconds for seconds, _ in crew.timers] == [LEASE] * (number + 1)
@@ -164,7 +164,7 @@ def test_reading_ahead_does_not_lose_the_own_part():
         crew.finish(number, f"v{number}")
     crew.members._chords._memory.forget(next(iter(crew.members._chords._memory._nodes)))
     crew.finish(0, "v0")  # known again: a quarter of the node
-    crew.store.faults.append(Fault(ServerFault("down"), "GET", "base/celery-chords/g/0/0/1", times=1))
+    crew.store.faults.append(Fault(ServerFault("down"), "GET", "base/celery-chords/g/0/1", times=1))
     assert crew.record(2, "v2") == "v2"
     crew.members.returned(crew.request(2), "v2", "SUCCESS")
     assert crew.sender.sent == [["v0", "v1", "v2"]]
@@ -256,7 +256,7 @@ def test_a_nested_header_without_its_manifest():
 def test_a_manifest_that_cannot_be_trusted():
     """Nobody can tell the member's slot: the body fails, and the member's own result is stored all the same."""
     crew = Crew()
-    crew.ticket = Ticket("g", 0, 2, flat=False)
+    crew.ticket = Ticket("g", 2, flat=False)
     crew.store.put("base/celery-chords/g/manifest", b"garbage")
     assert crew.record(0, "value") == "value"
     assert [type(exc) for exc in crew.sender.given_up] == [Garbled]

@@ -25,7 +25,7 @@ from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
 LEASE = 30.0
-CLAIM = "base/celery-chords/g/0/claim"
+CLAIM = "base/celery-chords/g/claim"
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes: make soak")
 
 
@@ -114,7 +114,7 @@ class World(Run):
         self._opened = False
         self._shared = self.chords_of("everybody")
         ids = tuple(f"t{index}" for index in range(chord.size))
-        self.ticket = self._shared.open("g", Manifest(0, ids, None, b"{}", "application/json"))
+        self.ticket = self._shared.open("g", Manifest(ids, None, b"{}", "application/json"))
         self._opened = True
 
     # -- parties

@@ -52,7 +52,7 @@ def part(task_id, value, state="SUCCESS"):
 
 
 def manifest(ids=("t0", "t1"), nesting=None, body=b"{}"):
-    return Manifest(0, ids, nesting, body, "application/json")
+    return Manifest(ids, nesting, body, "application/json")
 
 
 PARTS = [[part("t0", 1)], [part("t1", 2), part("added", 3)]]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from celery_s3.chords import Chords, Manifest
 from celery_s3.chords.parts import INLINE_BYTES, pack_summary, unpack_summary
 from celery_s3.chords.tree import FAN_IN, Memory, Shape
-from celery_s3.errors import AccessDenied
+from celery_s3.errors import AccessDenied, PreconditionFailed
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
@@ -24,7 +24,7 @@ class World:
         self.timers = []
         self.sent = []
         self.chords = self.another()
-        self.manifest = Manifest(0, tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
+        self.manifest = Manifest(tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
         self.ticket = self.chords.open("g", self.manifest)
 
     def another(self):
@@ -86,7 +86,7 @@ def test_only_manifest_and_claim_stay():
     for index in range(40):
         world.finish(index)
     left = [entry.key for entry in world.store.list("base/celery-chords/")]
-    assert left == ["base/celery-chords/g/0/claim", "base/celery-chords/g/manifest"]
+    assert left == ["base/celery-chords/g/claim", "base/celery-chords/g/manifest"]
 
 
 def test_late_duplicate_changes_nothing():
@@ -125,7 +125,7 @@ def test_large_values_are_read_once():
         complete = delivery.climb()
     world.chords.decide(world.ticket, *complete, world.act)
     assert len(world.sent[0][5]) == INLINE_BYTES + 1
-    summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/0/1/" in key]
+    summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/g/1/" in key]
     assert len(summaries) == 2
 
 
@@ -151,7 +151,7 @@ def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
 def test_claim_that_is_alive_is_left_alone():
     """Before the lease is over nobody else sends."""
     world = World(1)
-    claim = world.chords.claim("g", 0)
+    claim = world.chords.claim("g")
     assert claim.acquire() is None
     world.finish(0)
     assert world.sent == []
@@ -165,7 +165,7 @@ def test_claim_that_is_alive_is_left_alone():
 def test_owner_that_lost_its_claim_does_not_send():
     """An owner that slept past its lease finds its claim gone and stops."""
     world = World(1)
-    slow, fast = world.chords.claim("g", 0), world.chords.claim("g", 0)
+    slow, fast = world.chords.claim("g"), world.chords.claim("g")
     assert slow.acquire() is None
     world.now += world.chords.lease + 1
     held = fast.acquire()
@@ -177,7 +177,7 @@ def test_owner_that_lost_its_claim_does_not_send():
 def test_an_owner_asks_again_only_after_half_its_lease():
     """A claim that is young enough costs no request before the body is sent; an older one is renewed."""
     world = World(1)
-    claim = world.chords.claim("g", 0)
+    claim = world.chords.claim("g")
     assert claim.acquire() is None
     puts = world.requests("PUT")
     world.now += world.chords.lease / 2 - 1
@@ -190,23 +190,34 @@ def test_an_owner_asks_again_only_after_half_its_lease():
     assert world.requests("PUT") == puts + 1
 
 
-def test_frozen_chord_applied_again_is_a_new_run():
-    """After its first run is decided, the same frozen chord gets a run of its own."""
+def test_a_decided_chord_stays_decided():
+    """The same frozen chord applied again: no ticket, and what late duplicates of its members deliver sends nothing."""
     world = World(2)
     for index in (0, 1):
         world.finish(index)
-    world.ticket = world.chords.open("g", world.manifest)
-    assert world.ticket.run == 1
+    assert world.chords.open("g", world.manifest) is None
     for index in (1, 0):
         world.finish(index)
-    assert world.sent == [values(2)] * 2
+    assert world.sent == [values(2)]
 
 
-def test_redelivered_applier_joins_the_run_in_progress():
+def test_a_group_id_is_one_chord():
+    """Another chord with the same group id is refused, decided or not: parts of two chords would be one's values."""
+    world = World(2)
+    other = replace(world.manifest, ids=("x", "y"))
+    with pytest.raises(PreconditionFailed):
+        world.chords.open("g", other)
+    for index in (0, 1):
+        world.finish(index)
+    with pytest.raises(PreconditionFailed):
+        world.chords.open("g", other)
+
+
+def test_redelivered_applier_joins_the_chord_in_progress():
     """An applier that is run again while its chord is under way does not start another."""
     world = World(2)
     world.finish(0)
-    assert world.chords.open("g", world.manifest).run == 0
+    assert world.chords.open("g", world.manifest) == world.ticket
     world.finish(1)
     assert world.sent == [values(2)]
 
@@ -214,7 +225,7 @@ def test_redelivered_applier_joins_the_run_in_progress():
 def test_members_without_index_are_found_in_the_manifest():
     """A chord that is not flat takes the slot from the manifest."""
     world = World(3)
-    ticket = type(world.ticket)("g", 0, 3, flat=False)
+    ticket = type(world.ticket)("g", 3, flat=False)
     for index in range(3):
         delivery = world.chords.deliver(ticket, f"t{index}", 0, f"v{index}".encode())
         complete = delivery.climb()
@@ -234,7 +245,7 @@ def test_added_tasks_are_waited_for():
     assert delivery.climb() is None
     world.finish(1)
     assert world.sent == [["v0", "more", "v1"]]
-    assert [entry.key for entry in world.store.list("base/celery-chords/g/0/added/")] == []
+    assert [entry.key for entry in world.store.list("base/celery-chords/g/added/")] == []
 
 
 def test_added_task_that_comes_last_goes_up():
@@ -258,7 +269,7 @@ def test_without_a_manifest_nothing_is_sent():
 def test_trouble_with_the_store_is_tried_again_some_times():
     """Who waits for a claim's lease goes on after errors of the store, and gives up in the end."""
     world = World(1)
-    assert world.chords.claim("g", 0).acquire() is None
+    assert world.chords.claim("g").acquire() is None
     world.finish(0)
     world.now += 100
     world.store.faults.append(Fault(AccessDenied("", "get"), times=-1))
@@ -369,7 +380,7 @@ def test_a_chord_applied_anew_is_not_taken_for_the_old_one():
 def test_the_lease_of_a_claim_is_that_of_its_owner():
     """Whoever has a shorter lease waits for the owner's: its settings decided how long sending may take."""
     world = World(1)
-    owner, other = world.chords.claim("g", 0), world.another()
+    owner, other = world.chords.claim("g"), world.another()
     owner.lease = 200
     assert owner.acquire() is None
     other.lease = 10
@@ -401,7 +412,7 @@ def test_large_values_are_read_at_the_same_time():
     large = b"x" * (INLINE_BYTES * 2)
     for index in range(40):
         complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
-    assert world.chords.claim("g", 0).acquire() is None
+    assert world.chords.claim("g").acquire() is None
     before = world.requests("GET")
     world.chords.decide(world.ticket, *complete, world.act, since=world.now)
     assert world.sent == []
@@ -428,7 +439,7 @@ def test_shape(size):
 def test_owner_that_finds_the_parts_gone_decides():
     """Whoever takes over after a slow owner has cleaned up leaves no undecided claim behind."""
     world = World(1)
-    slow = world.chords.claim("g", 0)
+    slow = world.chords.claim("g")
     delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
     tree, _ = delivery.climb()
     assert slow.acquire() is None
@@ -436,4 +447,4 @@ def test_owner_that_finds_the_parts_gone_decides():
     world.now += 100
     world.chords.decide(world.ticket, tree, [None], world.act)
     assert world.sent == []
-    assert world.chords.claim("g", 0).read().decided
+    assert world.chords.claim("g").read().decided

@@ -79,7 +79,7 @@ def is_of_process(held: Held, pid: int) -> bool:
 
 
 class Claim:
-    """The claim of one run of a chord, as one party sees it.
+    """The claim of a chord, as one party sees it.
 
     Arguments:
         key: of the claim.

@@ -45,11 +45,11 @@ class Service(Protocol):
     clock: Callable[[], float]
     sleep: Callable[[float], None]
 
-    def claim(self, group: str, run: int) -> Claim:
-        """The claim of a chord's run, for this party."""
+    def claim(self, group: str) -> Claim:
+        """The claim of a chord, for this party."""
 
-    def manifest(self, ticket: Ticket) -> Manifest | None:
-        """The manifest of a chord, ``None`` where it is of another run by now; raises ObjectMissing."""
+    def manifest(self, ticket: Ticket) -> Manifest:
+        """The manifest of a chord; raises ObjectMissing."""
 
     def opened(self, ticket: Ticket) -> datetime:
         """When the chord was applied, on the server's clock."""
@@ -90,7 +90,7 @@ class Decision:
         self._since = since
         self._lost = lost
         self._give_up = give_up
-        self._claim = chords.claim(ticket.group, ticket.run)
+        self._claim = chords.claim(ticket.group)
         self._missing: ObjectMissing | None = None
         self._perhaps_sent = False
         self._outcome: Outcome | None = None

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
+from celery_s3.errors import CeleryS3Error
 from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
 from .decision import Act
 from .manifest import Manifest
 from .parts import pack_part
-from .survey import Chord, Folder, Run, Survey
+from .survey import Chord, Folder, Survey
 from .tree import FAN_IN, Tree
 
 __all__ = ["KEPT", "Repair"]
@@ -134,11 +134,8 @@ class Repair:
             logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
 
     def _leftovers(self, folder: Folder, chord: Chord) -> list[Entry]:
-        """Parts that outlived the claim, and earlier runs of the same frozen chord."""
-        current = folder.runs.get(chord.manifest.run, Run())
-        left = [*current.parts.values(), *current.others] if chord.decided else []
-        earlier = (entry for n, run in folder.runs.items() if n < chord.manifest.run for entry in run.entries())
-        return left + [entry for entry in earlier if self._is_old(entry, self.kept)]
+        """Parts that outlived the claim."""
+        return [*folder.parts.values(), *folder.others] if chord.decided else []
 
     def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
         """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""
@@ -161,14 +158,8 @@ class Repair:
                 yield entries
 
     def _abandoned(self, folder: Folder) -> bool:
-        """Whether the run that was listed is still the current one: a frozen chord may be applied again just now."""
-        if folder.manifest is None:
-            return True
-        try:
-            current = Manifest.loads(self.service.store.get(folder.manifest.key).body).run
-        except (Untrusted, ObjectMissing, ValueError, LookupError):
-            return True
-        if current in folder.runs and folder.runs[current].claim is not None:
+        """Whether nothing has come since it was listed: the same frozen chord may be applied again just now."""
+        if folder.manifest is None or folder.claim is not None:
             return True
         again = next(self.survey.folders([folder.group]), Folder(folder.group))
         return self._outlived(again, self.dead)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from uuid import uuid4
@@ -18,7 +17,7 @@ from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.keys import chord_folder
 from celery_s3.printable import get_logger
 from celery_s3.processes import Remembered
-from celery_s3.store.api import CREATE, Match, Object, Store
+from celery_s3.store.api import CREATE, Object, Store
 from celery_s3.store.deadline import patient
 from celery_s3.store.parallel import Pool
 
@@ -80,7 +79,7 @@ class Chords:
         self.expires = expires
         self.clock = clock
         self.sleep = sleep
-        self._manifests: Remembered[tuple[str, int, str], Manifest] = Remembered(32)
+        self._manifests: Remembered[tuple[str, str], Manifest] = Remembered(32)
         self._memory = Memory()
 
     # -- keys
@@ -89,66 +88,58 @@ class Chords:
         """The prefix of one chord's keys; a slash in its id is encoded, so that listings can be read back."""
         return f"{self.prefix}{chord_folder(group)}"
 
-    def _run(self, group: str, run: int) -> str:
-        return f"{self.folder(group)}{run}/"
-
     def now(self, ticket: Ticket) -> datetime:
         """The time on the server's clock; a PUT and a GET."""
-        key = f"{self._run(ticket.group, ticket.run)}now"
+        key = f"{self.folder(ticket.group)}now"
         self.store.put(key, uuid4().hex.encode())
         return self.store.get(key).modified
 
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
-        folder = self._run(ticket.group, ticket.run)
+        folder = self.folder(ticket.group)
         return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory, nonce=ticket.nonce)
 
-    def claim(self, group: str, run: int) -> Claim:
-        """The claim of a chord's run, for this party."""
-        return Claim(self.store, f"{self._run(group, run)}claim", self.lease, clock=self.clock)
+    def claim(self, group: str) -> Claim:
+        """The claim of a chord, for this party."""
+        return Claim(self.store, f"{self.folder(group)}claim", self.lease, clock=self.clock)
 
     # -- opening
 
-    def open(self, group: str, manifest: Manifest, *, numbered: bool = True) -> Ticket:
-        """Write the manifest. A frozen chord that is applied again gets its next run once the last is decided.
+    def open(self, group: str, manifest: Manifest, *, numbered: bool = True) -> Ticket | None:
+        """Write the manifest; where the same frozen chord was applied before, the one that stands there counts.
 
         Arguments:
             numbered: Celery's group indexes can be relied upon, in a plain header.
 
+        Returns:
+            ``None``: the chord was applied before, and is decided. It stays so, whatever its tasks do again.
+
         Raises:
+            PreconditionFailed: the group id is that of another chord.
             StoreError: nothing may be published then.
         """
         key = f"{self.folder(group)}manifest"
         try:
             self.store.put(key, manifest.dumps(), precondition=CREATE)
         except PreconditionFailed:
-            manifest = self._reopen(group, key, manifest)
-        flat = manifest.flat and numbered
-        return Ticket(group, manifest.run, len(manifest.ids), flat, manifest.nonce, prefix=self.prefix)
+            standing = _manifest(self.store.get(key))
+            if standing.ids != manifest.ids:
+                raise
+            held = self.claim(group).read()
+            if held and held.decided:
+                return None
+            manifest = standing
+        return Ticket(group, len(manifest.ids), manifest.flat and numbered, manifest.nonce, prefix=self.prefix)
 
-    def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
-        while True:
-            found = self.store.get(key)
-            standing = _manifest(found)
-            held = self.claim(group, standing.run).read()
-            if standing.ids == manifest.ids and not (held and held.decided):
-                return standing  # a redelivered applier: it joins the run in progress
-            again = replace(manifest, run=standing.run + 1)
-            try:
-                self.store.put(key, again.dumps(), precondition=Match(found.etag))
-            except PreconditionFailed:
-                continue
-            return again
-
-    def manifest(self, ticket: Ticket) -> Manifest | None:
-        """The manifest of a chord, ``None`` where it is of another run by now.
+    def manifest(self, ticket: Ticket) -> Manifest:
+        """The manifest of a chord.
 
         Raises:
             ObjectMissing: there is none; the message says where the chord was applied.
         """
         key = f"{self.folder(ticket.group)}manifest"
         try:
-            found = _manifest(self.store.get(key))
+            return _manifest(self.store.get(key))
         except ObjectMissing as exc:
             what = f"chord {ticket.group} has no manifest under {self.prefix}"
             if ticket.prefix and ticket.prefix != self.prefix:
@@ -156,7 +147,6 @@ class Chords:
             else:
                 what += ", where it was applied: in another bucket, or a lifecycle rule has removed it"
             raise ObjectMissing(what, "get", exc.bucket, key, exc.status, exc.code) from exc
-        return found if found.run == ticket.run else None
 
     def opened(self, ticket: Ticket) -> datetime:
         """When the chord was applied, on the server's clock."""
@@ -164,14 +154,11 @@ class Chords:
 
     # -- delivering
 
-    def deliver(
-        self, ticket: Ticket, task_id: str, index: int | None, payload: bytes, *, foresee: bool = True
-    ) -> Delivery | None:
+    def deliver(self, ticket: Ticket, task_id: str, index: int | None, payload: bytes) -> Delivery | None:
         """Make a task's part durable; ``None`` where the chord knows no such member.
 
         Arguments:
             index: Celery's group index of the task.
-            foresee: read others' parts at the same time, where that is likely to spare a round trip.
         """
         slot = self.slot(ticket, task_id, index)
         if slot is None:
@@ -182,7 +169,7 @@ class Chords:
             tree.put(tree.added_key(task_id), part)
             return Delivery(ticket, tree, slot, None)
         began = self.clock()
-        created, foreseen = tree.add(0, slot, part) if foresee else (tree.put(tree.key(0, slot), part), None)
+        created, foreseen = tree.add(0, slot, part)
         if not created:
             # The first part written for a slot stands: where another did, it must be read.
             return Delivery(ticket, tree, slot, None, foreseen)
@@ -208,7 +195,7 @@ class Chords:
         if ticket.flat and index is not None and 0 <= index < ticket.size:
             return index
         manifest = self._remembered(ticket)
-        if manifest is None or task_id not in manifest.ids:
+        if task_id not in manifest.ids:
             logger.error(
                 "Chord %s has no member %s: its part is not delivered.",
                 ticket.group,
@@ -218,13 +205,12 @@ class Chords:
             return None
         return manifest.ids.index(task_id)
 
-    def _remembered(self, ticket: Ticket) -> Manifest | None:
-        name = (ticket.group, ticket.run, ticket.nonce)
+    def _remembered(self, ticket: Ticket) -> Manifest:
+        name = (ticket.group, ticket.nonce)
         found = self._manifests.get(name)
         if found is None:
             found = self.manifest(ticket)
-            if found is not None:
-                self._manifests.put(name, found)
+            self._manifests.put(name, found)
         return found
 
     # -- deciding

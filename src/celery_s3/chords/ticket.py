@@ -18,7 +18,6 @@ class Ticket:
 
     Attributes:
         group: the group id of the chord's header.
-        run: how often the same frozen chord was applied before.
         size: how many members the header has.
         flat: Celery's group index is the member's slot; else the manifest tells it.
         nonce: of the manifest.
@@ -30,7 +29,6 @@ class Ticket:
     """
 
     group: str
-    run: int
     size: int
     flat: bool
     nonce: str = ""

@@ -103,8 +103,6 @@ class Memory:
         self._limit = limit
         self._size = 0
         self._nodes: dict[str, Parts] = {}
-        #: the nodes where members were seen to finish out of order
-        self.ragged: set[str] = set()
 
     def node(self, name: str) -> Parts:
         """The known parts of a node by slot."""
@@ -123,7 +121,6 @@ class Memory:
     def forget(self, name: str) -> None:
         """Let go of all that is known of a node."""
         self._size -= _weight(self._nodes.pop(name, {}))
-        self.ragged.discard(name)
 
 
 def _weight(parts: Parts) -> int:
@@ -131,10 +128,10 @@ def _weight(parts: Parts) -> int:
 
 
 class Tree:
-    """The parts of one run of a chord.
+    """The parts of a chord.
 
     Arguments:
-        folder: the prefix of the run's keys.
+        folder: the prefix of the chord's keys.
         nonce: tells this chord from an earlier one with the same keys, which ``memory`` may know.
     """
 
@@ -187,11 +184,11 @@ class Tree:
             return None
 
     def _foreseeable(self, level: int, slot: int) -> list[int]:
-        """What to read in advance: nothing, unless the slot is among its node's last, and members finish in order."""
+        """What to read in advance: nothing, unless the slot is among its node's last."""
         node = self.shape.node(level, slot)
         name = self._name(level, node)
         known = self.memory.node(name)
-        if slot < node.stop - NEARLY_ALL or name in self.memory.ragged:
+        if slot < node.stop - NEARLY_ALL:
             return []
         if level == 0 and len(known) < len(node) // 4:
             # This process has seen few of the node's parts, so other processes deliver the rest: each of them would
@@ -244,7 +241,7 @@ class Tree:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
         The highest slot is the one most likely to be missing, so it is asked for first, alone; then 4, 16, … at the
-        same time (2, 4, … where members of this node were seen to end in no order), until one is missing.
+        same time, until one is missing.
 
         Arguments:
             own: the slot's part; ``None``: another process wrote it, and it must be read as well.
@@ -261,10 +258,8 @@ class Tree:
         while batch := list(islice(wanted, ahead)):
             parts |= self._read(level, batch)
             if any(one not in parts for one in batch):
-                if len(batch) > NEARLY_ALL:
-                    self.memory.ragged.add(name)
                 break
-            ahead *= 2 if name in self.memory.ragged else 4
+            ahead *= 4
         self.memory.remember(name, _small(parts) if level else {one: _light(part) for one, part in parts.items()})
         if any(one not in parts for one in node):
             return None

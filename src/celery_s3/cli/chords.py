@@ -81,7 +81,6 @@ def _record(backend: S3Backend, found: _Found) -> dict[str, Any]:
     chord = found.chord
     return {
         "group": chord.group,
-        "run": chord.manifest.run,
         "state": chord.state,
         "was": found.was or None,
         "reason": chord.reason or None,

@@ -216,7 +216,8 @@ def _chord(members: int, size: int) -> Counter[tuple[str, str]]:
         return Chords(store, pool, "celery-chords/", lease=LEASE, later=lambda *_: None)
 
     ids = tuple(map(str, range(members)))
-    ticket = process().open("group", Manifest(0, ids, None, b"", "json"))
+    ticket = process().open("group", Manifest(ids, None, b"", "json"))
+    assert ticket is not None, "it has not been applied before"
     for index, id in enumerate(ids):
         own = process()
         delivery = own.deliver(ticket, id, index, bytes(size))
