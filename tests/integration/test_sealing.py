@@ -343,7 +343,7 @@ def test_a_chord_that_was_tampered_with_fails(members, plain, count, name, how):
         plain.backend.store.put(key, b'{"owner": "me", "state": "sent", "lease": 1}', precondition=CREATE)
     else:
         change(plain, key, **BROKEN[how][0](plain.backend.store.get(key)))
-    app.backend.chords._memory.__init__()
+    app.backend.chords._memory.drop()
     app.backend.chords._manifests = Remembered(32)
     deliver(count - 1)
     assert app.sent == []

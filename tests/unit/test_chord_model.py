@@ -217,8 +217,8 @@ class World(Run):
         )
         waiting = {timer.by.split("/")[0] for timer in self.timers}
         memories = tuple(
-            (name, str({node: sorted(parts) for node, parts in sorted(chords._memory._nodes.items())}))
-            for name, chords in sorted(self.processes.items())
+            (name, str({node: sorted(parts) for node, parts in sorted(memory._nodes.items())}), str(memory._busy))
+            for name, memory in ((name, chords._memory.get()) for name, chords in sorted(self.processes.items()))
             if name in waiting
         )
         timers = tuple(sorted((timer.due, timer.by) for timer in self.timers))

@@ -1,6 +1,7 @@
 """The tree of a chord over the in-memory store: shape, looks, summaries, claim."""
 
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from celery_s3.chords import Chords, Manifest
 from celery_s3.chords.parts import INLINE_BYTES, pack_summary, unpack_summary
-from celery_s3.chords.tree import FAN_IN, Memory, Shape
+from celery_s3.chords.tree import FAN_IN, Memory, Shape, Tree
 from celery_s3.errors import AccessDenied, PreconditionFailed
 from celery_s3.store.memory import Fault, MemoryStore
+from celery_s3.store.requests import Put
 from celery_s3.store.parallel import Pool
 
 
@@ -349,6 +351,97 @@ def test_requests_in_random_order(size, processes):
         world.finish(index)
     assert world.sent == [values(size)]
     assert world.requests("GET") <= size * 4
+
+
+class AtOnce(MemoryStore):
+    """A bucket that answers nobody before everybody is there: all threads have written their part, then looked."""
+
+    def __init__(self, threads):
+        super().__init__()
+        self.threads = threads
+        self.written = threading.Barrier(threads)
+        self.looking = threading.Semaphore(0)
+        self.looked = threading.Event()
+        self.ended = threading.Semaphore(0)
+        self.claimed = False
+
+    def send(self, request):
+        found = super().send(request)
+        if "/0/" in request.key and isinstance(request, Put):
+            self.written.wait(30)
+        elif request.key.endswith("/claim") and not self.claimed:
+            self.claimed = True
+            assert all(self.ended.acquire(timeout=30) for _ in range(self.threads - 1))
+        elif not request.key.endswith("/manifest"):
+            assert self.looked.wait(30)
+        return found
+
+
+def test_members_that_end_at_once_in_one_process():
+    """Of a hundred threads, one looks at each node and one claims: each part is read once at most, and all go home."""
+    size = 100
+    world = World(size)
+    world.store = world.chords.store = store = AtOnce(size)
+    world.ticket = world.chords.open("g", world.manifest)
+    store.requests.clear()
+    memory = world.chords._memory.get()
+    begin, begun = memory.begin, []
+
+    def counted(name):
+        mine = begin(name)
+        begun.append(name)
+        if len(begun) == size:
+            store.looked.set()
+        return mine
+
+    memory.begin = counted
+
+    def member(index):
+        world.finish(index)
+        store.ended.release()
+
+    threads = [threading.Thread(target=member, args=(index,)) for index in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert world.sent == [values(size)]
+    put, read = ([key for verb, key in store.requests if verb == one] for one in ("PUT", "GET"))
+    assert len([key for key in put if key.endswith("/claim")]) == 2
+    assert len(put) == size + 4 + 2
+    assert len([key for key in read if "/0/" in key]) <= size
+    assert len(read) <= size + 20
+
+
+def test_who_comes_while_another_one_looks():
+    """Whoever leaves a node to another thread is seen by that one's next look, which begins after it has come."""
+    world = World(2)
+    first, last = (world.chords.deliver(world.ticket, f"t{index}", index, b"v") for index in (0, 1))
+    read = Tree.read_node
+    looks = []
+
+    def looked(tree, *args):
+        looks.append(read(tree, *args))
+        if len(looks) == 1:
+            assert last.climb() is None
+            return None  # as if it had been asked for before it was there
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tree, "read_node", looked)
+        assert first.climb() is not None
+    assert len(looks) == 2
+
+
+def test_an_error_leaves_a_node_to_the_others():
+    """Who could not look is not looking any more: the next one does."""
+    world = World(2)
+    delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
+    world.store.faults.append(Fault(AccessDenied("", "get"), verb="GET"))
+    with pytest.raises(AccessDenied):
+        delivery.climb()
+    world.finish(1)
+    assert world.sent == [values(2)]
 
 
 def test_memory_is_bounded_by_bytes():

@@ -102,10 +102,11 @@ class Decision:
             BodyNotSent: the broker is away, and patience has come to its end; nothing was sent.
             StoreError: or whatever else keeps this process from deciding; the chord does not fail of it.
         """
-        if self._outcome is None:
-            self._outcome = self._decide()
-        if self._outcome is not None:
-            self._mark(self._outcome)
+        with self._tree.memory.alone(self._tree.name) as alone:  # another thread of this process has seen the same
+            if alone and self._outcome is None:
+                self._outcome = self._decide()
+            if alone and self._outcome is not None:
+                self._mark(self._outcome)
 
     # -- owning
 

@@ -16,7 +16,7 @@ from celery_s3.errors import BodyNotSent, Garbled, ObjectMissing, PreconditionFa
 from celery_s3.interruptions import INTERRUPTIONS
 from celery_s3.keys import chord_folder
 from celery_s3.printable import get_logger
-from celery_s3.processes import Remembered
+from celery_s3.processes import PerProcess, Remembered
 from celery_s3.store.api import CREATE, Object, Store
 from celery_s3.store.deadline import patient
 from celery_s3.store.parallel import Pool
@@ -80,7 +80,7 @@ class Chords:
         self.clock = clock
         self.sleep = sleep
         self._manifests: Remembered[tuple[str, str], Manifest] = Remembered(32)
-        self._memory = Memory()
+        self._memory = PerProcess(Memory)
 
     # -- keys
 
@@ -97,7 +97,7 @@ class Chords:
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
         folder = self.folder(ticket.group)
-        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory, nonce=ticket.nonce)
+        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory.get(), nonce=ticket.nonce)
 
     def claim(self, group: str) -> Claim:
         """The claim of a chord, for this party."""
