@@ -29,6 +29,7 @@ from .parts import (
     UNREADABLE,
     Leaves,
     Line,
+    is_failure,
     line_of,
     pack_part,
     pack_summary,
@@ -315,7 +316,7 @@ class Tree:
         return [leaf for one, part in summaries for leaf in self._summed_up(level, one, part)]
 
     def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
-        if UNREADABLE in summary[: len(pack_part((), UNREADABLE))]:
+        if UNREADABLE in summary[: len(pack_part((), UNREADABLE, failed=True))]:
             return [summary] * len(self.shape.leaves(level, slot))
         leaves, members = unpack_summary(summary), self.shape.leaves(level, slot)
         try:
@@ -339,7 +340,13 @@ class Tree:
         return True
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
-        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
+        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now.
+
+        Of a chord that can only fail, the first failure that is at hand, alone: no values are read for it.
+        """
+        failure = next((leaf for leaf in leaves if leaf is not None and is_failure(leaf)), None)
+        if failure is not None:
+            return [[unpack_part(failure)[1]]]
         missing = [index for index, leaf in enumerate(leaves) if leaf is None]
         found = self.get_all(self.key(0, index) for index in missing)
         for index, part in zip(missing, found, strict=True):
