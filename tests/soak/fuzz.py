@@ -205,7 +205,7 @@ def file(body: bytes) -> Any:
 
 # -- chords
 
-MANIFEST = Manifest(("a", "b"), [0, [1]], b'{"task": "body"}', JSON, "root")
+MANIFEST = Manifest(("a", "b"), [0, [1]], b'{"task": "body"}', "root")
 CLAIM = json.dumps({"owner": "o", "state": "sent", "lease": 30, "nonce": "n"}).encode()
 
 
@@ -228,7 +228,7 @@ def chords(name: str) -> Callable[[bytes], Any]:
         store = MemoryStore()
         room = Chords(store, Pool(1), "celery-chords/", lease=30, later=lambda seconds, fn: None)
         members = tuple(f"t{number}" for number in range(33))
-        made = room.open("g", Manifest(members, None, b"{}", JSON))
+        made = room.open("g", Manifest(members, None, b"{}"))
         for number in range(31):
             store.put(f"celery-chords/g/0/{number}", pack_part((), b"v"))
         store.put(f"celery-chords/g/{name}", body)

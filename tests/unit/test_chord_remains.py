@@ -125,7 +125,7 @@ def test_what_is_somebody_elses(world):
 
 def test_remains_without_a_manifest(world):
     """What a cleanup that died has left is removed by a later one: every name that a chord makes."""
-    for name in ("claim", "0/31", "1/0", "added/some%2Fid", "now"):
+    for name in ("claim", "0/31", "1/0", "added/some%2Fid", "now/1f"):
         world.store.put(f"base/celery-chords/g/{name}", b"rest")
     world.now += 20 * DAY
     world.repair().run()

@@ -13,8 +13,8 @@ from celery_s3.chords.parts import INLINE_BYTES, pack_summary, unpack_summary
 from celery_s3.chords.tree import FAN_IN, Memory, Shape, Tree
 from celery_s3.errors import AccessDenied, PreconditionFailed
 from celery_s3.store.memory import Fault, MemoryStore
-from celery_s3.store.requests import Put
 from celery_s3.store.parallel import Pool
+from celery_s3.store.requests import Put
 
 
 class World:
@@ -23,16 +23,14 @@ class World:
     def __init__(self, size, clock=None):
         self.now = 1_000_000.0
         self.store = MemoryStore(clock=lambda: self.now)
-        self.timers = []
         self.sent = []
         self.chords = self.another()
-        self.manifest = Manifest(tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
+        self.manifest = Manifest(tuple(f"t{index}" for index in range(size)), None, b"{}")
         self.ticket = self.chords.open("g", self.manifest)
 
     def another(self):
         """What another process has."""
-        later = lambda seconds, fn: self.timers.append((seconds, fn))  # noqa: E731
-        return Chords(self.store, Pool(1), "base/celery-chords/", lease=30, later=later, clock=lambda: self.now)
+        return Chords(self.store, Pool(1), "base/celery-chords/", lease=30, clock=lambda: self.now)
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -132,7 +130,7 @@ def test_large_values_are_read_once():
 
 
 def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
-    """Who meets an undecided claim looks again when its lease is over, and then sends."""
+    """Who meets an undecided claim leaves it; who mends sends when its lease is over."""
     world = World(2)
     world.finish(0)
 
@@ -142,12 +140,13 @@ def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
     with pytest.raises(SystemExit):
         world.finish(1, act=die)
     world.finish(1)
+    world.now += 29
+    assert not world.chords.follow(world.ticket, world.act)
     assert world.sent == []
-    ((seconds, again),) = world.timers
-    assert 29 <= seconds <= 31
-    world.now += seconds
-    again()
+    world.now += 2
+    assert world.chords.follow(world.ticket, world.act)
     assert world.sent == [values(2)]
+    assert not [entry.key for entry in world.store.list("") if "/now/" in entry.key]
 
 
 def test_claim_that_is_alive_is_left_alone():
@@ -160,7 +159,7 @@ def test_claim_that_is_alive_is_left_alone():
     assert claim.holds()
     assert claim.mark("sent")
     world.now += 100
-    world.timers[0][1]()
+    assert world.chords.follow(world.ticket, world.act)
     assert world.sent == []
 
 
@@ -266,23 +265,6 @@ def test_without_a_manifest_nothing_is_sent():
     world.store.delete("base/celery-chords/g/manifest")
     world.finish(0)
     assert world.sent == []
-
-
-def test_trouble_with_the_store_is_tried_again_some_times():
-    """Who waits for a claim's lease goes on after errors of the store, and gives up in the end."""
-    world = World(1)
-    assert world.chords.claim("g").acquire() is None
-    world.finish(0)
-    world.now += 100
-    world.store.faults.append(Fault(AccessDenied("", "get"), times=-1))
-    fired = 0
-    while world.timers:
-        world.timers.pop()[1]()
-        fired += 1
-    assert 2 <= fired <= 10
-    world.store.faults.clear()
-    world.chords.follow(world.ticket, world.act)
-    assert world.sent == [["v0"]]
 
 
 @pytest.mark.parametrize("processes", [2, 8])
@@ -480,9 +462,11 @@ def test_the_lease_of_a_claim_is_that_of_its_owner():
     world.now += 100
     world.chords = other
     world.finish(0)
+    assert not other.follow(world.ticket, world.act)
     assert world.sent == []
-    ((seconds, _),) = world.timers
-    assert seconds > 100
+    world.now += 101
+    assert other.follow(world.ticket, world.act)
+    assert world.sent == [["v0"]]
 
 
 def test_tasks_added_one_after_another():
@@ -507,7 +491,7 @@ def test_large_values_are_read_at_the_same_time():
         complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
     assert world.chords.claim("g").acquire() is None
     before = world.requests("GET")
-    world.chords.decide(world.ticket, *complete, world.act, since=world.now)
+    assert not world.chords.decide(world.ticket, *complete, world.act)
     assert world.sent == []
     assert world.requests("GET") == before + 2
 
@@ -538,6 +522,6 @@ def test_owner_that_finds_the_parts_gone_decides():
     assert slow.acquire() is None
     world.store.delete_many([tree.key(0, 0)])
     world.now += 100
-    world.chords.decide(world.ticket, tree, [None], world.act)
+    world.chords.decide(world.ticket, tree, [None], world.act, mending=True)
     assert world.sent == []
     assert world.chords.claim("g").read().decided

@@ -24,8 +24,7 @@ class Manifest:
     Attributes:
         ids: the task ids of the leaves of the header, in order.
         nesting: ``None`` where the values are a plain list.
-        body: the body's signature, serialised.
-        serializer: the content type of ``body``.
+        body: the body's signature in the app's `task_serializer`.
         root: the root of the task that applied the chord, which its header inherits; ``None`` where none did.
         nonce: tells this chord from an earlier one with the same group id, of which nothing is left in the bucket.
     """
@@ -33,7 +32,6 @@ class Manifest:
     ids: tuple[str, ...]
     nesting: list[Nesting] | None
     body: bytes
-    serializer: str
     root: str | None = None
     nonce: str = ""
 
@@ -44,7 +42,7 @@ class Manifest:
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
-        names = ("ids", "nesting", "serializer", "root", "nonce")
+        names = ("ids", "nesting", "root", "nonce")
         head = {name: getattr(self, name) for name in names}
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.body
 
@@ -58,13 +56,13 @@ class Manifest:
         line, _, body = text.partition(b"\n")
         head = parse(line)
         if not isinstance(head, dict) or not isinstance(head.get("ids"), list):
-            raise ValueError("a manifest begins with ids, nesting and serializer")  # noqa: TRY004 (its content is wrong)
+            raise ValueError("a manifest begins with ids and nesting")  # noqa: TRY004 (its content is wrong)
         ids, nesting, root = tuple(head["ids"]), head.get("nesting"), head.get("root")
         nonce = head.get("nonce", "")
-        strings = (head.get("serializer"), "" if root is None else root, nonce, *ids)
+        strings = ("" if root is None else root, nonce, *ids)
         if not (all(ids) and ids and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
-            raise ValueError("the manifest's ids, nesting or serializer are none")
-        return cls(ids, nesting, body, head["serializer"], root, nonce)
+            raise ValueError("the manifest's ids or nesting are none")
+        return cls(ids, nesting, body, root, nonce)
 
 
 def _nests(nesting: Any, size: int, depth: int = 100) -> bool:

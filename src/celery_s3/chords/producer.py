@@ -79,13 +79,12 @@ class Producer:
         return True
 
     def _manifest(self, header: list[ResultBase], body: Signature) -> Manifest:
-        content_type, _, signature = dumps(dict(body), serializer=self._app.conf.task_serializer)
+        _, _, signature = dumps(dict(body), serializer=self._app.conf.task_serializer)
         parent = self._app.current_worker_task
         return Manifest(
             ids=leaf_ids(header),
             nesting=nesting(header),
             body=signature.encode() if isinstance(signature, str) else signature,
-            serializer=content_type,
             root=parent and (parent.request.root_id or parent.request.id),
             nonce=uuid4().hex[:12],
         )

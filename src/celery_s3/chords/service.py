@@ -9,16 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from uuid import uuid4
 
-from celery_s3.errors import BodyNotSent, Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.interruptions import INTERRUPTIONS
+from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed
 from celery_s3.keys import chord_folder
 from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess, Remembered
 from celery_s3.store.api import CREATE, Object, Store
-from celery_s3.store.deadline import patient
 from celery_s3.store.parallel import Pool
 
 from .claim import Claim
@@ -29,15 +26,9 @@ from .parts import Leaves, pack_part
 from .ticket import Ticket
 from .tree import Memory, Shape, Tree
 
-__all__ = ["ATTEMPTS", "Chords", "Later"]
+__all__ = ["Chords"]
 
 logger = get_logger(__name__)
-
-#: How often a process goes after a chord that the store does not let it finish.
-ATTEMPTS = 5
-
-#: Runs a function after so many seconds, without blocking the caller.
-Later = Callable[[float, Callable[[], None]], object]
 
 
 def _sleep(seconds: float) -> None:
@@ -50,7 +41,6 @@ class Chords:
     Arguments:
         prefix: before every key of a chord, as ``base/celery-chords/``.
         lease: seconds after which an undecided claim may be taken over.
-        later: looks again after the lease of another's claim.
         patience: seconds for which a step is tried again at once, store and broker being away; then it is done later.
         expires: seconds after which a chord fails whose body the broker does not take; ``None``: never.
         clock: seconds that pass here.
@@ -64,7 +54,6 @@ class Chords:
         prefix: str,
         *,
         lease: float,
-        later: Later,
         patience: float = 0.0,
         expires: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -74,7 +63,6 @@ class Chords:
         self.pool = pool
         self.prefix = prefix
         self.lease = lease
-        self.later = later
         self.patience = patience
         self.expires = expires
         self.clock = clock
@@ -89,10 +77,12 @@ class Chords:
         return f"{self.prefix}{chord_folder(group)}"
 
     def now(self, ticket: Ticket) -> datetime:
-        """The time on the server's clock; a PUT and a GET."""
-        key = f"{self.folder(ticket.group)}now"
-        self.store.put(key, uuid4().hex.encode())
-        return self.store.get(key).modified
+        """The time on the server's clock; a PUT, a GET and a DELETE."""
+        key = f"{self.folder(ticket.group)}now/{uuid4().hex}"
+        self.store.put(key, b"?")
+        now = self.store.get(key).modified
+        self.store.delete(key)
+        return now
 
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
@@ -154,35 +144,33 @@ class Chords:
 
     # -- delivering
 
-    def deliver(self, ticket: Ticket, task_id: str, index: int | None, payload: bytes) -> Delivery | None:
+    def deliver(
+        self, ticket: Ticket, task_id: str, index: int | None, payload: bytes, *, failed: bool = False
+    ) -> Delivery | None:
         """Make a task's part durable; ``None`` where the chord knows no such member.
 
         Arguments:
             index: Celery's group index of the task.
+            failed: the chord fails with it.
         """
         slot = self.slot(ticket, task_id, index)
         if slot is None:
             return None
         tree = self.tree(ticket)
-        part = pack_part(ticket.added_by(task_id), payload)
+        part = pack_part(ticket.added_by(task_id), payload, failed=failed)
         if ticket.was_added(task_id):
             tree.put(tree.added_key(task_id), part)
             return Delivery(ticket, tree, slot, None)
-        began = self.clock()
         created, foreseen = tree.add(0, slot, part)
         if not created:
             # The first part written for a slot stands: where another did, it must be read.
             return Delivery(ticket, tree, slot, None, foreseen)
-        return Delivery(ticket, tree, slot, part, foreseen, since=began)
+        return Delivery(ticket, tree, slot, part, foreseen)
 
-    def delivered(self, ticket: Ticket, task_id: str, index: int | None, lost: int | None = None) -> Delivery | None:
-        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot.
-
-        Arguments:
-            lost: the pid of that process, where it was a child of this one.
-        """
+    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
+        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
         slot = self.slot(ticket, task_id, index)
-        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None, lost=lost)
+        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
 
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under; ``None`` where the chord knows no such member.
@@ -215,12 +203,15 @@ class Chords:
 
     # -- deciding
 
-    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> None:
-        """Decide if the root is complete, whoever completed it."""
+    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> bool:
+        """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
+
+        Returns:
+            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else.
+        """
         tree = self.tree(ticket)
         leaves = tree.climb(tree.shape.top, 0, None)
-        if leaves is not None:
-            self.decide(ticket, tree, leaves, act, give_up=give_up)
+        return leaves is None or self.decide(ticket, tree, leaves, act, mending=True, give_up=give_up)
 
     def decide(
         self,
@@ -229,51 +220,11 @@ class Chords:
         leaves: Leaves,
         act: Act,
         *,
-        since: float | None = None,
-        lost: int | None = None,
+        mending: bool = False,
         give_up: GiveUp | None = None,
-    ) -> None:
+    ) -> bool:
         """Claim, then send or fail once, then clean up: see :class:`~celery_s3.chords.decision.Decision`."""
-        Decision(self, ticket, tree, leaves, act, since=since, lost=lost, give_up=give_up).go()
-
-    def look_again(self, seconds: float, ticket: Ticket, act: Act, give_up: GiveUp | None) -> None:
-        """Decide later, if nobody has until then."""
-        follow = partial(self.follow, ticket, act, give_up)
-        self.later(seconds, partial(self.pursue, ticket.group, follow, give_up))
-
-    def pursue(
-        self, group: str, step: Callable[[], None], give_up: GiveUp | None = None, attempts: int = ATTEMPTS
-    ) -> None:
-        """Go on with a chord whose parts are durable; what cannot be done now is done later.
-
-        Raises no :class:`Exception`: it runs where nobody sees one, or where Celery would take it for the task's own.
-
-        Arguments:
-            step: what is to be done; where it is called again, it goes on from where it was.
-            give_up: what is done where nobody can decide any more.
-        """
-        extra = {"s3_group": group}
-        again = partial(self.pursue, group, step, give_up)
-        try:
-            with patient(self.patience):
-                try:
-                    step()
-                except Untrusted as exc:
-                    # of the manifest or the claim: trying again would not help
-                    logger.exception("Chord %s cannot be decided", group, extra=extra)
-                    if give_up is not None:
-                        give_up(exc)
-        except INTERRUPTIONS:
-            # The time limit of the task that came last is no reason to fail the others' chord. It strikes once.
-            logger.warning("Chord %s: a time limit struck while it was gone on with", group, extra=extra)
-            again(attempts - 1)
-        except BodyNotSent as exc:
-            logger.warning("Chord %s: %s. It is tried again.", group, exc, extra=extra)
-            self.later(self.lease, partial(again, attempts))
-        except Exception:
-            logger.exception("Chord %s could not be gone on with", group, extra=extra)
-            if attempts > 1:
-                self.later(self.lease, partial(again, attempts - 1))
+        return Decision(self, ticket, tree, leaves, act, mending=mending, give_up=give_up).go()
 
 
 def _manifest(found: Object) -> Manifest:

@@ -1,7 +1,7 @@
 """The chords under a prefix, read back from a listing of their keys.
 
-The commands, the daily cleanup and a worker that starts list all chords; a client that waits for a body lists that
-one chord now and then. No task ever lists.
+The commands, the daily cleanup and the look that a worker asks for once an hour list all chords; who mends one lists
+that. No task of a chord ever lists.
 
 A decided chord leaves its manifest and its claim. As parts are deleted only once their chord is decided, and a
 claim is made only when all of them are there, a claim without parts is a tombstone: it costs no GET.
@@ -70,7 +70,7 @@ class Folder:
             self.claim = entry
         elif len(names) == 1 and _NUMBER.fullmatch(first) and _NUMBER.fullmatch(names[0]):
             self.parts[int(first), int(names[0])] = entry
-        elif path == "now" or (first == "added" and len(names) == 1 and names[0]):
+        elif first in ("now", "added") and len(names) == 1 and names[0]:
             self.others.append(entry)
         else:
             self.shared = True
@@ -208,7 +208,8 @@ class Survey:
             if self._awaits_added(chord):
                 return replace(chord, state="running")
             return replace(chord, state="stuck", reason="all parts are there, and nobody went on")
-        lost = self._lost(chord) if chord.state == "running" else ()
+        missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
+        lost = self.lost(chord, missing) if chord.state == "running" else ()
         if not lost:
             return chord
         return replace(chord, state="stuck", lost=lost, reason=f"{len(lost)} members have a result and no part")
@@ -221,7 +222,8 @@ class Survey:
             tree.read_node(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts
         )
 
-    def _lost(self, chord: Chord) -> tuple[int, ...]:
+    def lost(self, chord: Chord, slots: Iterable[int]) -> tuple[int, ...]:
+        """Those of these slots whose member has a final result, and no part; up to two GETs each."""
         tree = self.service.tree(chord.ticket)
 
         def lost(slot: int) -> bool:
@@ -230,6 +232,6 @@ class Survey:
             stands = self.final(chord.manifest.ids[slot], chord.started) is not None
             return stands and tree.get(tree.key(0, slot)) is None
 
-        missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
-        flags = self.service.pool.map(lost, missing)
-        return tuple(slot for slot, flag in zip(missing, flags, strict=True) if flag)
+        looked = list(slots)
+        flags = self.service.pool.map(lost, looked)
+        return tuple(slot for slot, flag in zip(looked, flags, strict=True) if flag)

@@ -30,6 +30,7 @@ from .parts import (
     UNREADABLE,
     Leaves,
     Line,
+    is_failure,
     line_of,
     pack_part,
     pack_summary,
@@ -42,8 +43,8 @@ __all__ = ["FAN_IN", "Memory", "Parts", "Shape", "Tree"]
 
 FAN_IN = 32
 #: Members that run at the same time end in nearly the order of their slots: who delivers one of the last so many slots
-#: of a node may well be the last one, and where so many others' parts are missing at most, all of them may be there.
-NEARLY_ALL = 2
+#: of a node may well be the last one.
+LAST_SLOTS = 2
 
 #: Parts of one node by slot; those of added tasks by id.
 Parts = dict[Any, bytes]
@@ -233,7 +234,7 @@ class Tree:
         node = self.shape.node(level, slot)
         name = self._name(level, node)
         known = self.memory.node(name)
-        if slot < node.stop - NEARLY_ALL:
+        if slot < node.stop - LAST_SLOTS:
             return []
         if level == 0 and len(known) < len(node) // 4:
             # This process has seen few of the node's parts, so other processes deliver the rest: each of them would
@@ -285,7 +286,7 @@ class Tree:
     def read_node(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
-        The highest slot is the one most likely to be missing, so it is asked for first, alone; then 4, 16, … at the
+        The highest slot is the one most likely to be missing, so it is asked for first, alone; then 2, 4, 8 … at the
         same time, until one is missing.
 
         Arguments:
@@ -297,8 +298,7 @@ class Tree:
         parts = {**self.memory.node(name), **(foreseen or {})}
         if own is not None:
             parts[slot] = own
-        missing = [one for one in reversed(node) if one not in parts]
-        wanted = iter(missing)
+        wanted = iter([one for one in reversed(node) if one not in parts])
         ahead = 1
         while batch := list(islice(wanted, ahead)):
             parts |= self._read(level, batch)
@@ -374,7 +374,7 @@ class Tree:
         return [leaf for one, part in summaries for leaf in self._summed_up(level, one, part)]
 
     def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
-        if UNREADABLE in summary[: len(pack_part((), UNREADABLE))]:
+        if UNREADABLE in summary[: len(pack_part((), UNREADABLE, failed=True))]:
             return [summary] * len(self.shape.leaves(level, slot))
         leaves, members = unpack_summary(summary), self.shape.leaves(level, slot)
         try:
@@ -398,7 +398,13 @@ class Tree:
         return True
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
-        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
+        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now.
+
+        Of a chord that can only fail, the first failure that is at hand, alone: no values are read for it.
+        """
+        failure = next((leaf for leaf in leaves if leaf is not None and is_failure(leaf)), None)
+        if failure is not None:
+            return [[unpack_part(failure)[1]]]
         missing = [index for index, leaf in enumerate(leaves) if leaf is None]
         found = self.get_all(self.key(0, index) for index in missing)
         for index, part in zip(missing, found, strict=True):
