@@ -175,6 +175,12 @@ def test_a_result_of_an_earlier_run():
     assert results(None)("t0", NOW) is None
 
 
+def test_a_result_within_the_second_of_the_chord():
+    """A chord is listed in milliseconds, a result answered in whole seconds: it is not older than its own chord."""
+    payload = results(FOUND, {"status": "SUCCESS", "result": 7})("t0", NOW.replace(microsecond=999_000))
+    assert payload == json.dumps(["t0", "SUCCESS", 7]).encode()
+
+
 def test_garbage_is_no_result(caplog):
     """An object that cannot be read is warned about, and delivers nothing; a store that fails is raised."""
     assert results(FOUND, ValueError("garbage"))("t0", NOW) is None

@@ -195,10 +195,12 @@ class MemberResults:
         """The payload; ``None`` where there is no final result.
 
         Arguments:
-            since: an older result is that of an earlier run of the same frozen chord.
+            since: an older result is that of an earlier run of the same frozen chord. In whole seconds: many servers
+                list times in milliseconds, which is where this one comes from, and answer a GET in seconds.
         """
         found = self._results.read(self._key_of(task_id))
-        whole = self._results.whole(found) if found is not None and found.modified >= since else None
+        newer = found is not None and found.modified >= since.replace(microsecond=0)
+        whole = self._results.whole(found) if found is not None and newer else None
         state, value = ("", None) if whole is None else self._state_and_value(task_id, whole)
         if state not in FINAL:
             return None
