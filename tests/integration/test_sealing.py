@@ -289,7 +289,7 @@ def members(sealed, run):
 
     def make(count):
         app = sealed()
-        app.backend.chords.later = lambda seconds, fn: None
+        app.backend.mender._later = lambda seconds, fn: None
         app.sent = []
 
         @app.task(name="add")
