@@ -207,7 +207,7 @@ _SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")
 
 # fmt: off
 RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator"),
-               worker=_ALL, client=_ALL, operator=_ALL)
+               worker=_ALL, client=_CLEARED, operator=_ALL)
 FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
              worker=_ALL, client=_ALL, operator=_CLEARED)
 GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)

@@ -301,7 +301,7 @@ def test_operator(party, proxy_for, moto_s3, monkeypatch):
     celery("doctor")
     celery("bench", "--count", "2")
     client.stuck()
-    celery("chords", "--repair")
+    celery("chords", "--repair", "--yes")
     client.backend.store_result("some-id", a_file(), states.SUCCESS)
     client.backend.store_result("other-id", a_file(), states.SUCCESS)
     celery("ls")

@@ -349,7 +349,7 @@ def test_two_repairs_at_once(lab):
         for message in lab.messages():
             lab.perform(message)
     time.sleep(2 * LEASE)
-    repairs = [threading.Thread(target=lab.backend.cleanup) for _ in range(2)]
+    repairs = [threading.Thread(target=lab.backend.repairs.run) for _ in range(2)]
     for each in repairs:
         each.start()
     for each in repairs:
