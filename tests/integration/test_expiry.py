@@ -311,7 +311,7 @@ def test_chords_are_mended_without_beat(make_app, seaweed, monkeypatch):
     """A worker that is up looks after chords, and again after an hour: nobody schedules a cleanup, perhaps."""
     backend = make_app(seaweed).backend
     planned = []
-    backend.mending._later = lambda seconds, act: planned.append((seconds, act))
+    monkeypatch.setattr(backend.mending, "_later", lambda seconds, act: planned.append((seconds, act)))
     backend.mending.worker_started()
     ((first, act),) = planned
     assert first <= 2 * backend.chords.lease
