@@ -207,11 +207,11 @@ _SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")
 
 # fmt: off
 RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator"),
-               worker=_ALL, client=_ALL, operator=_ALL)
+               worker=_ALL, client=_CLEARED, operator=_ALL)
 FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
              worker=_ALL, client=_ALL, operator=_CLEARED)
 GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)
-CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_ALL, operator=_ALL)
+CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_KEPT, operator=_ALL)
 MENDED = Kind("mended", "celery-chords-repaired", worker=_KEPT)
 PROBE = Kind("probe", "celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
 MESSAGES = Kind("messages", "celery-messages/", _MESSAGE, prefixed=False, term="messages",

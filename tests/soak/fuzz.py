@@ -226,7 +226,7 @@ def chords(name: str) -> Callable[[bytes], Any]:
 
     def decode(body: bytes) -> Any:
         store = MemoryStore()
-        room = Chords(store, Pool(1), "celery-chords/", lease=30, later=lambda seconds, fn: None)
+        room = Chords(store, Pool(1), "celery-chords/", lease=30)
         members = tuple(f"t{number}" for number in range(33))
         made = room.open("g", Manifest(members, None, b"{}"))
         for number in range(31):

@@ -56,7 +56,8 @@ def first_ids(body: Signature) -> Iterator[str]:
     elif is_chain(body):
         yield from first_ids(body.tasks[0])
     elif isinstance(body, chord):
-        yield from first_ids(body.tasks)
+        for task in body.tasks.tasks if isinstance(body.tasks, group) else body.tasks:
+            yield from first_ids(task)
     elif body.id:
         yield body.id
 
