@@ -33,7 +33,6 @@ __all__ = [
     "is_chain",
     "keep_meta",
     "known_meta",
-    "lost_request",
     "parents_of",
     "publish",
     "sending_as",
@@ -145,19 +144,6 @@ def publish(app: Any, send: Callable[..., Any], *args: Any) -> Any:
 def is_chain(signature: Any) -> bool:
     """Whether a signature is a chain."""
     return isinstance(signature, canvas._chain)
-
-
-def lost_request() -> tuple[Any, int | None] | None:
-    """The task's request and its child's pid, when Celery 5.7 asks the backend whether a lost task has succeeded.
-
-    It gives the backend no more than the id: the request is read off the call stack, where
-    ``celery.worker.request.Request._success_was_stored`` stands.
-    """
-    frame = _caller("celery.worker.request", "_success_was_stored")
-    if frame is None:
-        return None
-    asking = frame.f_locals["self"]
-    return asking._context, asking.worker_pid
 
 
 def asks_before_writing() -> bool:

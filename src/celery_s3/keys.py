@@ -6,9 +6,9 @@
     <base><global_keyprefix>celery-taskset-meta-<id>                       a saved group
     <base><global_keyprefix>celery-files/<whose>/<random>                  a file; whose: a task, or `~sent`: no task's
     <base><global_keyprefix>celery-chords/<group id>/manifest              what a chord is
-    <base><global_keyprefix>celery-chords/<group id>/<run>/<level>/<slot>  a part of it, or the summary of up to 32
-    <base><global_keyprefix>celery-chords/<group id>/<run>/added/<id>      a part of a task that a member added
-    <base><global_keyprefix>celery-chords/<group id>/<run>/claim           who sends its body
+    <base><global_keyprefix>celery-chords/<group id>/<level>/<slot>        a part of it, or the summary of up to 32
+    <base><global_keyprefix>celery-chords/<group id>/added/<id>            a part of a task that a member added
+    <base><global_keyprefix>celery-chords/<group id>/claim                 who sends its body
     <base><global_keyprefix>celery-chords-repaired                         when chords were mended last
     <base>celery-messages/<digest>[.<random>]                              the arguments of a large message
     <base>celery-s3-probe                                                  what asks whether conditional writes work
@@ -207,11 +207,11 @@ _SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")
 
 # fmt: off
 RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator"),
-               worker=_ALL, client=_ALL, operator=_ALL)
+               worker=_ALL, client=_CLEARED, operator=_ALL)
 FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
              worker=_ALL, client=_ALL, operator=_CLEARED)
 GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)
-CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_ALL, operator=_ALL)
+CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_KEPT, operator=_ALL)
 MENDED = Kind("mended", "celery-chords-repaired", worker=_KEPT)
 PROBE = Kind("probe", "celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
 MESSAGES = Kind("messages", "celery-messages/", _MESSAGE, prefixed=False, term="messages",

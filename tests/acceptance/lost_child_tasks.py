@@ -11,10 +11,12 @@ from typing import Any
 
 from celery import Celery
 
+from celery_s3.chords import claim
 from celery_s3.chords.decision import Decision
 from celery_s3.chords.members import Members
 from celery_s3.chords.sender import Sender
 
+claim.SHORTEST_LEASE = 2.0
 app = Celery("lost_child")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
 
@@ -52,14 +54,14 @@ def _returned(self: Any, request: Any, result: Any, state: str) -> None:
     _return(self, request, result, state)
 
 
-def _decided(self: Any) -> None:
+def _decided(self: Any) -> bool:
     _die("complete")
-    _decide(self)
+    return _decide(self)
 
 
-def _sent(self: Any, *args: Any) -> Any:
+def _sent(self: Any, *args: Any, **options: Any) -> Any:
     _die("claimed")
-    return _send(self, *args)
+    return _send(self, *args, **options)
 
 
 def _die(where: str) -> None:

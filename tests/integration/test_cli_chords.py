@@ -67,7 +67,7 @@ class Proj:
 
     def deliver(self, group_id, ids, index):
         payload = self.backend.encode([ids[index], states.SUCCESS, index]).encode()
-        return self.backend.chords.deliver(Ticket(group_id, 0, len(ids), True), ids[index], index, payload)
+        return self.backend.chords.deliver(Ticket(group_id, len(ids), True), ids[index], index, payload)
 
     def failed(self):
         """A chord that has failed."""
@@ -145,7 +145,6 @@ def test_json(proj):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", started)
     assert record == {
         "group": group_id,
-        "run": 0,
         "state": "stuck",
         "was": None,
         "reason": "all parts are there, and nobody went on",
@@ -163,7 +162,7 @@ def test_repair(proj):
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "--repair would mend 1.")
     assert proj.messages("special") == []
 
-    code, records = proj.json("--repair")
+    code, records = proj.json("--repair", "--yes")
     assert code == 0
     assert {one["group"]: (one["state"], one["was"]) for one in records} == {
         stuck: ("sent", "stuck"),
@@ -171,8 +170,20 @@ def test_repair(proj):
     }
     (message,) = proj.messages("special")
     assert (message.headers["task"], message.payload[0]) == ("proj.total", [[0, 1]])
-    done = proj.celery("chords", "--repair")
+    done = proj.celery("chords", "--repair", "--yes")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 in flight, 0 stuck.")
+    assert proj.messages("special") == []
+
+
+def test_repair_asks(proj):
+    """It shows which task with which arguments it would send, and sends nothing where nobody says yes."""
+    proj.apply(1, 1, proj.app.signature("proj.total", kwargs={"to": "everybody"}))
+    proj.messages()
+    wait_for_the_lease()
+    done = proj.celery("chords", "--repair")
+    assert done.exit_code == 1
+    assert "proj.total(to='everybody')" in done.stderr
+    assert "say --yes" in done.stderr
     assert proj.messages("special") == []
 
 
@@ -180,7 +191,7 @@ def test_chosen_chords(proj):
     """Only the chords named are listed and mended, tombstones among them; an unknown one is an error."""
     first, second = proj.apply(1, 1), proj.apply(1, 1)
     wait_for_the_lease()
-    code, (record,) = proj.json("--repair", first)
+    code, (record,) = proj.json("--repair", "--yes", first)
     assert (code, record["group"], record["state"]) == (0, first, "sent")
     code, (record,) = proj.json(first)
     assert (code, record["state"]) == (0, "sent")
@@ -194,7 +205,7 @@ def test_all(proj):
     """--all tells tombstones too; they are no trouble."""
     failed, stuck = proj.failed(), proj.apply(1, 1)
     wait_for_the_lease()
-    assert proj.json("--repair")[0] == 0
+    assert proj.json("--repair", "--yes")[0] == 0
     assert proj.json() == (0, [])
     code, records = proj.json("--all")
     assert (code, {one["group"]: one["state"] for one in records}) == (0, {failed: "failed", stuck: "sent"})
@@ -207,12 +218,12 @@ def test_without_a_broker(proj):
     group_id = proj.apply(1, 1)
     wait_for_the_lease()
     away = proj.another(broker_url="redis://:hush@127.0.0.1:1/0", broker_transport_options={})
-    done = proj.celery("chords", "--repair", app=away)
+    done = proj.celery("chords", "--repair", "--yes", app=away)
     assert done.exit_code == 1
     assert f"Chord {group_id} could not be mended" in done.stderr
     assert "hush" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert proj.json("--repair")[0] == 0
+    assert proj.json("--repair", "--yes")[0] == 0
 
 
 def test_errors_are_one_line(proj, seaweed):

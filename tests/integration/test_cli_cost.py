@@ -16,7 +16,6 @@ from celery.result import AsyncResult, GroupResult
 from click.testing import CliRunner
 from kombu.utils.uuid import uuid
 
-from celery_s3.chords.tree import Memory
 from celery_s3.cli import s3
 from celery_s3.costs.model import Deployment, celery_own, celery_s3
 
@@ -120,7 +119,7 @@ def test_chord(ours, proxy, members):
 
     result = sent_chord(app, proxy, members)
     for message in messages(app):
-        app.backend.chords._memory = Memory()
+        app.backend.chords._memory.drop()
         execute(app, message)
     (body,) = messages(app)
     execute(app, body)

@@ -328,7 +328,7 @@ def test_others_objects(counted, later, command, mine):
     }
     for name in theirs:
         app.backend.store.put(app.backend.settings.base + name, b"somebody else's")
-    app.backend.store.put(app.backend.layout.chords + "rest/0/claim", b"ours")
+    app.backend.store.put(app.backend.layout.chords + "rest/claim", b"ours")
     later(20 * DAY)
     assert "chords  1" in command(app).stdout
     assert mine(app) == theirs

@@ -163,7 +163,7 @@ class Party:
         for index, state in enumerate((states.SUCCESS, states.FAILURE)):
             value = index if state == states.SUCCESS else self.backend.prepare_exception(KeyError("no"))
             payload = self.backend.encode([ids[index], state, value]).encode()
-            self.backend.chords.deliver(Ticket(result.parent.id, 0, 2, True), ids[index], index, payload)
+            self.backend.chords.deliver(Ticket(result.parent.id, 2, True), ids[index], index, payload)
         with self.app.connection_for_write() as connection:
             self.app.amqp.queues["shared"](connection.default_channel).purge()
         time.sleep(2.6)  # the lease
@@ -252,7 +252,7 @@ def test_client(party, proxy_for, seaweed):
     result.forget()
     client.give_up(client.backend.layout.files + FILE)
     stuck = client.stuck()
-    client.backend.repairs.mend([stuck.parent.id])
+    worker.backend.repairs.run()
     with pytest.raises(ChordError):
         stuck.get(timeout=5)
     assert client.unlike_the_policy("client") == ([], [])
@@ -267,7 +267,8 @@ def test_worker(party, proxy_for, seaweed, monkeypatch):
     client.app.signature("again", (a_file(),)).delay()
     chord([client.app.signature("measure", (BIG,))] * 2, client.app.signature("measure")).apply_async()
     worker.work()
-    worker.backend.mending.mend_all()
+    worker.backend.mending.turn()
+    worker.backend.repairs.run()
     assert not worker.backend.supports_autoexpire
     group_of(client.app, ["some-id"])
     worker.give_up(worker.backend.layout.results + "large")
@@ -300,7 +301,7 @@ def test_operator(party, proxy_for, moto_s3, monkeypatch):
     celery("doctor")
     celery("bench", "--count", "2")
     client.stuck()
-    celery("chords", "--repair")
+    celery("chords", "--repair", "--yes")
     client.backend.store_result("some-id", a_file(), states.SUCCESS)
     client.backend.store_result("other-id", a_file(), states.SUCCESS)
     celery("ls")

@@ -291,7 +291,7 @@ def members(sealed, run):
 
     def make(count):
         app = sealed()
-        app.backend.chords.later = lambda seconds, fn: None
+        app.backend.mender.leave = lambda left: None
         app.sent = []
 
         @app.task(name="add")
@@ -340,12 +340,12 @@ def test_a_chord_that_was_tampered_with_fails(members, plain, count, name, how):
     for number in range(count - 1):
         deliver(number)
     folder = app.backend.chords.folder(ticket["group"])
-    key = folder + (name if name == "manifest" else f"0/{name}")
+    key = folder + name
     if name == "claim":
         plain.backend.store.put(key, b'{"owner": "me", "state": "sent", "lease": 1}', precondition=CREATE)
     else:
         change(plain, key, **BROKEN[how][0](plain.backend.store.get(key)))
-    app.backend.chords._memory.__init__()
+    app.backend.chords._memory.drop()
     app.backend.chords._manifests = Remembered(32)
     deliver(count - 1)
     assert app.sent == []
@@ -353,7 +353,7 @@ def test_a_chord_that_was_tampered_with_fails(members, plain, count, name, how):
         app.AsyncResult(body.id).get(timeout=5)
     if "/" in name:
         # its owner decided, once and for all
-        assert app.backend.chords.claim(ticket["group"], 0).read().state == "failed"
+        assert app.backend.chords.claim(ticket["group"]).read().state == "failed"
 
 
 def test_a_manifest_that_members_need(members, plain):
@@ -374,7 +374,7 @@ def test_who_looks_after_chords(members, plain):
         deliver(0)
     folders = [app.backend.chords.folder(ticket["group"]) for app, _, ticket, _ in chords]
     change(plain, f"{folders[0]}manifest", body=b"{}")
-    plain.backend.store.put(f"{folders[1]}0/claim", b"{}")
+    plain.backend.store.put(f"{folders[1]}claim", b"{}")
     app, (sick, well) = chords[0][0], (one[2]["group"] for one in chords[1:])
     states = {chord.group: (chord.state, chord.reason) for chord in app.backend.repairs.survey.chords()}
     assert states.keys() == {sick, well}

@@ -30,7 +30,7 @@ backend = app.backend
 backend.store_result("some-id", 1, "SUCCESS")
 for found in backend.pool.map(backend.get_task_meta, ["some-id"] * 8):
     assert found["result"] == 1
-backend.chords.later(60, lambda: None)
+backend.mender._later(60, lambda: None)
 for thread in os.listdir("/proc/self/task"):
     if int(thread) != os.getpid():
         text = Path(f"/proc/self/task/{thread}/status").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -11,14 +13,15 @@ import pytest
 from celery import chain, chord, group, states
 from celery.app.trace import build_tracer
 from celery.exceptions import TimeoutError
-from celery.signals import worker_process_init, worker_ready
 
-from celery_s3.chords import mending
+from celery_s3.chords.manifest import Manifest
+from celery_s3.chords.parts import pack_part
 from celery_s3.chords.repair import KEPT
 from celery_s3.errors import NotRepaired
 from celery_s3.expiry import clock
 from devtools.proxy import Proxy
 
+KEY = base64.b64encode(bytes(32)).decode()
 #: Seconds; Last-Modified has whole ones.
 LEASE = 0.2
 
@@ -130,9 +133,11 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("serializer", ["json", "pickle"])
-def test_the_same_message(lab, body, serializer):
+def test_the_same_message(lab, seaweed, body, serializer):
     """A repaired chord sends, byte for byte, the message that its last member would have sent."""
     conf = dict.fromkeys(("task_serializer", "result_serializer", "event_serializer"), serializer)
+    if serializer == "pickle":  # what anybody may have written is not unpickled
+        conf["s3_backend_settings"] = {**seaweed.settings(), "seal_keys": KEY, "seal": "sign"}
     lab = lab(accept_content=[serializer], **conf)
     signature = chord([lab.add.s(number, 1) for number in range(3)], BODIES[body](lab))
     signature.apply_async()
@@ -176,27 +181,69 @@ def test_the_root_of_a_chord_applied_in_a_task(lab):
 
 
 @pytest.mark.parametrize("size", [1, 3, 33])
-def test_daily_cleanup(lab, size):
-    """`celery.backend_cleanup` sends what is complete and unsent; the body gets all values in order."""
+def test_mending_all(lab, size):
+    """The look at all chords sends what is complete and unsent; the body gets all values in order."""
     lab = lab()
     result = lab.stuck(chord([lab.add.s(number, 1) for number in range(size)], lab.total.s()))
     assert lab.states() == ["stuck"]
     lab.app.tasks["celery.backend_cleanup"]()
+    assert lab.messages() == []  # the daily cleanup sends nothing
+    lab.backend.repairs.run()
     (body,) = lab.messages()
     assert body.payload[0][0] == list(range(1, size + 1))
     lab.perform(body)
     assert result.get(timeout=5) == sum(range(1, size + 1))
     assert lab.states() == []
     assert lab.states(settled=True) == ["sent"]
-    lab.app.tasks["celery.backend_cleanup"]()
+    lab.backend.repairs.run()
     assert lab.messages() == []
+
+
+def test_an_attackers_chord(lab):
+    """Two objects written by who may write make no worker send anything; a pickle among them never runs."""
+    lab = lab()
+    folder = lab.backend.chords.folder("x")
+    body = json.dumps({"task": "total", "args": [[1]], "options": {"task_id": "b"}}).encode()
+    for text in (body, b"cos\nsystem\n(S'touch /tmp/ran'\ntR."):
+        lab.backend.store.put(folder + "manifest", Manifest(("a",), None, text).dumps())
+        lab.backend.store.put(folder + "0/0", pack_part((), b'["a","SUCCESS",1]'))
+        time.sleep(2 * LEASE)
+        lab.backend.mender.hand_on_all()
+        (message,) = lab.messages()
+        lab.perform(message)
+        assert lab.messages() == []
+        lab.app.tasks["celery.backend_cleanup"]()
+        assert lab.messages() == []
+    with pytest.raises(NotRepaired):
+        lab.backend.repairs.repair(next(iter(lab.backend.repairs.survey.chords())))
+
+
+def test_what_was_put_back(lab):
+    """Recorded manifest and parts, and the claim deleted: the body's own result stands, and it does not run again."""
+    lab = lab()
+    result = chord([lab.add.s(1, 1)], lab.total.s()).apply_async()
+    (member,) = lab.messages()
+    with lab.dying():
+        lab.perform(member)
+    store = lab.backend.store
+    recorded = {key: store.get(key).body for key in lab.names()}
+    lab.backend.repairs.run()
+    (body,) = lab.messages()
+    lab.perform(body)
+    store.delete_many(lab.names())
+    for key, content in recorded.items():
+        store.put(key, content)
+    lab.backend.repairs.run()
+    assert lab.messages() == []
+    assert result.get(timeout=5) == 2
+    assert lab.states(settled=True) == ["sent"]
 
 
 def test_failed_members(lab):
     """A stuck chord with a failed member fails: the error reaches the body's result, and no body is sent."""
     lab = lab()
     result = lab.stuck(chord([lab.add.s(1, 1), lab.fail.s()], lab.total.s()))
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert lab.messages() == []
     with pytest.raises(Exception, match="unlucky"):
         result.get(timeout=5)
@@ -216,7 +263,7 @@ def test_results_without_parts(lab, failing):
     time.sleep(2 * LEASE)
     (found,) = lab.backend.repairs.survey.chords()
     assert (found.state, found.lost) == ("stuck", (1, 2))
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     for body in lab.messages():
         lab.perform(body)
     if failing:
@@ -236,7 +283,7 @@ def test_states_that_are_not_final(lab, state):
     lab.backend.store_result(members[1].headers["id"], ValueError("later") if state == "RETRY" else {}, state)
     time.sleep(2 * LEASE)
     assert lab.states() == ["running"]
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert lab.messages() == []
     lab.perform(members[1])
     assert len(lab.messages()) == 1
@@ -247,7 +294,7 @@ def test_nested_chord(lab):
     lab = lab()
     inner = chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s())
     result = lab.stuck(chord([inner, lab.add.s(3, 3)], lab.total.s()))
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     (inner_body,) = lab.messages()
     lab.perform(inner_body)
     (outer_body,) = lab.messages()
@@ -270,7 +317,7 @@ def test_dead_owner(lab, monkeypatch):
     assert lab.states() == ["claimed"]
     time.sleep(5.1)
     assert lab.states() == ["stuck"]
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert len(lab.messages()) == 1
 
 
@@ -289,7 +336,7 @@ def test_owner_that_died_after_sending(lab, monkeypatch):
         lab.perform(lab.messages()[0])
     lab.perform(lab.messages()[0])
     time.sleep(LEASE + 1.1)
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert lab.messages() == []
     assert lab.states(settled=True) == ["sent"]
 
@@ -302,7 +349,7 @@ def test_two_repairs_at_once(lab):
         for message in lab.messages():
             lab.perform(message)
     time.sleep(2 * LEASE)
-    repairs = [threading.Thread(target=lab.backend.cleanup) for _ in range(2)]
+    repairs = [threading.Thread(target=lab.backend.repairs.run) for _ in range(2)]
     for each in repairs:
         each.start()
     for each in repairs:
@@ -321,9 +368,9 @@ def test_without_a_broker(lab, monkeypatch):
         (found,) = lab.backend.repairs.survey.chords()
         with pytest.raises(NotRepaired, match="sent from here"):
             lab.backend.repairs.repair(found)
-        lab.backend.cleanup()
+        lab.backend.repairs.run()
     assert lab.states() == ["stuck"]
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert len(lab.messages()) == 1
 
 
@@ -340,7 +387,7 @@ def test_tombstones_go(lab, monkeypatch):
     lab = lab()
     for _ in range(3):
         lab.stuck(chord([lab.add.s(1, 1)], lab.total.s()))
-    lab.backend.cleanup()
+    lab.backend.repairs.run()
     assert len([key for key in lab.names() if key.endswith(("/claim", "/manifest"))]) == 6
     repairs = lab.backend.repairs
     repairs.survey.now = lambda: datetime.now(UTC) + KEPT + timedelta(seconds=5)
@@ -348,104 +395,38 @@ def test_tombstones_go(lab, monkeypatch):
     assert lab.names() == []
 
 
-# -- who else mends
+# -- workers that mend
 
 
-def test_who_waits_for_a_body(lab):
-    """`get()` on the body of a stuck chord has it mended, and gets its result."""
-    lab = lab()
-    result = lab.stuck(chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s()))
-    with lab.working():
-        assert result.get(timeout=20) == 6
-
-
-def test_who_waits_for_the_end_of_a_chain(lab):
-    """So it is for what comes after the chord."""
-    lab = lab()
-    result = lab.stuck(chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s(), app=lab.app) | lab.add.s(1))
-    with lab.working():
-        assert result.get(timeout=20) == 7
-
-
-def test_a_short_wait_lists_nothing(lab, seaweed, make_app):
-    """A wait within the lease asks for the body's result, and for nothing of its chord."""
+def test_clients_only_read(lab, seaweed, make_app):
+    """Who waits for a stuck chord's body asks for the body's result, however long, and for nothing of its chord."""
     with Proxy(seaweed) as proxy:
         lab = Lab(make_app(proxy))
-        lab.backend.chords.lease = 30
-        result = chord([lab.add.s(1, 1)], lab.total.s()).apply_async()
+        result = lab.stuck(chord([lab.add.s(1, 1)], lab.total.s()))
         proxy.reset()
         with pytest.raises(TimeoutError):
-            result.get(timeout=0.5)
+            result.get(timeout=5 * LEASE)
         assert all("/celery-chords/" not in record.target and record.method == "GET" for record in proxy.records())
         assert proxy.counts()["LIST"] == 0
-
-
-@pytest.fixture
-def timers(monkeypatch):
-    """``timers(lab)``: what its backend wants to do later, from now on; not in a prefork worker's main process."""
-    monkeypatch.setattr(mending, "prefork_parent", lambda: False)
-    wanted = []
-
-    def keep(lab):
-        lab.backend.chords.later = lambda seconds, fn: wanted.append((seconds, fn))
-        return wanted
-
-    return keep
-
-
-def test_a_worker_that_starts(lab, timers):
-    """Some time after a worker has started, it mends; those that start within the hour leave it at that."""
-    lab, other = lab(), lab()
-    lab.stuck(chord([lab.add.s(1, 1)], lab.total.s()))
-    timers(lab)
-    wanted = timers(other)
-    worker_process_init.send(sender="here")
-    worker_ready.send(sender="here")
-    assert len(wanted) == 2
-    assert all(LEASE < seconds <= 2 * LEASE for seconds, _ in wanted)
-    wanted[0][1]()
-    assert len(lab.messages()) + len(other.messages()) == 1
-    wanted[1][1]()
-    assert not any(each.backend.mending.first_to_look() for each in (lab, other))
-
-
-def test_which_process_mends_at_start(lab, timers, monkeypatch):
-    """Neither the main process of a prefork worker, nor its second child, nor one that replaces another."""
-    lab = lab()
-    wanted = timers(lab)
-    with monkeypatch.context() as patch:
-        patch.setattr(mending.process.current_process(), "index", 1, raising=False)
-        worker_process_init.send(sender="here")
-    lab.backend.mending._started = False
-    with monkeypatch.context() as patch:
-        patch.setattr(mending, "prefork_parent", lambda: True)
-        worker_ready.send(sender="here")
-    worker_process_init.send(sender="here")
-    assert wanted == []
-
-
-def test_a_failing_look_harms_nobody(lab, timers, caplog):
-    """A look in the background that fails is logged, whatever it is."""
-    lab = lab()
-    wanted = timers(lab)
-    worker_process_init.send(sender="here")
-    lab.backend.chords.store = None
-    wanted[0][1]()
-    assert "Chords could not be looked after" in caplog.text
 
 
 TASKS = """
 import json, os
 from celery import Celery
-from celery_s3.chords import claim
+from celery.exceptions import Ignore
+from celery_s3.chords import claim, mender
 
-claim.SHORTEST_LEASE = 0.5
+claim.SHORTEST_LEASE = mender.BY_HAND = 0.5
 app = Celery("tasks")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
 
 @app.task(name="add", shared=False)
 def add(x, y):
     return x + y
+
+@app.task(name="ignored", shared=False)
+def ignored():
+    raise Ignore
 
 @app.task(name="total", shared=False)
 def total(numbers, path):
@@ -462,16 +443,50 @@ def tasks(tmp_path):
     return path
 
 
-def test_a_real_worker_that_starts(seaweed, make_app, worker, eventually, tasks, tmp_path):
-    """A prefork worker mends after its start what workers before it left behind."""
-    conf = {"broker_connection_timeout": 0.1, "task_publish_retry": False}
-    app = make_app(seaweed, broker="filesystem", **conf)
+CONF = {"broker_connection_timeout": 0.1, "task_publish_retry": False}
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_worker_that_starts(seaweed, make_app, worker, eventually, tasks, tmp_path, sealed):
+    """It mends what those before it left behind, where the bodies in the bucket are sealed; else it tells how many."""
+    keys = {"seal_keys": KEY, "seal": "sign"} if sealed else {}
+    app = make_app(seaweed, broker="filesystem", s3_backend_settings={**seaweed.settings(), **keys}, **CONF)
     lab, runs = Lab(app), tmp_path / "runs"
     result = lab.stuck(chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s(str(runs))))
     one = worker(app, tasks)
+    if sealed:
+        eventually(result.ready, 30)
+        assert runs.read_text() == "6\n"
+        eventually(lambda: "now sent" in one.log)
+    else:
+        eventually(lambda: "1 chords are stuck" in one.log, 30)
+        assert not result.ready()
+    assert "Traceback" not in one.log
+
+
+def test_what_a_recycled_child_leaves(seaweed, make_app, worker, eventually, tasks, tmp_path):
+    """The child that meets a dead owner's claim ends with its task: another one takes the claim over all the same."""
+    app = make_app(seaweed, broker="filesystem", **CONF)
+    lab, runs = Lab(app), tmp_path / "runs"
+    result = chord([lab.add.s(1, 1), lab.add.s(2, 2)], lab.total.s(str(runs))).apply_async()
+    assert app.backend.chords.claim(result.parent.id).acquire() is None
+    one = worker(app, tasks, args=["--max-tasks-per-child=1"])
     eventually(result.ready, 30)
     assert runs.read_text() == "6\n"
-    eventually(lambda: "now sent" in one.log)
+    assert "Traceback" not in one.log
+
+
+def test_a_member_that_is_finished_by_hand(seaweed, make_app, worker, eventually, tasks, tmp_path):
+    """It was ignored, so nothing is heard of it; its result comes from elsewhere, and the body soon after."""
+    app = make_app(seaweed, broker="filesystem", **CONF)
+    lab, runs = Lab(app), tmp_path / "runs"
+    header = [lab.add.s(1, 1), app.signature("ignored")]
+    result = chord(header, lab.total.s(str(runs)), app=app).apply_async()
+    one = worker(app, tasks)
+    eventually(lambda: "ignored" in one.log and result.parent[0].ready(), 30)
+    app.backend.store_result(result.parent[1].id, 40, states.SUCCESS)
+    eventually(result.ready, 30)
+    assert runs.read_text() == "42\n"
     assert "Traceback" not in one.log
 
 
@@ -483,6 +498,6 @@ def test_beside_a_running_worker(seaweed, make_app, worker, tasks, tmp_path):
     worker(app, tasks)
     results = [chord([lab.add.s(n, 0) for n in range(40)], lab.total.s(str(runs))).apply_async() for _ in range(5)]
     while not all(result.ready() for result in results):
-        lab.backend.cleanup()
+        lab.backend.repairs.run()
     assert [result.get(timeout=5) for result in results] == [780] * 5
     assert runs.read_text() == "780\n" * 5

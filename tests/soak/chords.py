@@ -230,7 +230,7 @@ class Round:
         lived = [self.ends.get(n, time.time()) - when for id, (n, when) in acknowledged.items() if id in unfinished]
         if any(seconds < SOON for seconds in lived):
             self.report.mended += 1
-            self.app.backend.repairs.mend([group])
+            self.app.backend.repairs.repair(found)
             if not self.left_after({body: group}, VISIBLE + RESTORED + 15):
                 return
         if not self.messages() and (found.state == "sent" or unfinished - acknowledged.keys()):

@@ -207,7 +207,7 @@ def file(body: bytes) -> Any:
 
 # -- chords
 
-MANIFEST = Manifest(1, ("a", "b"), [0, [1]], b'{"task": "body"}', JSON, "root")
+MANIFEST = Manifest(("a", "b"), [0, [1]], b'{"task": "body"}', "root")
 CLAIM = json.dumps({"owner": "o", "state": "sent", "lease": 30, "nonce": "n"}).encode()
 
 
@@ -228,11 +228,11 @@ def chords(name: str) -> Callable[[bytes], Any]:
 
     def decode(body: bytes) -> Any:
         store = MemoryStore()
-        room = Chords(store, Pool(1), "celery-chords/", lease=30, later=lambda seconds, fn: None)
+        room = Chords(store, Pool(1), "celery-chords/", lease=30)
         members = tuple(f"t{number}" for number in range(33))
-        made = room.open("g", Manifest(0, members, None, b"{}", JSON))
+        made = room.open("g", Manifest(members, None, b"{}"))
         for number in range(31):
-            store.put(f"celery-chords/g/0/0/{number}", pack_part((), b"v"))
+            store.put(f"celery-chords/g/0/{number}", pack_part((), b"v"))
         store.put(f"celery-chords/g/{name}", body)
         for number in (32, 31):
             delivery = room.deliver(made, members[number], number, b"v")
@@ -357,10 +357,10 @@ DECODERS = (
     Decoder("part", unpack_part, (pack_part(("a",), b"value"),), (ValueError,)),
     Decoder("summary", unpack_summary, (pack_summary([b"one", None, b""]),), (ValueError,)),
     Decoder("claim", claim, (CLAIM,), (Garbled,)),
-    Decoder("ticket", ticket, (json.dumps(Ticket("g", 0, 2, True, "n", 1, ("a",), ("b",)).dumps()).encode(),), GARBLED),
+    Decoder("ticket", ticket, (json.dumps(Ticket("g", 2, True, "n", 1, ("a",), ("b",)).dumps()).encode(),), GARBLED),
     Decoder("chord with a bad manifest", chords("manifest"), (MANIFEST.dumps(),), (Garbled,)),
     Decoder("chord with a bad claim", chords("0/claim"), (CLAIM,), (Garbled,)),
-    Decoder("chord with a bad part", chords("0/0/5"), (pack_part((), b"v"), pack_part(("t1",), b"v")), (Garbled,)),
+    Decoder("chord with a bad part", chords("0/5"), (pack_part((), b"v"), pack_part(("t1",), b"v")), (Garbled,)),
     Decoder("chord with a bad summary", chords("0/1/0"), (pack_summary([b"[]\nv"] * 32),), (Garbled,)),
     Decoder("obstore's errors", obstore_error, (RUST,)),
     Decoder("boto3's errors", boto3_error, (b"SlowDown|Wait", b"403|")),

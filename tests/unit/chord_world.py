@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-from celery_s3.chords import Chords, Manifest
+from celery_s3.chords import Chords, Manifest, mender
 from celery_s3.chords.ticket import TICKET
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
@@ -52,23 +52,52 @@ class Host:
         self.results[callback.id] = ("FAILURE", exc)
 
 
+class Timers:
+    """What is to be done later waits for the test."""
+
+    def __init__(self):
+        self.entries = []
+
+    def __call__(self, seconds, fn):
+        self.entries.append((seconds, fn))
+
+    def flush(self):
+        entries, self.entries = self.entries, []
+        for _, fn in entries:
+            fn()
+
+    def close(self):
+        self.entries.clear()
+
+
+class Mender(mender.Mender):
+    """A mender whose messages are noted: the mark, the seconds, and the message's other options."""
+
+    def __init__(self, world, state=None):
+        self.timers = Timers()
+        self.told = []
+        super().__init__(None, world.chords, state or (lambda id: "PENDING"), self.timers)
+
+    def _send(self, mark, seconds, **options):
+        self.told.append((mark, seconds, options))
+
+
 class World:
     """A chord of ``size`` members ``t0``, ``t1`` …, as it is in the bucket."""
 
     def __init__(self, size=2, pool=1):
         self.now = 1_000_000.0
         self.store = MemoryStore(clock=lambda: self.now)
-        self.timers = []
         self.chords = Chords(
             self.store,
             Pool(pool),
             "base/celery-chords/",
             lease=LEASE,
-            later=lambda seconds, fn: self.timers.append((seconds, fn)),
             clock=lambda: self.now,
         )
         ids = tuple(f"t{number}" for number in range(size))
-        self.ticket = self.chords.open("g", Manifest(0, ids, None, b"{}", "application/json"))
+        self.ticket = self.chords.open("g", Manifest(ids, None, b"{}"))
+        self.mender = Mender(self)
         self.store.requests.clear()
 
     def request(self, number):
@@ -78,5 +107,5 @@ class World:
 
     def parts(self):
         """The slots whose part is there."""
-        keys = [entry.key for entry in self.store.list("base/celery-chords/g/0/0/")]
+        keys = [entry.key for entry in self.store.list("base/celery-chords/g/0/")]
         return sorted(int(key.rpartition("/")[2]) for key in keys)

@@ -320,11 +320,11 @@ def test_files_are_counted_once_they_are_uploaded(make, store):
 def test_closed(make, store):
     """A closed backend does nothing later: its timers are dropped, and no worker that starts wakes it."""
     backend = make()
-    backend.chords.later(60, lambda: None)
+    for timer in (backend.mender._later, backend.mending._later):
+        timer(60, lambda: None)
     backend.close()
-    assert backend._timer._entries.peek()._heap == []
     worker_ready.send(sender="here")
-    assert backend._timer._entries.peek()._heap == []
+    assert backend.mender._later._entries.peek()._heap == backend.mending._later._entries.peek()._heap == []
     assert store.requests == []
 
 

@@ -6,15 +6,17 @@ import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from chord_world import LEASE, World
+from kombu.exceptions import OperationalError
 
 from celery_s3.chords.claim import PUBLISHING, Claim, lease_for
 from celery_s3.chords.decision import PAUSE, Decision
+from celery_s3.chords.mender import TRIES, Left
 from celery_s3.errors import BodyNotSent, ObjectMissing, ServerFault
 from celery_s3.store.deadline import patient
 from celery_s3.store.memory import Fault
 from celery_s3.store.retrying import Retrying
 
-CLAIM = "base/celery-chords/g/0/claim"
+CLAIM = "base/celery-chords/g/claim"
 MANIFEST = "base/celery-chords/g/manifest"
 DAY = 86_400
 
@@ -49,7 +51,7 @@ class Scene(World):
 
     def decision(self, **options):
         tree = self.chords.tree(self.ticket)
-        options = {"give_up": self.given_up.append, **options}
+        options = {"give_up": self.given_up.append, "mending": True, **options}
         return Decision(self.chords, self.ticket, tree, tree.climb(0, 0, None), self.act, **options)
 
     def another(self):
@@ -237,34 +239,50 @@ def test_the_lease_covers_one_call():
 
 
 def test_going_on_raises_nothing(scene):
-    """A soft time limit strikes once: the step is done again at once; other trouble is left to a later try."""
-    trouble = [SoftTimeLimitExceeded(), MemoryError(), ServerFault("down")]
+    """A soft time limit strikes once: the step is done again at once; other trouble is left to a message."""
+    trouble = [SoftTimeLimitExceeded(), MemoryError()]
 
     def step():
         if trouble:
             raise trouble.pop(0)
-        scene.decision().go()
+        return scene.decision().go()
 
-    scene.chords.pursue("g", step)
-    assert [seconds for seconds, _ in scene.timers] == [LEASE]
-    scene.timers.pop()[1]()
-    assert scene.sent == []
-    scene.timers.pop()[1]()
-    assert len(scene.sent) == 1
+    def pursue():
+        scene.mender.pursue(Left(scene.request(0).chord), step, scene.given_up.append)
+
+    pursue()
+    scene.mender.timers.flush()
+    assert (len(scene.mender.told), scene.sent) == (1, [])
+    pursue()
+    assert (len(scene.mender.told), len(scene.sent)) == (1, 1)
 
 
-def test_a_broker_that_stays_away_is_tried_for_as_long_as_it_takes(scene):
-    """No number of tries ends it."""
-    scene.broker = [BodyNotSent("away")] * 50
-    decision = scene.decision()
-    scene.chords.pursue("g", decision.go)
-    tries = 0
-    while scene.timers:
-        scene.now += LEASE
-        scene.timers.pop()[1]()
-        tries += 1
-    assert tries == 50
-    assert len(scene.sent) == 1
+def test_longer_and_longer_pauses(scene):
+    """What is handed on again and again comes more seldom, and is told in the end."""
+    pauses = []
+    for tries in range(TRIES):
+        scene.mender.leave(Left(scene.request(0).chord, tries=tries))
+        ((seconds, _),) = scene.mender.timers.entries
+        scene.mender.timers.entries.clear()
+        pauses.append(seconds)
+    assert pauses == sorted(pauses)
+    assert pauses[0] == LEASE + 1
+    scene.mender.leave(Left(scene.request(0).chord, tries=TRIES))
+    assert scene.mender.timers.entries == []
+
+
+def test_a_broker_that_stays_away(scene, caplog):
+    """The chord is left undecided after `outage_patience`, and who cannot be told is told of in the log."""
+
+    def away(*_, **__):
+        raise OperationalError("away")
+
+    scene.broker = [BodyNotSent("away")]
+    scene.mender._send = away
+    scene.mender.pursue(Left(scene.request(0).chord), scene.decision().go, scene.given_up.append)
+    scene.mender.timers.flush()
+    assert "Chord g is left undecided, and no worker could be told" in caplog.text
+    assert (scene.state, scene.given_up) == ("claimed", [])
 
 
 def test_a_manifest_that_is_gone(scene):

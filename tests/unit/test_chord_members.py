@@ -12,7 +12,7 @@ from chord_world import LEASE, Host, World
 
 from celery_s3.chords import members
 from celery_s3.chords.members import Members
-from celery_s3.chords.service import ATTEMPTS
+from celery_s3.chords.mender import BY_HAND, MARK
 from celery_s3.chords.ticket import TICKET, Ticket
 from celery_s3.errors import Garbled, ObjectMissing, ResultNotStored, ServerFault
 from celery_s3.store.memory import Fault
@@ -26,7 +26,7 @@ class Sender:
         self.sent = []
         self.given_up = []
 
-    def decide(self, body, parts, manifest, perhaps_sent):
+    def decide(self, body, parts, manifest, perhaps_sent, look=False):
         values = [self.host.decode(payload)[2] for part in parts for payload in part]
         return lambda: self.sent.append(values) or "sent"
 
@@ -41,7 +41,7 @@ class Crew(World):
         super().__init__(size, pool)
         host = Host()
         self.sender = Sender(host)
-        self.members = Members(host, self.chords, self.sender)
+        self.members = Members(host, self.chords, self.sender, self.mender)
         self.stored = []
 
     def record(self, number, value, state="SUCCESS"):
@@ -101,7 +101,7 @@ def test_the_body_is_sent_once_with_all_values_in_order(pool):
 def test_a_part_is_delivered_once_for_both_hooks(crew):
     """What was delivered while the result was stored is not delivered again when Celery returns the part."""
     crew.finish(0, "value")
-    assert [key for verb, key in crew.store.requests if verb == "PUT"] == ["base/celery-chords/g/0/0/0"]
+    assert [key for verb, key in crew.store.requests if verb == "PUT"] == ["base/celery-chords/g/0/0"]
 
 
 def test_a_part_that_was_not_stored_before(crew):
@@ -129,7 +129,7 @@ def test_no_part_no_result(crew):
 
 
 def test_a_part_whose_result_cannot_be_stored(crew):
-    """Celery does not return the part then, which may have been the last: it goes up after a lease."""
+    """Celery does not return the part then, which may have been the last: after a lease a worker is told."""
     crew.finish(0, "first")
 
     def fail():
@@ -137,24 +137,86 @@ def test_a_part_whose_result_cannot_be_stored(crew):
 
     with pytest.raises(ResultNotStored), crew.members.reporting():
         crew.members.store(fail, "t1", "last", "SUCCESS", crew.request(1))
-    ((seconds, go_up),) = crew.timers
-    assert (seconds, crew.sender.sent) == (LEASE, [])
-    go_up()
-    assert crew.sender.sent == [["first", "last"]]
+    ((seconds, look),) = crew.mender.timers.entries
+    assert (seconds, crew.sender.sent) == (LEASE + 1, [])
+    look()
+    ((mark, _, options),) = crew.mender.told
+    assert (mark, options["chord"]) == ({"tries": 1, "member": ""}, crew.request(1).chord)
 
 
 def test_a_chord_that_cannot_be_decided(crew):
-    """Where the store fails on the way, it is tried again so many times, a lease apart: the part is durable."""
+    """Where the store fails on the way, a worker is told: the part is durable."""
     crew.finish(0, "first")
-    crew.store.faults.append(Fault(ServerFault("down"), key="base/celery-chords/g/0/claim", times=-1))
+    crew.store.faults.append(Fault(ServerFault("down"), key="base/celery-chords/g/claim", times=-1))
     crew.finish(1, "last")
-    for number in range(ATTEMPTS - 1):
-        assert [seconds for seconds, _ in crew.timers] == [LEASE] * (number + 1)
-        crew.timers[-1][1]()
-    assert len(crew.timers) == ATTEMPTS - 1
-    crew.store.faults.clear()
-    crew.timers[-1][1]()
-    assert crew.sender.sent == [["first", "last"]]
+    crew.mender.timers.flush()
+    assert [mark for mark, _, _ in crew.mender.told] == [{"tries": 1, "member": ""}]
+
+
+def test_the_claim_of_another(crew):
+    """Its owner may have died: it is looked at after a lease, and where that has sent meanwhile nobody is told."""
+    claim = crew.chords.claim("g")
+    assert claim.acquire() is None
+    crew.finish(0, "first")
+    crew.finish(1, "last")
+    ((_, look),) = crew.mender.timers.entries
+    look()
+    assert len(crew.mender.told) == 1
+    claim.mark("sent")
+    look()
+    assert len(crew.mender.told) == 1
+
+
+def test_a_process_that_ends(crew):
+    """It looks before it does: a worker is told of what is undecided, for the time when the lease is over."""
+    assert crew.chords.claim("g").acquire() is None
+    crew.finish(0, "first")
+    crew.finish(1, "last")
+    crew.mender._process_ends()
+    ((_, seconds, _),) = crew.mender.told
+    assert LEASE - 1 < seconds <= LEASE + 1
+
+
+def test_the_main_process_joins_nothing(crew, main_process):
+    """It delivers a lost member's part; where that completes a node, it lets a child of some pool go on."""
+    for number, value in enumerate(("first", "last")):
+        crew.record(number, value, "FAILURE")
+        assert crew.mender.told == []
+        crew.members.returned(crew.request(number), value, "FAILURE")
+    assert (crew.sender.sent, crew.parts()) == ([], [0, 1])
+    assert [mark for mark, _, _ in crew.mender.told] == [{"tries": 1, "member": ""}]
+
+
+def test_a_member_that_tells_nothing(crew):
+    """Celery tells no backend that a task was ignored: it is watched, and a worker told once it is finished by hand."""
+    request = crew.request(0)
+    state = ["PENDING"]
+    crew.mender._state = lambda id: state[0]
+    crew.mender._task_ended(task=SimpleNamespace(request=request), state="SUCCESS")
+    assert crew.mender.timers.entries == []
+    crew.mender._task_ended(task=SimpleNamespace(request=request), state="IGNORED")
+    for _ in range(3):
+        ((seconds, _),) = crew.mender.timers.entries
+        assert seconds == BY_HAND
+        look, crew.mender.timers.entries = crew.mender.timers.entries[0][1], []
+        crew.now += BY_HAND
+        look()
+        if crew.mender.told:
+            break
+        state[0] = "SUCCESS"
+    ((mark, _, _),) = crew.mender.told
+    assert mark["member"] == "t0"
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "SUCCESS"])
+def test_a_message_that_mends(crew, state):
+    """It has the chord beside it and is none of its members; where its process is lost, it is sent again later."""
+    request = crew.request(0)
+    request.headers = {MARK: {"tries": 3, "member": ""}}
+    crew.members.store(lambda: None, "mend", None, state, request)
+    crew.members.returned(request, None, state)
+    assert crew.parts() == []
+    assert len(crew.mender.timers.entries) == (state == "FAILURE")
 
 
 def test_reading_ahead_does_not_lose_the_own_part():
@@ -162,9 +224,9 @@ def test_reading_ahead_does_not_lose_the_own_part():
     crew = Crew(3)
     for number in (0, 1):
         crew.finish(number, f"v{number}")
-    crew.members._chords._memory.forget(next(iter(crew.members._chords._memory._nodes)))
+    crew.members._chords._memory.drop()
     crew.finish(0, "v0")  # known again: a quarter of the node
-    crew.store.faults.append(Fault(ServerFault("down"), "GET", "base/celery-chords/g/0/0/1", times=1))
+    crew.store.faults.append(Fault(ServerFault("down"), "GET", "base/celery-chords/g/0/1", times=1))
     assert crew.record(2, "v2") == "v2"
     crew.members.returned(crew.request(2), "v2", "SUCCESS")
     assert crew.sender.sent == [["v0", "v1", "v2"]]
@@ -218,18 +280,14 @@ def test_a_time_limit_after_the_result_is_stored(crew, monkeypatch, where):
 def test_nothing_of_the_chord_reaches_the_tracer(crew, monkeypatch):
     """Whatever goes wrong with the chord after the result is stored is not the task's trouble, and is tried again."""
     crew.finish(0, "first")
-    decide, trouble = crew.sender.decide, [ZeroDivisionError()]
 
-    def fail_once(*args):
-        if trouble:
-            raise trouble.pop()
-        return decide(*args)
+    def fail(*args):
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(crew.sender, "decide", fail_once)
+    monkeypatch.setattr(crew.sender, "decide", fail)
     crew.finish(1, "last")
-    ((seconds, again),) = crew.timers
-    again()
-    assert (seconds, crew.sender.sent) == (LEASE, [["first", "last"]])
+    crew.mender.timers.flush()
+    assert len(crew.mender.told) == 1
 
 
 def test_another_base_path():
@@ -256,7 +314,7 @@ def test_a_nested_header_without_its_manifest():
 def test_a_manifest_that_cannot_be_trusted():
     """Nobody can tell the member's slot: the body fails, and the member's own result is stored all the same."""
     crew = Crew()
-    crew.ticket = Ticket("g", 0, 2, flat=False)
+    crew.ticket = Ticket("g", 2, flat=False)
     crew.store.put("base/celery-chords/g/manifest", b"garbage")
     assert crew.record(0, "value") == "value"
     assert [type(exc) for exc in crew.sender.given_up] == [Garbled]
@@ -266,17 +324,24 @@ def test_a_manifest_that_cannot_be_trusted():
 
 
 def test_a_lost_child(crew):
-    """A member whose SUCCESS and part are stored, and whose process is gone: its chord is gone on with."""
+    """A member whose SUCCESS and part are stored, and whose process is gone: a child of some pool goes on."""
     crew.finish(0, "first")
     crew.record(1, "last")
-    crew.members.go_on(crew.request(1), 4711)
-    assert crew.sender.sent == [["first", "last"]]
+    crew.members.lost(crew.request(1))
+    assert len(crew.mender.told) == 1
+
+
+def test_a_lost_child_before_the_last_one(crew):
+    """Where others are still to come, nobody is told: the last of them goes on."""
+    crew.record(1, "last")
+    crew.members.lost(crew.request(1))
+    assert crew.mender.told == []
 
 
 def test_a_lost_child_of_no_chord(crew):
     """A task that is no member's asks for nothing more."""
-    crew.members.go_on(SimpleNamespace(id="alone", chord=None), 4711)
-    assert crew.sender.sent == []
+    crew.members.lost(SimpleNamespace(id="alone", chord=None))
+    assert crew.mender.told == []
 
 
 # -- add_to_chord

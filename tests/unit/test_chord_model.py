@@ -25,7 +25,7 @@ from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
 LEASE = 30.0
-CLAIM = "base/celery-chords/g/0/claim"
+CLAIM = "base/celery-chords/g/claim"
 soak = pytest.mark.skipif("SOAK" not in os.environ, reason="takes minutes: make soak")
 
 
@@ -114,7 +114,7 @@ class World(Run):
         self._opened = False
         self._shared = self.chords_of("everybody")
         ids = tuple(f"t{index}" for index in range(chord.size))
-        self.ticket = self._shared.open("g", Manifest(0, ids, None, b"{}", "application/json"))
+        self.ticket = self._shared.open("g", Manifest(ids, None, b"{}"))
         self._opened = True
 
     # -- parties
@@ -123,7 +123,7 @@ class World(Run):
         if self.chord.one_process and process != "everybody":
             return self._shared
         pool, clock = self.chord.pool(1), lambda: self.now
-        chords = Chords(self.store, pool, "base/celery-chords/", lease=LEASE, later=self.later, clock=clock)
+        chords = Chords(self.store, pool, "base/celery-chords/", lease=LEASE, clock=clock)
         self.processes[process] = chords
         return chords
 
@@ -142,8 +142,17 @@ class World(Run):
         delivery = chords.deliver(self.ticket, f"t{member}", member, payload.encode())
         delivery.climb_quietly()
         complete = delivery.climb()
-        if complete is not None:
-            chords.decide(delivery.ticket, *complete, self.act, since=delivery.since)
+        if complete is not None and not chords.decide(delivery.ticket, *complete, self.act):
+            self.leave(process)
+
+    def leave(self, process: str) -> None:
+        """What the mender does about a chord that another one has claimed: somebody is told after a lease."""
+        self.timers.append(Timer(self.now + LEASE + 1, self.current(), partial(self.mend, process)))
+
+    def mend(self, process: str) -> None:
+        """What a child does that was told."""
+        if not self.chords_of(process).follow(self.ticket, self.act):
+            self.leave(process)
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -160,16 +169,13 @@ class World(Run):
         self.step(Step("time passes", CLAIM))
         self.now += LEASE + 2
 
-    def later(self, seconds, fn) -> None:
-        self.timers.append(Timer(self.now + seconds, self.current(), fn))
-
     # -- steps
 
     def request(self, verb: str, key: str) -> None:
         if not self._opened:
             return
         # Who wants to know the time writes an object and reads it: that depends on the clock alone.
-        clock = key.endswith("/now")
+        clock = "/now/" in key
         self.step(Step(f"{verb} {key}", CLAIM if clock else key, writes=verb != "GET" and not clock))
 
     def step(self, step: Step) -> None:
@@ -213,12 +219,12 @@ class World(Run):
         objects = tuple(
             (key, _without_nonce(found.body), found.modified)
             for key, found in sorted(self.store._objects.items())
-            if not key.endswith("/now")
+            if "/now/" not in key
         )
         waiting = {timer.by.split("/")[0] for timer in self.timers}
         memories = tuple(
-            (name, str({node: sorted(parts) for node, parts in sorted(chords._memory._nodes.items())}))
-            for name, chords in sorted(self.processes.items())
+            (name, str({node: sorted(parts) for node, parts in sorted(memory._nodes.items())}), str(memory._busy))
+            for name, memory in ((name, chords._memory.get()) for name, chords in sorted(self.processes.items()))
             if name in waiting
         )
         timers = tuple(sorted((timer.due, timer.by) for timer in self.timers))

@@ -41,7 +41,7 @@ def test_the_manifest_and_the_ticket(app, world):
     manifest = Manifest.loads(world.store.get(KEY).body)
     assert (manifest.ids, manifest.nesting, manifest.root) == (("a", "b"), None, None)
     assert json.loads(manifest.body)["options"] == {"task_id": "b"}
-    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 0, 2, True, manifest.nonce, prefix="base/celery-chords/")
+    assert Ticket.loads(body.options[TICKET]) == Ticket("new", 2, True, manifest.nonce, prefix="base/celery-chords/")
 
 
 def test_a_nested_header(app, world):
@@ -81,3 +81,33 @@ def test_a_manifest_that_cannot_be_written(app, world):
     with pytest.raises(ServerFault):
         Producer(app, world.chords, lambda: True).open("new", header("a"), body)
     assert TICKET not in body.options
+
+
+def test_applied_again(app, world, caplog):
+    """The same frozen chord joins the one under way; once that is decided, no ticket, and one line says why."""
+
+    def apply():
+        body = app.signature("body", options={"task_id": "b", TICKET: "that of an earlier application"})
+        assert Producer(app, world.chords, lambda: True).open("new", header("a"), body)
+        return body.options.get(TICKET)
+
+    first = apply()
+    assert apply() == first
+    assert world.chords.claim("new").acquire() is None
+    assert apply() == first
+    claim = world.chords.claim("new")
+    assert claim.take_over(claim.read())
+    claim.mark("sent")
+    assert not caplog.messages
+    assert apply() is None
+    (line,) = caplog.messages
+    assert "Chord new is applied again, and was decided before" in line
+
+
+def test_the_group_id_of_another_chord(app, world, caplog):
+    """Two chords cannot share their objects: Celery's task joins the second one, and the log says what to change."""
+    producer, body = Producer(app, world.chords, lambda: True), app.signature("body")
+    assert producer.open("new", header("a"), body)
+    assert not producer.open("new", header("b"), body)
+    assert body.options[TICKET] is None
+    assert "The group id of chord new is that of an earlier one" in caplog.text

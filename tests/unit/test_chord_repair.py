@@ -32,17 +32,13 @@ class World:
         self.store = MemoryStore(clock=lambda: self.now, before=lambda verb, key: self.before(verb, key))
         self.sent = []
         self.results = {}
-        self.timers = []
 
     def before(self, verb, key):
         pass
 
     def chords(self):
         """As a process of its own sees them: it remembers nothing."""
-        return Chords(self.store, Pool(1), "base/celery-chords/", lease=LEASE, later=self.later)
-
-    def later(self, seconds, fn):
-        self.timers.append((self.now + seconds, fn))
+        return Chords(self.store, Pool(1), "base/celery-chords/", lease=LEASE)
 
     def repair(self, owner=None):
         survey = Survey(self.chords(), self.final, lambda: datetime.fromtimestamp(self.now, UTC))
@@ -58,7 +54,7 @@ class World:
 
     def open(self, size, group="g", prefix="t"):
         ids = tuple(f"{prefix}{index}" for index in range(size))
-        return self.chords().open(group, Manifest(0, ids, None, b"{}", "application/json"))
+        return self.chords().open(group, Manifest(ids, None, b"{}"))
 
     def deliver(self, ticket, index, value=None):
         """A member writes its part, and dies."""
@@ -107,7 +103,7 @@ def test_a_running_chord(world):
         world.deliver(ticket, index)
     world.now += 100
     (chord,) = world.repair().survey.chords()
-    assert (chord.group, chord.manifest.run, chord.state) == ("g", 0, "running")
+    assert (chord.group, chord.state) == ("g", "running")
     assert (chord.done, len(chord.manifest.ids), chord.age, chord.quiet) == (2, 5, 120, 100)
     assert chord.started == datetime.fromtimestamp(1_000_000, UTC)
     assert chord.ticket == replace(ticket, prefix="")
@@ -184,14 +180,11 @@ def test_part_that_comes_during_the_look(world):
     assert world.states() == {"g": "running"}
 
 
-def test_result_of_an_earlier_run_is_not_taken(world):
-    """When a frozen chord is applied again, a member's result from the first run is no result of this one."""
-    ticket = world.open(2)
+def test_a_result_older_than_the_chord_is_not_taken(world):
+    """A result that a member's task id had before its chord was applied is none of the chord's."""
     world.results["t0"] = (b"old", world.now)
-    for index in range(2):
-        world.finish(ticket, index)
     world.now += 100
-    assert world.open(2).run == 1
+    world.open(2)
     world.now += LEASE + 1
     assert world.states() == {"g": "running"}
     assert world.mend() == {}
@@ -249,7 +242,7 @@ def test_parts_without_follow_up(world, size):
     assert world.sent == [values(size)]
     assert world.states() == {}
     assert [key for key in world.names() if "/g/" in key] == [
-        "base/celery-chords/g/0/claim",
+        "base/celery-chords/g/claim",
         "base/celery-chords/g/manifest",
     ]
 
@@ -264,7 +257,7 @@ def test_owner_that_died(world, acted):
             world.finish(ticket, 1, world.die)
     else:
         world.deliver(ticket, 1)
-        assert world.chords().claim("g", 0).acquire() is None
+        assert world.chords().claim("g").acquire() is None
     told = []
 
     def act(parts, manifest, perhaps_sent):
@@ -314,18 +307,16 @@ def test_nothing_is_done_twice(world):
 
 
 def test_a_live_claim_is_left_alone(world):
-    """Mending a chord that somebody is sending sends nothing; it looks again after the lease."""
+    """Mending a chord that somebody is sending sends nothing."""
     ticket = world.open(1)
     world.deliver(ticket, 0)
     (chord,) = world.repair().survey.chords()
-    claim = world.chords().claim("g", 0)
+    claim = world.chords().claim("g")
     assert claim.acquire() is None
     assert world.repair().repair(chord).state == "claimed"
     assert world.sent == []
     assert claim.mark("sent")
-    ((due, again),) = world.timers
-    world.now = due
-    again()
+    assert world.repair().repair(chord).state == "sent"
     assert world.sent == []
 
 
@@ -410,7 +401,7 @@ def test_two_repairs_at_once(size, claimed):
         world.results[f"t{size - 1}"] = (f"v{size - 1}".encode(), world.now)
         if claimed:
             world.deliver(ticket, size - 1)
-            world.chords().claim("g", 0).acquire()
+            world.chords().claim("g").acquire()
         world.now += LEASE + 1
 
     for world, _ in beside(prepare, lambda world, _: world.repair().run()):
@@ -433,8 +424,6 @@ def test_beside_a_worker(size):
     for world, ticket in beside(prepare, lambda world, ticket: world.finish(ticket, size - 1)):
         world.finish(ticket, size - 1)
         world.now += LEASE + 1
-        for _, look_again in world.timers:
-            look_again()
         world.repair().run()
         assert world.sent == [values(size)]
 
@@ -524,40 +513,6 @@ def test_chords_in_flight_stay(world):
     assert world.sent == [values(3)]
 
 
-def test_earlier_runs_of_a_frozen_chord(world):
-    """The claim of an earlier run goes in its time; the run in flight keeps everything."""
-    decide(world)
-    world.now += 10
-    ticket = world.open(2)
-    assert ticket.run == 1
-    world.deliver(ticket, 0)
-    world.repair().run()
-    assert "base/celery-chords/g/0/claim" in world.names()
-    world.now += KEPT.total_seconds()
-    world.repair().run()
-    assert world.names() == ["base/celery-chords/g/1/0/0", "base/celery-chords/g/manifest"]
-    world.finish(ticket, 1)
-    assert world.sent == [values(2)] * 2
-
-
-def test_frozen_chord_applied_again_during_the_cleanup(world):
-    """A tombstone that becomes a chord again between the listing and the removal stays."""
-    decide(world)
-    world.now += KEPT.total_seconds() + 1
-
-    def before(verb, key):
-        if verb == "GET":
-            world.before = lambda *_: None
-            world.ticket = world.open(2)
-
-    world.before = before
-    world.repair().run()
-    assert world.ticket.run == 1
-    for index in range(2):
-        world.finish(world.ticket, index)
-    assert world.sent == [values(2)] * 2
-
-
 def test_many_tombstones(world):
     """More tombstones than are removed at a time: all go, in few requests."""
     for number in range(1200):
@@ -568,4 +523,4 @@ def test_many_tombstones(world):
     assert world.names() == []
     verbs = [verb for verb, _ in world.store.requests[before:]]
     assert verbs.count("DELETE_OBJECTS") == 6
-    assert verbs.count("GET") == 1200
+    assert verbs.count("GET") == 0

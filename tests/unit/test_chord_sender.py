@@ -52,7 +52,7 @@ def part(task_id, value, state="SUCCESS"):
 
 
 def manifest(ids=("t0", "t1"), nesting=None, body=b"{}"):
-    return Manifest(0, ids, nesting, body, "application/json")
+    return Manifest(ids, nesting, body)
 
 
 PARTS = [[part("t0", 1)], [part("t1", 2), part("added", 3)]]
@@ -260,7 +260,7 @@ def test_giving_up(host, begun):
 def test_sent_as_by_the_last_member(host, sent):
     """Who mends a chord sends its body from the manifest, with the last member for its parent."""
     body = json.dumps(sig(host.app, "body", "b")).encode()
-    act = Sender(host, resend=True).without_a_task(manifest(body=body))
+    act = Sender(host, resend=True).without_a_task(manifest(body=body), trusted=False)
     assert act(PARTS, manifest(body=body), False)() == "sent"
     assert sent == [([1, 2, 3], "t1")]
     assert current_task() is None
@@ -272,4 +272,4 @@ def test_who_cannot_send_does_not_decide(host, monkeypatch, body):
     if body == b"{}":
         monkeypatch.setattr(host.app, "connection_for_write", lambda: host.app.connection("redis://127.0.0.1:1/0"))
     with pytest.raises(NotRepaired):
-        Sender(host, resend=True).without_a_task(manifest(body=body))
+        Sender(host, resend=True).without_a_task(manifest(body=body), trusted=False)

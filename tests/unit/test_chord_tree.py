@@ -1,6 +1,7 @@
 """The tree of a chord over the in-memory store: shape, looks, summaries, claim."""
 
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 
 from celery_s3.chords import Chords, Manifest
 from celery_s3.chords.parts import INLINE_BYTES, pack_summary, unpack_summary
-from celery_s3.chords.tree import FAN_IN, Memory, Shape
-from celery_s3.errors import AccessDenied
+from celery_s3.chords.tree import FAN_IN, Memory, Shape, Tree
+from celery_s3.errors import AccessDenied, PreconditionFailed
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
+from celery_s3.store.requests import Put
 
 
 class World:
@@ -21,16 +23,14 @@ class World:
     def __init__(self, size, clock=None):
         self.now = 1_000_000.0
         self.store = MemoryStore(clock=lambda: self.now)
-        self.timers = []
         self.sent = []
         self.chords = self.another()
-        self.manifest = Manifest(0, tuple(f"t{index}" for index in range(size)), None, b"{}", "application/json")
+        self.manifest = Manifest(tuple(f"t{index}" for index in range(size)), None, b"{}")
         self.ticket = self.chords.open("g", self.manifest)
 
     def another(self):
         """What another process has."""
-        later = lambda seconds, fn: self.timers.append((seconds, fn))  # noqa: E731
-        return Chords(self.store, Pool(1), "base/celery-chords/", lease=30, later=later, clock=lambda: self.now)
+        return Chords(self.store, Pool(1), "base/celery-chords/", lease=30, clock=lambda: self.now)
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -86,7 +86,7 @@ def test_only_manifest_and_claim_stay():
     for index in range(40):
         world.finish(index)
     left = [entry.key for entry in world.store.list("base/celery-chords/")]
-    assert left == ["base/celery-chords/g/0/claim", "base/celery-chords/g/manifest"]
+    assert left == ["base/celery-chords/g/claim", "base/celery-chords/g/manifest"]
 
 
 def test_late_duplicate_changes_nothing():
@@ -125,12 +125,12 @@ def test_large_values_are_read_once():
         complete = delivery.climb()
     world.chords.decide(world.ticket, *complete, world.act)
     assert len(world.sent[0][5]) == INLINE_BYTES + 1
-    summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/0/1/" in key]
+    summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/g/1/" in key]
     assert len(summaries) == 2
 
 
 def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
-    """Who meets an undecided claim looks again when its lease is over, and then sends."""
+    """Who meets an undecided claim leaves it; who mends sends when its lease is over."""
     world = World(2)
     world.finish(0)
 
@@ -140,32 +140,33 @@ def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
     with pytest.raises(SystemExit):
         world.finish(1, act=die)
     world.finish(1)
+    world.now += 29
+    assert not world.chords.follow(world.ticket, world.act)
     assert world.sent == []
-    ((seconds, again),) = world.timers
-    assert 29 <= seconds <= 31
-    world.now += seconds
-    again()
+    world.now += 2
+    assert world.chords.follow(world.ticket, world.act)
     assert world.sent == [values(2)]
+    assert not [entry.key for entry in world.store.list("") if "/now/" in entry.key]
 
 
 def test_claim_that_is_alive_is_left_alone():
     """Before the lease is over nobody else sends."""
     world = World(1)
-    claim = world.chords.claim("g", 0)
+    claim = world.chords.claim("g")
     assert claim.acquire() is None
     world.finish(0)
     assert world.sent == []
     assert claim.holds()
     assert claim.mark("sent")
     world.now += 100
-    world.timers[0][1]()
+    assert world.chords.follow(world.ticket, world.act)
     assert world.sent == []
 
 
 def test_owner_that_lost_its_claim_does_not_send():
     """An owner that slept past its lease finds its claim gone and stops."""
     world = World(1)
-    slow, fast = world.chords.claim("g", 0), world.chords.claim("g", 0)
+    slow, fast = world.chords.claim("g"), world.chords.claim("g")
     assert slow.acquire() is None
     world.now += world.chords.lease + 1
     held = fast.acquire()
@@ -177,7 +178,7 @@ def test_owner_that_lost_its_claim_does_not_send():
 def test_an_owner_asks_again_only_after_half_its_lease():
     """A claim that is young enough costs no request before the body is sent; an older one is renewed."""
     world = World(1)
-    claim = world.chords.claim("g", 0)
+    claim = world.chords.claim("g")
     assert claim.acquire() is None
     puts = world.requests("PUT")
     world.now += world.chords.lease / 2 - 1
@@ -190,23 +191,34 @@ def test_an_owner_asks_again_only_after_half_its_lease():
     assert world.requests("PUT") == puts + 1
 
 
-def test_frozen_chord_applied_again_is_a_new_run():
-    """After its first run is decided, the same frozen chord gets a run of its own."""
+def test_a_decided_chord_stays_decided():
+    """The same frozen chord applied again: no ticket, and what late duplicates of its members deliver sends nothing."""
     world = World(2)
     for index in (0, 1):
         world.finish(index)
-    world.ticket = world.chords.open("g", world.manifest)
-    assert world.ticket.run == 1
+    assert world.chords.open("g", world.manifest) is None
     for index in (1, 0):
         world.finish(index)
-    assert world.sent == [values(2)] * 2
+    assert world.sent == [values(2)]
 
 
-def test_redelivered_applier_joins_the_run_in_progress():
+def test_a_group_id_is_one_chord():
+    """Another chord with the same group id is refused, decided or not: parts of two chords would be one's values."""
+    world = World(2)
+    other = replace(world.manifest, ids=("x", "y"))
+    with pytest.raises(PreconditionFailed):
+        world.chords.open("g", other)
+    for index in (0, 1):
+        world.finish(index)
+    with pytest.raises(PreconditionFailed):
+        world.chords.open("g", other)
+
+
+def test_redelivered_applier_joins_the_chord_in_progress():
     """An applier that is run again while its chord is under way does not start another."""
     world = World(2)
     world.finish(0)
-    assert world.chords.open("g", world.manifest).run == 0
+    assert world.chords.open("g", world.manifest) == world.ticket
     world.finish(1)
     assert world.sent == [values(2)]
 
@@ -214,7 +226,7 @@ def test_redelivered_applier_joins_the_run_in_progress():
 def test_members_without_index_are_found_in_the_manifest():
     """A chord that is not flat takes the slot from the manifest."""
     world = World(3)
-    ticket = type(world.ticket)("g", 0, 3, flat=False)
+    ticket = type(world.ticket)("g", 3, flat=False)
     for index in range(3):
         delivery = world.chords.deliver(ticket, f"t{index}", 0, f"v{index}".encode())
         complete = delivery.climb()
@@ -234,7 +246,7 @@ def test_added_tasks_are_waited_for():
     assert delivery.climb() is None
     world.finish(1)
     assert world.sent == [["v0", "more", "v1"]]
-    assert [entry.key for entry in world.store.list("base/celery-chords/g/0/added/")] == []
+    assert [entry.key for entry in world.store.list("base/celery-chords/g/added/")] == []
 
 
 def test_added_task_that_comes_last_goes_up():
@@ -253,23 +265,6 @@ def test_without_a_manifest_nothing_is_sent():
     world.store.delete("base/celery-chords/g/manifest")
     world.finish(0)
     assert world.sent == []
-
-
-def test_trouble_with_the_store_is_tried_again_some_times():
-    """Who waits for a claim's lease goes on after errors of the store, and gives up in the end."""
-    world = World(1)
-    assert world.chords.claim("g", 0).acquire() is None
-    world.finish(0)
-    world.now += 100
-    world.store.faults.append(Fault(AccessDenied("", "get"), times=-1))
-    fired = 0
-    while world.timers:
-        world.timers.pop()[1]()
-        fired += 1
-    assert 2 <= fired <= 10
-    world.store.faults.clear()
-    world.chords.follow(world.ticket, world.act)
-    assert world.sent == [["v0"]]
 
 
 @pytest.mark.parametrize("processes", [2, 8])
@@ -340,6 +335,97 @@ def test_requests_in_random_order(size, processes):
     assert world.requests("GET") <= size * 4
 
 
+class AtOnce(MemoryStore):
+    """A bucket that answers nobody before everybody is there: all threads have written their part, then looked."""
+
+    def __init__(self, threads):
+        super().__init__()
+        self.threads = threads
+        self.written = threading.Barrier(threads)
+        self.looking = threading.Semaphore(0)
+        self.looked = threading.Event()
+        self.ended = threading.Semaphore(0)
+        self.claimed = False
+
+    def send(self, request):
+        found = super().send(request)
+        if "/0/" in request.key and isinstance(request, Put):
+            self.written.wait(30)
+        elif request.key.endswith("/claim") and not self.claimed:
+            self.claimed = True
+            assert all(self.ended.acquire(timeout=30) for _ in range(self.threads - 1))
+        elif not request.key.endswith("/manifest"):
+            assert self.looked.wait(30)
+        return found
+
+
+def test_members_that_end_at_once_in_one_process():
+    """Of a hundred threads, one looks at each node and one claims: each part is read once at most, and all go home."""
+    size = 100
+    world = World(size)
+    world.store = world.chords.store = store = AtOnce(size)
+    world.ticket = world.chords.open("g", world.manifest)
+    store.requests.clear()
+    memory = world.chords._memory.get()
+    begin, begun = memory.begin, []
+
+    def counted(name):
+        mine = begin(name)
+        begun.append(name)
+        if len(begun) == size:
+            store.looked.set()
+        return mine
+
+    memory.begin = counted
+
+    def member(index):
+        world.finish(index)
+        store.ended.release()
+
+    threads = [threading.Thread(target=member, args=(index,)) for index in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert world.sent == [values(size)]
+    put, read = ([key for verb, key in store.requests if verb == one] for one in ("PUT", "GET"))
+    assert len([key for key in put if key.endswith("/claim")]) == 2
+    assert len(put) == size + 4 + 2
+    assert len([key for key in read if "/0/" in key]) <= size
+    assert len(read) <= size + 20
+
+
+def test_who_comes_while_another_one_looks():
+    """Whoever leaves a node to another thread is seen by that one's next look, which begins after it has come."""
+    world = World(2)
+    first, last = (world.chords.deliver(world.ticket, f"t{index}", index, b"v") for index in (0, 1))
+    read = Tree.read_node
+    looks = []
+
+    def looked(tree, *args):
+        looks.append(read(tree, *args))
+        if len(looks) == 1:
+            assert last.climb() is None
+            return None  # as if it had been asked for before it was there
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tree, "read_node", looked)
+        assert first.climb() is not None
+    assert len(looks) == 2
+
+
+def test_an_error_leaves_a_node_to_the_others():
+    """Who could not look is not looking any more: the next one does."""
+    world = World(2)
+    delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
+    world.store.faults.append(Fault(AccessDenied("", "get"), verb="GET"))
+    with pytest.raises(AccessDenied):
+        delivery.climb()
+    world.finish(1)
+    assert world.sent == [values(2)]
+
+
 def test_memory_is_bounded_by_bytes():
     """What a process remembers is bounded; what it had to forget it reads again."""
     memory = Memory(limit=10_000)
@@ -369,16 +455,18 @@ def test_a_chord_applied_anew_is_not_taken_for_the_old_one():
 def test_the_lease_of_a_claim_is_that_of_its_owner():
     """Whoever has a shorter lease waits for the owner's: its settings decided how long sending may take."""
     world = World(1)
-    owner, other = world.chords.claim("g", 0), world.another()
+    owner, other = world.chords.claim("g"), world.another()
     owner.lease = 200
     assert owner.acquire() is None
     other.lease = 10
     world.now += 100
     world.chords = other
     world.finish(0)
+    assert not other.follow(world.ticket, world.act)
     assert world.sent == []
-    ((seconds, _),) = world.timers
-    assert seconds > 100
+    world.now += 101
+    assert other.follow(world.ticket, world.act)
+    assert world.sent == [["v0"]]
 
 
 def test_tasks_added_one_after_another():
@@ -401,9 +489,9 @@ def test_large_values_are_read_at_the_same_time():
     large = b"x" * (INLINE_BYTES * 2)
     for index in range(40):
         complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
-    assert world.chords.claim("g", 0).acquire() is None
+    assert world.chords.claim("g").acquire() is None
     before = world.requests("GET")
-    world.chords.decide(world.ticket, *complete, world.act, since=world.now)
+    assert not world.chords.decide(world.ticket, *complete, world.act)
     assert world.sent == []
     assert world.requests("GET") == before + 2
 
@@ -428,12 +516,12 @@ def test_shape(size):
 def test_owner_that_finds_the_parts_gone_decides():
     """Whoever takes over after a slow owner has cleaned up leaves no undecided claim behind."""
     world = World(1)
-    slow = world.chords.claim("g", 0)
+    slow = world.chords.claim("g")
     delivery = world.chords.deliver(world.ticket, "t0", 0, b"v0")
     tree, _ = delivery.climb()
     assert slow.acquire() is None
     world.store.delete_many([tree.key(0, 0)])
     world.now += 100
-    world.chords.decide(world.ticket, tree, [None], world.act)
+    world.chords.decide(world.ticket, tree, [None], world.act, mending=True)
     assert world.sent == []
-    assert world.chords.claim("g", 0).read().decided
+    assert world.chords.claim("g").read().decided

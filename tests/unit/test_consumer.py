@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from celery.signals import worker_ready, worker_shutdown
+from celery.signals import task_received, worker_ready, worker_shutdown
 
 from celery_s3.backends import consumer as module
 from celery_s3.backends.consumer import ANSWERED_IN, Consumer
@@ -37,8 +37,15 @@ class Members:
     def __init__(self):
         self.gone_on = []
 
-    def go_on(self, request, pid):
-        self.gone_on.append((request, pid))
+    def lost(self, request):
+        self.gone_on.append(request)
+
+
+class SimpleRequest:
+    """A task's request, as Celery's signal has it."""
+
+    def __init__(self, id):
+        self.id = id
 
 
 @pytest.fixture
@@ -55,9 +62,9 @@ def make():
 
 
 @pytest.fixture
-def lost(monkeypatch):
-    """Celery asks after a lost task."""
-    monkeypatch.setattr(module, "lost_request", lambda: ("request", 4711))
+def lost():
+    """A request that the worker has received."""
+    return SimpleRequest("a")
 
 
 def test_any_other_thread_writes_by_itself(make):
@@ -129,15 +136,26 @@ def test_any_other_question(make):
 def test_a_lost_task_that_had_succeeded(make, lost):
     """Its value is not read, and its chord is gone on with by another thread."""
     consumer = make("SUCCESS")
+    task_received.send(sender="here", request=lost)
     assert consumer.meta("a") == {"status": "SUCCESS", "result": None}
     assert consumer.outbox.flush(5) == []
-    assert consumer._members.gone_on == [("request", 4711)]
+    assert consumer._members.gone_on == [lost]
+
+
+def test_requests_are_not_kept(make, lost):
+    """What the worker has done with is forgotten."""
+    consumer = make()
+    task_received.send(sender="here", request=SimpleRequest("b"))
+    assert list(consumer._at_work) == []
+    task_received.send(sender="here", request=lost)
+    assert list(consumer._at_work) == ["a"]
 
 
 @pytest.mark.parametrize("state", [None, "STARTED", ResultNotRead("away", "a")])
 def test_a_lost_task_that_had_not(make, lost, state):
     """It counts as not finished, also where nobody can tell: it fails, which is stored where no SUCCESS stands."""
     consumer = make(state)
+    task_received.send(sender="here", request=lost)
     assert consumer.meta("a")["status"] in ("PENDING", "STARTED")
     assert consumer._members.gone_on == []
     assert 0 < consumer._reader.seconds[0] <= ANSWERED_IN

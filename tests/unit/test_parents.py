@@ -2,6 +2,7 @@
 
 import pytest
 from celery import Celery, states
+from celery.exceptions import ChordError
 from celery.result import AsyncResult, GroupResult
 
 from celery_s3.celery_private import who_asks
@@ -13,8 +14,11 @@ PENDING = {"status": "PENDING", "result": None}
 class Backend:
     """As much of a backend as ``AsyncResult.get()`` needs; ``looks`` parallel reads so far."""
 
+    READY_STATES = states.READY_STATES
+
     def __init__(self, ready=(), limit=32):
         self.ready = dict.fromkeys(ready, "SUCCESS") if not isinstance(ready, dict) else ready
+        self.errors = {}
         self.looks = []
         self.direct = []
         self.now = 0.0
@@ -22,14 +26,19 @@ class Backend:
 
     def fetch(self, ids):
         self.looks.append(list(ids))
-        return ((id, {"status": self.ready[id], "result": None} if id in self.ready else None) for id in ids)
+        found = {id: {"status": state, "result": None} for id, state in self.ready.items()}
+        found |= {id: self.failure(id) for id in self.errors}
+        return ((id, found.get(id)) for id in self.looks[-1])
 
     def get_task_meta(self, task_id, cache=True):
         check = who_asks()
         if check is not None:
             return self.parents.meta(*check, task_id)
         self.direct.append(task_id)
-        return dict(PENDING)
+        return self.failure(task_id) if task_id in self.errors else dict(PENDING)
+
+    def failure(self, task_id):
+        return {"status": "FAILURE", "result": self.errors[task_id]}
 
     def meta_from_decoded(self, meta):
         return meta
@@ -45,6 +54,9 @@ class Backend:
         with self.parents.waiting(result.id, None):
             for _ in range(3):
                 on_interval()
+            if result.id in self.errors:
+                self.parents.failed(self.failure(result.id), on_interval)
+                raise self.errors[result.id]
         return "waited"
 
 
@@ -122,3 +134,64 @@ def test_other_questions_are_answered_plainly(app):
     assert result.parent.state == "PENDING"
     assert backend.direct == ["a"]
     assert backend.looks == []
+
+
+# -- whose error is raised when a chord has failed
+
+
+@pytest.fixture
+def failed_chord(app):
+    """A backend, and ``body(*behind)``: of a chord whose member m3 has failed, or what is behind it in a chain."""
+    backend = Backend()
+    chord_error = ChordError("Dependency m3 raised KeyError('gone')")
+    backend.errors = {"m3": KeyError("gone"), "body": chord_error, "tail": chord_error}
+
+    def of(*behind):
+        members = [AsyncResult(f"m{index}", backend=backend, app=app) for index in range(50)]
+        result = GroupResult("g", [GroupResult("inner", members[:10], app=app), *members[10:]], app=app)
+        for id in ("body", *behind):
+            result = AsyncResult(id, backend=backend, app=app, parent=result)
+        return result
+
+    return backend, of
+
+
+@pytest.mark.parametrize("behind", [(), ("tail",)])
+def test_own_error_of_the_member(failed_chord, behind):
+    """Who waits for a chord's body gets the error of the member that it names, which alone is read, once."""
+    backend, body = failed_chord
+    with pytest.raises(KeyError, match="gone"):
+        body(*behind).get()
+    asked = [id for look in backend.looks for id in look] + backend.direct
+    assert [id for id in asked if id.startswith("m")] == ["m3"]
+
+
+def test_own_error_again(failed_chord):
+    """The second get() of a result that is known by now raises the same, as the first one after ready()."""
+    _, body = failed_chord
+    result = body()
+    assert result.ready()
+    for _ in range(2):
+        with pytest.raises(KeyError, match="gone"):
+            result.get()
+
+
+@pytest.mark.parametrize("how", [{"follow_parents": False}, {"follow_parents": True, "on_interval": lambda: None}])
+def test_members_that_are_gone(failed_chord, how):
+    """The body's own error is raised where parents are not followed, or the member's result is not there."""
+    backend, body = failed_chord
+    if how["follow_parents"]:
+        del backend.errors["m3"]
+    with pytest.raises(ChordError, match="m3"):
+        body("tail").get(**how)
+    asked = [id for look in backend.looks for id in look] + backend.direct
+    assert [id for id in asked if id.startswith("m")] == ["m3"] * how["follow_parents"]
+
+
+def test_a_group_behind_a_failed_chord(app, failed_chord):
+    """Who waits for a group behind a failed chord gets the member's error, too."""
+    _, body = failed_chord
+    backend = failed_chord[0]
+    group = GroupResult("h", [AsyncResult("x", backend=backend, app=app)], parent=body(), app=app)
+    with pytest.raises(KeyError, match="gone"):
+        backend.parents.watching(group, None)()

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from celery import states
-from celery.signals import worker_ready, worker_shutdown
+from celery.signals import task_received, worker_ready, worker_shutdown
 
-from celery_s3.celery_private import asks_before_writing, current_task, lost_request
+from celery_s3.celery_private import asks_before_writing, current_task
 from celery_s3.chords.members import Members
 from celery_s3.errors import CeleryS3Error
 from celery_s3.outbox import Outbox
@@ -54,8 +55,11 @@ class Consumer:
         self._members = members
         #: process and thread, where the worker's pool runs tasks in the same process
         self._thread: tuple[int, int] | None = None
+        #: the requests that this process has received and still has
+        self._at_work: WeakValueDictionary[str, Any] = WeakValueDictionary()
         # Celery before 5.7 tells bound methods apart by their function alone.
         name = f"celery-s3-consumer-{id(self)}"
+        task_received.connect(self._received, dispatch_uid=name)
         worker_ready.connect(self._worker_is_ready, dispatch_uid=name)
         worker_shutdown.connect(self._worker_ends, dispatch_uid=name)
 
@@ -80,11 +84,11 @@ class Consumer:
         """
         if asks_before_writing():  # where REVOKED and FAILURE may not be written, they are not: no need to look
             return pending()
-        lost = lost_request()
+        lost = self._at_work.get(task_id)
         with retried_until(time.monotonic() + ANSWERED_IN):
-            return self._reader.meta(task_id) if lost is None else self._of_lost_task(task_id, *lost)
+            return self._reader.meta(task_id) if lost is None else self._of_lost_task(task_id, lost)
 
-    def _of_lost_task(self, task_id: str, request: Any, pid: int | None) -> Meta:
+    def _of_lost_task(self, task_id: str, request: Any) -> Meta:
         """Celery 5.7 asks whether a task had stored its SUCCESS before its child was lost.
 
         The value is not read: nobody wants it here, and it may be of any size, or a stranger's.
@@ -95,14 +99,18 @@ class Consumer:
             logger.warning("A lost task counts as not finished, for its result cannot be read: %s", exc)
             return pending()
         if state == states.SUCCESS:
-            go_on = partial(self._members.go_on, request, pid)
+            go_on = partial(self._members.lost, request)
             self.outbox.put(task_id, f"the chord part of task {task_id}", go_on)
         return {**pending(), "status": state or states.PENDING}
 
     def close(self) -> None:
         """Listen to the worker's signals no more."""
+        task_received.disconnect(dispatch_uid=f"celery-s3-consumer-{id(self)}")
         worker_ready.disconnect(dispatch_uid=f"celery-s3-consumer-{id(self)}")
         worker_shutdown.disconnect(dispatch_uid=f"celery-s3-consumer-{id(self)}")
+
+    def _received(self, request: Any = None, **_: Any) -> None:
+        self._at_work[request.id] = request
 
     def _worker_is_ready(self, **_: Any) -> None:
         self._thread = os.getpid(), threading.get_ident()

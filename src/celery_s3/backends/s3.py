@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.canvas import Signature
-from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
+from celery.result import ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3.bucket import open_store
 from celery_s3.celery_private import ResultBackend, how_joined, who_asks
-from celery_s3.chords import Chords, Timer
+from celery_s3.chords import Chords
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
+from celery_s3.chords.mender import Mender
 from celery_s3.chords.mending import MemberResults, Mending
 from celery_s3.chords.producer import Producer
 from celery_s3.chords.repair import Repair
@@ -123,35 +124,35 @@ class S3Backend(ResultBackend):
         self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
 
     def _open_chords(self) -> None:
-        self._timer = Timer()
         self.chords = Chords(
             self.store,
             self.pool,
             self.layout.chords,
             lease=lease_for(self.app.conf),
-            later=self._timer,
             patience=self.settings.outage_patience,
             expires=self.terms.chords,
         )
         self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
-        self.chord_members = Members(self, self.chords, self.chord_sender)
+        self.mender = Mender(self.app, self.chords, self.reader.state)
+        self.chord_members = Members(self, self.chords, self.chord_sender, self.mender)
         self.mending = Mending(
             self.chords,
             self.chord_sender,
+            self.mender,
             MemberResults(self.results, self._decoder.decode, self.encode, self.layout.result_key),
             self.chord_producer.native,
+            trusted=self.settings.authenticated,
             mended=self.layout.mended,
             kept=self.terms.decided,
             dead=self.terms.chords,
         )
-        self.mending.start_with_worker()
 
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
         self.mending.close()
-        self._timer.close()
+        self.mender.close()
         self._opened.close()
 
     def as_uri(self, include_password: bool = False) -> str:
@@ -316,13 +317,6 @@ class S3Backend(ResultBackend):
 
     # -- waiting
 
-    def wait_for_pending(
-        self, result: AsyncResult, *args: Any, on_interval: Callable[[], object] | None = None, **kwargs: Any
-    ) -> Any:
-        """Wait for a result; if it is a chord's body, look now and then whether the chord is stuck, and mend it."""
-        watching = self.mending.watching(result, on_interval)
-        return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
-
     def wait_for(
         self,
         task_id: str,
@@ -435,8 +429,7 @@ class S3Backend(ResultBackend):
         # Commands, beat and the daily cleanup use it: it would cost the start of every worker 20 ms.
         from celery_s3.expiry.service import Expiry
 
-        repairs, native = self.mending.repairs, self.chord_producer.native
-        return Expiry(self._opened, self.settings, self.layout, self.terms, repairs, native)
+        return Expiry(self._opened, self.settings, self.layout, self.terms, self.mending.repairs)
 
     @cached_property
     def supports_autoexpire(self) -> bool:
@@ -455,5 +448,6 @@ class S3Backend(ResultBackend):
         return self.expiry.sweep(dry_run=dry_run, thorough=thorough)
 
     def cleanup(self) -> None:
-        """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired."""
-        self.expiry.cleanup()
+        """What Celery's daily task `celery.backend_cleanup` does: delete what has expired; or what its message asks."""
+        if not self.mending.asked():
+            self.expiry.cleanup()

@@ -17,18 +17,27 @@ from .ticket import TICKET
 
 __all__ = ["body_in", "first_ids", "last_tasks", "size_hint", "without_ticket"]
 
+#: Serializers whose decoding runs nothing, whoever made what is decoded.
+HARMLESS = frozenset({"json", "yaml", "msgpack", "typed+json"})
 #: Bytes of a body's message that some broker may refuse.
 LARGE_MESSAGE = 32 * 1024
 
 
-def body_in(manifest: Manifest, app: Any) -> Signature:
-    """The body's signature, for who has none of the chord's tasks at hand.
+def body_in(manifest: Manifest, app: Any, *, trusted: bool) -> Signature:
+    """The body's signature, for who has none of the chord's tasks at hand; decoded by the app's `task_serializer`.
+
+    Arguments:
+        trusted: who wrote the manifest has the keys; anybody who may write to the bucket may have, where it is not.
 
     Raises:
-        Whatever kombu raises for a serializer that `accept_content` does not allow, or for garbage.
+        ValueError: it would be unpickled, and is not trusted.
+        Whatever kombu raises for garbage.
     """
-    accept = prepare_accept_content(app.conf.accept_content)
-    body = loads(manifest.body, content_type=manifest.serializer, content_encoding="utf-8", accept=accept)
+    serializer = app.conf.task_serializer
+    if serializer.removeprefix("s3+") not in HARMLESS and not trusted:
+        raise ValueError(f"{serializer} may run what it decodes, and the manifest is not sealed: set `seal_keys`")
+    (content_type,) = prepare_accept_content([serializer])
+    body = loads(manifest.body, content_type=content_type, content_encoding="utf-8", accept={content_type})
     return maybe_signature(body, app=app)
 
 
@@ -47,7 +56,8 @@ def first_ids(body: Signature) -> Iterator[str]:
     elif is_chain(body):
         yield from first_ids(body.tasks[0])
     elif isinstance(body, chord):
-        yield from first_ids(body.tasks)
+        for task in body.tasks.tasks if isinstance(body.tasks, group) else body.tasks:
+            yield from first_ids(task)
     elif body.id:
         yield body.id
 

@@ -12,7 +12,6 @@ lease may be taken over. A decided claim stays as a tombstone, so that a late du
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from celery_s3.store.deadline import retried_until
 
 from .parts import parse
 
-__all__ = ["PUBLISHING", "SHORTEST_LEASE", "Claim", "Held", "State", "is_of_process", "lease_for"]
+__all__ = ["PUBLISHING", "SHORTEST_LEASE", "Claim", "Held", "State", "lease_for"]
 
 #: Seconds.
 SHORTEST_LEASE = 30.0
@@ -36,12 +35,6 @@ PUBLISHING = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.2, "in
 TRIES = 4
 State = Literal["claimed", "sent", "failed"]
 DECIDED: frozenset[State] = frozenset({"sent", "failed"})
-#: The same in all processes that are forked from this one, and in no others: a pid alone is not unique.
-_FAMILY = uuid4().hex[:12]
-
-
-def _name_of_process(pid: int) -> str:
-    return f"{_FAMILY}.{pid}."
 
 
 def lease_for(conf: Any) -> float:
@@ -73,19 +66,13 @@ class Held:
         return self.state in DECIDED
 
 
-def is_of_process(held: Held, pid: int) -> bool:
-    """Whether a child of this process with that pid, or this process itself, wrote it."""
-    return held.owner.startswith(_name_of_process(pid))
-
-
 class Claim:
-    """The claim of one run of a chord, as one party sees it.
+    """The claim of a chord, as one party sees it.
 
     Arguments:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
-        owner: the name of this party; by default a new one that begins with this process's pid, by which its parent
-            tells whether a child that has died owned the claim (:func:`is_of_process`).
+        owner: the name of this party; by default a new one.
         clock: seconds that pass here.
     """
 
@@ -103,7 +90,7 @@ class Claim:
         self.lease = lease
         self._nonce = nonce or (lambda: uuid4().hex)
         self._clock = clock
-        self.owner = owner or _name_of_process(os.getpid()) + self._nonce()
+        self.owner = owner or self._nonce()
         self._etag = ""
         self._asked = 0.0
 

@@ -13,7 +13,7 @@ from celery_s3.store.api import Store
 from celery_s3.store.deadline import patience, patient
 from celery_s3.store.parallel import Pool
 
-from .claim import Claim, Held, is_of_process
+from .claim import Claim, Held
 from .manifest import Manifest
 from .parts import Leaves
 from .ticket import Ticket
@@ -45,11 +45,11 @@ class Service(Protocol):
     clock: Callable[[], float]
     sleep: Callable[[float], None]
 
-    def claim(self, group: str, run: int) -> Claim:
-        """The claim of a chord's run, for this party."""
+    def claim(self, group: str) -> Claim:
+        """The claim of a chord, for this party."""
 
-    def manifest(self, ticket: Ticket) -> Manifest | None:
-        """The manifest of a chord, ``None`` where it is of another run by now; raises ObjectMissing."""
+    def manifest(self, ticket: Ticket) -> Manifest:
+        """The manifest of a chord; raises ObjectMissing."""
 
     def opened(self, ticket: Ticket) -> datetime:
         """When the chord was applied, on the server's clock."""
@@ -57,16 +57,12 @@ class Service(Protocol):
     def now(self, ticket: Ticket) -> datetime:
         """The time on the server's clock."""
 
-    def look_again(self, seconds: float, ticket: Ticket, act: Act, give_up: GiveUp | None) -> None:
-        """Decide later, if nobody has until then."""
-
 
 class Decision:
     """A decision, which can be gone on with after any error: what this party has done it does not do again.
 
     Arguments:
-        since: a time on the chords' clock at which the chord was not complete; ``None``: not known.
-        lost: the pid of a child that has died: its claim need not expire to be taken over.
+        mending: an expired claim is taken over, for which the server is asked for its time.
         give_up: fails the body where the chord cannot be decided; without it, it is left as it is.
     """
 
@@ -78,8 +74,7 @@ class Decision:
         leaves: Leaves,
         act: Act,
         *,
-        since: float | None = None,
-        lost: int | None = None,
+        mending: bool = False,
         give_up: GiveUp | None = None,
     ) -> None:
         self._chords = chords
@@ -87,25 +82,34 @@ class Decision:
         self._tree = tree
         self._leaves = leaves
         self._act = act
-        self._since = since
-        self._lost = lost
+        self._mending = mending
         self._give_up = give_up
-        self._claim = chords.claim(ticket.group, ticket.run)
+        self._claim = chords.claim(ticket.group)
         self._missing: ObjectMissing | None = None
         self._perhaps_sent = False
         self._outcome: Outcome | None = None
+        self._settled = False
 
-    def go(self) -> None:
+    def go(self) -> bool:
         """Do what is left to do; nothing where that is somebody else's.
+
+        Returns:
+            Whether the chord is decided, or about to be in another thread; ``False``: it is another process's, which
+            may have died.
 
         Raises:
             BodyNotSent: the broker is away, and patience has come to its end; nothing was sent.
             StoreError: or whatever else keeps this process from deciding; the chord does not fail of it.
         """
-        if self._outcome is None:
-            self._outcome = self._decide()
-        if self._outcome is not None:
-            self._mark(self._outcome)
+        with self._tree.memory.alone(self._tree.name) as alone:
+            if not alone:  # another thread of this process has seen the same, and sees to it
+                return True
+            if self._outcome is None:
+                self._outcome = self._decide()
+            if self._outcome is not None:
+                self._mark(self._outcome)
+                self._settled = True
+            return self._settled
 
     # -- owning
 
@@ -134,16 +138,9 @@ class Decision:
             return None
 
     def _take_over(self, held: Held) -> bool:
-        if held.decided:
+        self._settled = held.decided
+        if held.decided or not self._mending or self._claim.remaining(held, self._chords.now(self._ticket)) > 0:
             return False
-        if not (self._lost is not None and is_of_process(held, self._lost)):
-            # A claim is younger than the last part: mostly, that spares asking the server for the time.
-            young = self._since is not None and self._chords.clock() - self._since < held.lease
-            remaining = held.lease if young else self._claim.remaining(held, self._chords.now(self._ticket))
-            if remaining > 0:
-                # Its owner may have died: otherwise this would be the last party ever to look.
-                self._chords.look_again(remaining + 1, self._ticket, self._act, self._give_up)
-                return False
         self._perhaps_sent = True
         return self._claim.take_over(held)
 

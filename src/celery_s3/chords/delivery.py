@@ -17,9 +17,6 @@ class Delivery:
 
     Attributes:
         ticket: of its chord.
-        since: when the part was not there yet, on the clock of its :class:`~celery_s3.chords.service.Chords`;
-            ``None`` where it was before.
-        lost: the pid of the child that has delivered it and died.
         size: bytes of the part, 0 where another process has written it.
     """
 
@@ -30,12 +27,8 @@ class Delivery:
         slot: int,
         own: bytes | None,
         foreseen: Parts | None = None,
-        since: float | None = None,
-        lost: int | None = None,
     ) -> None:
         self.ticket = ticket
-        self.since = since
-        self.lost = lost
         self.size = len(own or b"")
         self._tree = tree
         self._slot = slot
@@ -62,13 +55,19 @@ class Delivery:
             self._climb()
         return None if self._leaves is None else (self._tree, self._leaves)
 
-    def go_on(self, chords: Service, act: Act, give_up: GiveUp) -> None:
-        """Go up, and decide if this completed the root; may be called again where it raises."""
+    def completes_its_node(self) -> bool:
+        """Whether somebody has to go up; for who does not, as that may take all values into memory."""
+        return self._tree.read_node(0, self._slot, self._own, self._foreseen) is not None
+
+    def go_on(self, chords: Service, act: Act, give_up: GiveUp) -> bool:
+        """Go up, and decide if this completed the root; may be called again where it raises.
+
+        Returns:
+            Whether nothing is left to do; ``False``: the chord is complete, and claimed by somebody else.
+        """
         if self._decision is None and (complete := self.climb()) is not None:
-            since, lost = self.since, self.lost
-            self._decision = Decision(chords, self.ticket, *complete, act, since=since, lost=lost, give_up=give_up)
-        if self._decision is not None:
-            self._decision.go()
+            self._decision = Decision(chords, self.ticket, *complete, act, give_up=give_up)
+        return self._decision is None or self._decision.go()
 
     def _climb(self) -> None:
         self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)

@@ -22,20 +22,16 @@ class Manifest:
     """One chord.
 
     Attributes:
-        run: how often the same frozen chord was applied before.
         ids: the task ids of the leaves of the header, in order.
         nesting: ``None`` where the values are a plain list.
-        body: the body's signature, serialised.
-        serializer: the content type of ``body``.
+        body: the body's signature in the app's `task_serializer`.
         root: the root of the task that applied the chord, which its header inherits; ``None`` where none did.
-        nonce: tells this application from any other one of the same frozen chord.
+        nonce: tells this chord from an earlier one with the same group id, of which nothing is left in the bucket.
     """
 
-    run: int
     ids: tuple[str, ...]
     nesting: list[Nesting] | None
     body: bytes
-    serializer: str
     root: str | None = None
     nonce: str = ""
 
@@ -46,7 +42,7 @@ class Manifest:
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
-        names = ("run", "ids", "nesting", "serializer", "root", "nonce")
+        names = ("ids", "nesting", "root", "nonce")
         head = {name: getattr(self, name) for name in names}
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.body
 
@@ -59,14 +55,14 @@ class Manifest:
         """
         line, _, body = text.partition(b"\n")
         head = parse(line)
-        if not (isinstance(head, dict) and isinstance(head.get("ids"), list) and type(head.get("run")) is int):
-            raise ValueError("a manifest begins with run, ids, nesting and serializer")
+        if not isinstance(head, dict) or not isinstance(head.get("ids"), list):
+            raise ValueError("a manifest begins with ids and nesting")  # noqa: TRY004 (its content is wrong)
         ids, nesting, root = tuple(head["ids"]), head.get("nesting"), head.get("root")
         nonce = head.get("nonce", "")
-        strings = (head.get("serializer"), "" if root is None else root, nonce, *ids)
+        strings = ("" if root is None else root, nonce, *ids)
         if not (all(ids) and ids and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
-            raise ValueError("the manifest's ids, nesting or serializer are none")
-        return cls(head["run"], ids, nesting, body, head["serializer"], root, nonce)
+            raise ValueError("the manifest's ids or nesting are none")
+        return cls(ids, nesting, body, root, nonce)
 
 
 def _nests(nesting: Any, size: int, depth: int = 100) -> bool:

@@ -15,12 +15,14 @@ from celery.result import ResultBase
 from celery_s3.celery_private import current_task
 from celery_s3.codec.chunks import LARGE
 from celery_s3.errors import ObjectMissing, ResultNotStored, StoreError, Untrusted
+from celery_s3.processes import prefork_parent
 from celery_s3.store.deadline import patient
 
 from .decision import GiveUp
 from .delivery import Delivery
 from .host import Host
 from .manifest import leaf_ids
+from .mender import Left, Mender, mark_of
 from .sender import Sender
 from .service import Chords
 from .ticket import TICKET, Ticket
@@ -38,12 +40,14 @@ class Members:
     Arguments:
         host: encodes their values.
         sender: decides, for the member that completes the tree.
+        mender: takes what is left undecided.
     """
 
-    def __init__(self, host: Host, chords: Chords, sender: Sender) -> None:
+    def __init__(self, host: Host, chords: Chords, sender: Sender, mender: Mender) -> None:
         self._host = host
         self._chords = chords
         self._sender = sender
+        self._mender = mender
         # Celery stores a task's result and returns its part in one thread, one right after the other.
         self._latest = threading.local()
 
@@ -98,7 +102,7 @@ class Members:
         except Exception:
             if not stored:
                 # Celery will not call on_chord_part_return, and this may have been the last part.
-                self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))
+                self._mender.leave(Left.of(request))
                 raise
             # A time limit struck between the end of the task and this: too late to change what it has come to.
         return stored[0]
@@ -109,56 +113,66 @@ class Members:
         Raises:
             ResultNotStored: the part was not delivered before, as that of a task without a result, and cannot be now.
         """
+        mark = mark_of(request)
+        if isinstance(mark, dict) and state != states.SUCCESS:
+            # a child that was lost, or ran out of time, while it mended
+            self._mender.leave(Left.of(request, tries=mark["tries"], member=mark["member"]))
+            return
         task_id, delivery = getattr(self._latest, "delivery", ("", None))
         if task_id != request.id:
             delivery = self._deliver(request, result, state)
         self._latest.delivery = ("", None)
         if delivery is None:
             return
-        self._go_up(delivery, request.chord)
+        self._go_up(delivery, request)
 
-    def go_on(self, request: Any, lost: int | None) -> None:
-        """Go on with a chord whose member was lost after it had stored its SUCCESS.
+    def lost(self, request: Any) -> None:
+        """Go on with the chord of a member that was lost after it had stored its SUCCESS.
 
         Celery 5.7 acknowledges such a task without calling `on_chord_part_return`.
-
-        Arguments:
-            lost: the pid of the child that ran it.
         """
         ticket = Ticket.of(request)
         if ticket is None:
             return
 
-        def step() -> None:
-            delivery = self._chords.delivered(ticket, request.id, _index(request), lost)
-            if delivery is not None:
-                self._go_up(delivery, request.chord)
+        def step() -> bool:
+            delivery = self._chords.delivered(ticket, request.id, _index(request))
+            return delivery is None or self._hand_on(delivery, request)
 
-        self._chords.pursue(ticket.group, step, self._give_up(request.chord))
+        self._mender.pursue(Left.of(request), step, self._give_up(request.chord))
 
     # -- steps
 
     def _deliver(self, request: Any, result: Any, state: str) -> Delivery | None:
         ticket = Ticket.of(request)
-        if ticket is None or not request.id:
+        if ticket is None or not request.id or mark_of(request) is not None:
             return None
+        failed = state in states.PROPAGATE_STATES
         payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
         payload = payload.encode() if isinstance(payload, str) else payload
         try:
             with patient(self._chords.patience):
-                return self._chords.deliver(ticket, request.id, _index(request), payload)
+                return self._chords.deliver(ticket, request.id, _index(request), payload, failed=failed)
         except (Untrusted, ObjectMissing) as exc:
             # of the manifest: nobody can tell this member's slot
-            self._chords.pursue(ticket.group, partial(self._give_up(request.chord), exc))
+            self._give_up(request.chord)(exc)
             return None
         except StoreError as exc:
             what = f"{state} of task {request.id} was not delivered to its chord {ticket.group}: {exc}"
             raise ResultNotStored(what, request.id, state) from exc
 
-    def _go_up(self, delivery: Delivery, body: Any) -> None:
-        give_up = self._give_up(body)
-        step = partial(delivery.go_on, self._chords, partial(self._sender.decide, body), give_up)
-        self._chords.pursue(delivery.ticket.group, step, give_up)
+    def _go_up(self, delivery: Delivery, request: Any) -> None:
+        give_up = self._give_up(request.chord)
+        if prefork_parent():  # what a join takes would be this process's for ever, and its children's
+            step = partial(self._hand_on, delivery, request)
+        else:
+            step = partial(delivery.go_on, self._chords, partial(self._sender.decide, request.chord), give_up)
+        self._mender.pursue(Left.of(request), step, give_up)
+
+    def _hand_on(self, delivery: Delivery, request: Any) -> bool:
+        if delivery.completes_its_node():
+            self._mender.hand_on(Left.of(request))
+        return True
 
     def _give_up(self, body: Any) -> GiveUp:
         return partial(self._sender.give_up, body)

@@ -1,8 +1,9 @@
 """What the objects of a chord's tree hold, as bytes: a line of JSON, then what it speaks of.
 
-A *part* is a member's: the ids of the tasks that it added to the chord, then its payload. A *summary* is that of a
-complete node: the length of each part (``null``: not carried along), then those parts. What is too large to be carried
-along stays in its own object until the body is sent; until then, its :class:`Line` stands for it.
+A *part* is a member's: the ids of the tasks that it added to the chord, and whether it failed, then its payload. A
+*summary* is that of a complete node: the length of each part (``null``: not carried along), then those parts. What is
+too large to be carried along stays in its own object until the body is sent; until then, its :class:`Line` stands for
+it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = [
     "UNREADABLE",
     "Leaves",
     "Line",
+    "is_failure",
     "line_of",
     "pack_part",
     "pack_summary",
@@ -57,13 +59,19 @@ def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def pack_part(added: Sequence[str], payload: bytes) -> bytes:
+def pack_part(added: Sequence[str], payload: bytes, *, failed: bool = False) -> bytes:
     """A member's part.
 
     Arguments:
         added: the ids of the tasks that the member has added to the chord.
+        failed: the payload is a failure, with which the chord fails: :func:`is_failure` tells without decoding it.
     """
-    return _dumps(list(added)) + payload
+    return _dumps({"failed": list(added)} if failed else list(added)) + payload
+
+
+def is_failure(part: bytes) -> bool:
+    """Whether a part says that its member has failed, or cannot be trusted."""
+    return part.startswith(b'{"failed":')
 
 
 def unpack_part(part: bytes) -> tuple[list[str], bytes]:
@@ -73,7 +81,8 @@ def unpack_part(part: bytes) -> tuple[list[str], bytes]:
         ValueError: it is none.
     """
     line, end, payload = part.partition(b"\n")
-    ids = parse(line)
+    head = parse(line)
+    ids = head.get("failed") if isinstance(head, dict) else head
     if not (end and isinstance(ids, list) and all(isinstance(id, str) and id for id in ids)):
         raise ValueError("a part begins with a list of task ids")
     return ids, payload
@@ -86,7 +95,7 @@ def line_of(part: bytes) -> Line:
 
 def unreadable(error: Untrusted) -> bytes:
     """The part that stands for one which cannot be trusted."""
-    return pack_part((), UNREADABLE + str(error).encode())
+    return pack_part((), UNREADABLE + str(error).encode(), failed=True)
 
 
 def pack_summary(leaves: Sequence[bytes | None]) -> bytes:

@@ -11,12 +11,16 @@ from celery.result import ResultBase
 from kombu.serialization import dumps
 
 from celery_s3.celery_private import NUMBERS_HEADERS
+from celery_s3.errors import PreconditionFailed
+from celery_s3.printable import get_logger
 
 from .manifest import Manifest, leaf_ids, nesting
 from .service import Chords
 from .ticket import TICKET
 
 __all__ = ["Producer"]
+
+logger = get_logger(__name__)
 
 
 class Producer:
@@ -41,7 +45,7 @@ class Producer:
         """Write the manifest and put the ticket into the body's options, which Celery copies into every header task.
 
         Returns:
-            Whether the chord is run natively, so that there is nothing else to prepare.
+            Whether there is nothing else to prepare: the chord is run natively, or was decided before.
 
         Raises:
             StoreError: nothing may be published then.
@@ -52,19 +56,35 @@ class Producer:
         body.options.pop(TICKET, None)
         # Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.
         numbered = NUMBERS_HEADERS or body.options.get("group_index") is None
-        ticket = self._chords.open(group_id, self._manifest(list(header), body), numbered=numbered)
+        extra = {"s3_group": group_id}
+        try:
+            ticket = self._chords.open(group_id, self._manifest(list(header), body), numbered=numbered)
+        except PreconditionFailed:
+            logger.warning(
+                "The group id of chord %s is that of an earlier one with other tasks: `celery.chord_unlock` joins this"
+                " one. Leave its `task_id` to Celery.",
+                group_id,
+                extra=extra,
+            )
+            body.options[TICKET] = None
+            return False
+        if ticket is None:
+            logger.warning(
+                "Chord %s is applied again, and was decided before: its tasks run again, its body does not.",
+                group_id,
+                extra=extra,
+            )
+            return True
         body.options[TICKET] = ticket.dumps()
         return True
 
     def _manifest(self, header: list[ResultBase], body: Signature) -> Manifest:
-        content_type, _, signature = dumps(dict(body), serializer=self._app.conf.task_serializer)
+        _, _, signature = dumps(dict(body), serializer=self._app.conf.task_serializer)
         parent = self._app.current_worker_task
         return Manifest(
-            run=0,
             ids=leaf_ids(header),
             nesting=nesting(header),
             body=signature.encode() if isinstance(signature, str) else signature,
-            serializer=content_type,
             root=parent and (parent.request.root_id or parent.request.id),
             nonce=uuid4().hex[:12],
         )

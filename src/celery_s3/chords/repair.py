@@ -7,17 +7,19 @@ parties at once: every write is a create, and one of them gets the claim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 
-from celery_s3.errors import CeleryS3Error, ObjectMissing, Untrusted
+from celery_s3.errors import CeleryS3Error
 from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
-from .decision import Act
+from .decision import Act, GiveUp
 from .manifest import Manifest
 from .parts import pack_part
-from .survey import Chord, Folder, Run, Survey
+from .survey import Chord, Folder, Survey
+from .ticket import Ticket
 from .tree import FAN_IN, Tree
 
 __all__ = ["KEPT", "Repair"]
@@ -53,6 +55,7 @@ class Repair:
         self.owner = owner
         self.kept = kept
         self.dead = dead
+        self._needy = 0
 
     def repair(self, chord: Chord) -> Chord | None:
         """Do what is left to do; the chord as it is then, ``None`` where it is gone.
@@ -61,12 +64,35 @@ class Repair:
             CeleryS3Error: it is as far as it got; another attempt goes on from there.
         """
         if not chord.decided:
-            act = self.owner(chord.manifest)
-            tree = self.service.tree(chord.ticket)
-            self.service.pool.map(lambda slot: self._deliver(tree, chord, slot), chord.lost)
-            self._sum_up(tree, {*chord.parts, *((0, slot) for slot in chord.lost)})
-            self.service.follow(chord.ticket, act)
+            self._finish(chord, chord.ticket, self.owner(chord.manifest))
         return next(self.survey.chords([chord.group], settled=True), None)
+
+    def go_on(self, ticket: Ticket, act: Act, give_up: GiveUp, *, member: str = "") -> bool:
+        """Go on with the chord of a ticket, for who has its body.
+
+        Arguments:
+            member: a task that may have a result and no part.
+
+        Returns:
+            Whether nothing is left to do but by other members.
+
+        Raises:
+            ObjectMissing: there is no manifest.
+        """
+        self.service.manifest(ticket)
+        folder = next(self.survey.folders([ticket.group]), Folder(ticket.group))
+        chord = self.survey.read(folder)
+        if chord is None or chord.decided:
+            return True
+        watched = [slot for slot, id in enumerate(chord.manifest.ids) if id == member and (0, slot) not in chord.parts]
+        lost = self.survey.lost(chord, watched)
+        return self._finish(replace(chord, lost=lost), ticket, act, give_up) and len(lost) == len(watched)
+
+    def _finish(self, chord: Chord, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> bool:
+        tree = self.service.tree(ticket)
+        self.service.pool.map(lambda slot: self._deliver(tree, chord, slot), chord.lost)
+        self._sum_up(tree, {*chord.parts, *((0, slot) for slot in chord.lost)})
+        return self.service.follow(ticket, act, give_up)
 
     def _deliver(self, tree: Tree, chord: Chord, slot: int) -> None:
         payload = self.survey.final(chord.manifest.ids[slot], chord.started)
@@ -83,16 +109,22 @@ class Repair:
                     tree.climb(level, node.start, None)
                     parts.add((level + 1, above))
 
-    def mend(self, groups: Iterable[str]) -> None:
-        """Mend what needs it among these chords."""
-        for chord in self.survey.chords(groups):
-            self._mend(chord)
+    def run(self, *, mend: bool = True) -> None:
+        """Look at every chord and clean up, in one pass; what fails is logged and left to the next.
 
-    def run(self) -> None:
-        """Mend every chord that needs it and clean up, in one pass; what fails is logged and left to the next."""
-        for entries in self.remains(mend=True):
+        Arguments:
+            mend: mend each chord that needs it; else the log says how many do.
+        """
+        self._needy = 0
+        for entries in self.remains(mend=mend):
             # a frozen chord may be applied again between the listing and this: its new manifest stays
             self.service.store.delete_unchanged({entry.key: entry.etag for entry in entries})
+        if self._needy and not mend:
+            logger.warning(
+                "%s chords are stuck. Their bodies stand in the bucket alone, which nobody trusts without `seal_keys`:"
+                " see and mend them with `celery s3 chords --repair`.",
+                self._needy,
+            )
 
     def remains(self, *, mend: bool = False) -> Iterator[list[Entry]]:
         """What nobody needs any more: tombstones, parts left over, chords that will never end.
@@ -120,25 +152,23 @@ class Repair:
             chord = self.survey.read(folder)
             if chord is not None and not chord.decided:
                 chord = self.survey.examined(chord)
-            if chord is not None and mend:
-                self._mend(chord)
+            if chord is not None and chord.state in ("stuck", "complete"):
+                self._needy += chord.state == "stuck"
+                if mend:
+                    self._mend(chord)
         except CeleryS3Error:
             logger.exception("Chord %s could not be looked after", folder.group, extra={"s3_group": folder.group})
             return None
         return chord
 
     def _mend(self, chord: Chord) -> None:
-        if chord.state in ("stuck", "complete"):
-            after = self.repair(chord)
-            now = after.state if after else "gone"
-            logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
+        after = self.repair(chord)
+        now = after.state if after else "gone"
+        logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
 
     def _leftovers(self, folder: Folder, chord: Chord) -> list[Entry]:
-        """Parts that outlived the claim, and earlier runs of the same frozen chord."""
-        current = folder.runs.get(chord.manifest.run, Run())
-        left = [*current.parts.values(), *current.others] if chord.decided else []
-        earlier = (entry for n, run in folder.runs.items() if n < chord.manifest.run for entry in run.entries())
-        return left + [entry for entry in earlier if self._is_old(entry, self.kept)]
+        """Parts that outlived the claim."""
+        return [*folder.parts.values(), *folder.others] if chord.decided else []
 
     def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
         """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""
@@ -161,14 +191,8 @@ class Repair:
                 yield entries
 
     def _abandoned(self, folder: Folder) -> bool:
-        """Whether the run that was listed is still the current one: a frozen chord may be applied again just now."""
-        if folder.manifest is None:
-            return True
-        try:
-            current = Manifest.loads(self.service.store.get(folder.manifest.key).body).run
-        except (Untrusted, ObjectMissing, ValueError, LookupError):
-            return True
-        if current in folder.runs and folder.runs[current].claim is not None:
+        """Whether nothing has come since it was listed: the same frozen chord may be applied again just now."""
+        if folder.manifest is None or folder.claim is not None:
             return True
         again = next(self.survey.folders([folder.group]), Folder(folder.group))
         return self._outlived(again, self.dead)

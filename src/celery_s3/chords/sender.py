@@ -45,24 +45,30 @@ class Sender:
         self._host = host
         self._resend = resend
 
-    def decide(self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool) -> Ready:
+    def decide(
+        self, body: Any, parts: list[list[bytes]], manifest: Manifest, perhaps_sent: bool, *, look: bool = False
+    ) -> Ready:
         """Join the values; what then sends the body with them, or reports the first failure.
 
         Arguments:
             body: the body's signature.
             parts: per member its payload and those of the tasks that it added.
             perhaps_sent: an owner before this one may have sent the body already.
+            look: somebody else may have, long ago: what is in the bucket may have been put back there.
 
         Raises:
             What is trouble of this process, and no failure of the chord: see :data:`TROUBLE`.
         """
         callback = without_ticket(body, self._host.app)
-        if perhaps_sent and self._has_begun(callback):
+        if (perhaps_sent or look) and self._has_begun(callback):
             return lambda: "sent"
         try:
             if perhaps_sent and not self._resend:
                 raise ChordError("The body may have been sent before its sender died, and `chord_resend` is off")
-            values = arrange([[self._value(payload) for payload in part] for part in parts], manifest.nesting)
+            values = [[self._value(payload) for payload in part] for part in parts]
+            if len(values) < len(manifest.ids):
+                raise ChordError("A member's part says that it failed, and holds no failure")
+            values = arrange(values, manifest.nesting)
         except ChordError as exc:
             logger.exception("Chord body %r is not sent", callback, extra={"s3_task": callback.id})
             return partial(self.fail, callback, exc)
@@ -87,22 +93,25 @@ class Sender:
             return self.fail(callback, _chord_error(f"Callback error: {exc!r}{hint}", exc))
         return "sent"
 
-    def without_a_task(self, manifest: Manifest) -> Act:
+    def without_a_task(self, manifest: Manifest, *, trusted: bool) -> Act:
         """What the owner of the claim does who has none of the chord's tasks at hand: the manifest has the body.
+
+        Arguments:
+            trusted: who wrote the manifest has the keys.
 
         Raises:
             NotRepaired: this process cannot send it; the chord must not fail for that.
         """
         app = self._host.app
         try:
-            body = body_in(manifest, app)
+            body = body_in(manifest, app, trusted=trusted)
             with app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0)
         except Exception as exc:
             raise NotRepaired(f"the body cannot be read or sent from here: {exc!r}") from exc
 
         def act(parts: list[list[bytes]], current: Manifest, perhaps_sent: bool) -> Ready:
-            ready = self.decide(body, parts, current, perhaps_sent)
+            ready = self.decide(body, parts, current, perhaps_sent, look=True)
 
             def as_member() -> Outcome:
                 # The body's parent is the chord's last member, as if that one sent it. Any task serves to say so.

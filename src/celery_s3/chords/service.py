@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from uuid import uuid4
 
-from celery_s3.errors import BodyNotSent, Garbled, ObjectMissing, PreconditionFailed, Untrusted
-from celery_s3.interruptions import INTERRUPTIONS
+from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed
 from celery_s3.keys import chord_folder
 from celery_s3.printable import get_logger
-from celery_s3.processes import Remembered
-from celery_s3.store.api import CREATE, Match, Object, Store
-from celery_s3.store.deadline import patient
+from celery_s3.processes import PerProcess, Remembered
+from celery_s3.store.api import CREATE, Object, Store
 from celery_s3.store.parallel import Pool
 
 from .claim import Claim
@@ -30,15 +26,9 @@ from .parts import Leaves, pack_part
 from .ticket import Ticket
 from .tree import Memory, Shape, Tree
 
-__all__ = ["ATTEMPTS", "Chords", "Later"]
+__all__ = ["Chords"]
 
 logger = get_logger(__name__)
-
-#: How often a process goes after a chord that the store does not let it finish.
-ATTEMPTS = 5
-
-#: Runs a function after so many seconds, without blocking the caller.
-Later = Callable[[float, Callable[[], None]], object]
 
 
 def _sleep(seconds: float) -> None:
@@ -51,7 +41,6 @@ class Chords:
     Arguments:
         prefix: before every key of a chord, as ``base/celery-chords/``.
         lease: seconds after which an undecided claim may be taken over.
-        later: looks again after the lease of another's claim.
         patience: seconds for which a step is tried again at once, store and broker being away; then it is done later.
         expires: seconds after which a chord fails whose body the broker does not take; ``None``: never.
         clock: seconds that pass here.
@@ -65,7 +54,6 @@ class Chords:
         prefix: str,
         *,
         lease: float,
-        later: Later,
         patience: float = 0.0,
         expires: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -75,13 +63,12 @@ class Chords:
         self.pool = pool
         self.prefix = prefix
         self.lease = lease
-        self.later = later
         self.patience = patience
         self.expires = expires
         self.clock = clock
         self.sleep = sleep
-        self._manifests: Remembered[tuple[str, int, str], Manifest] = Remembered(32)
-        self._memory = Memory()
+        self._manifests: Remembered[tuple[str, str], Manifest] = Remembered(32)
+        self._memory = PerProcess(Memory)
 
     # -- keys
 
@@ -89,66 +76,60 @@ class Chords:
         """The prefix of one chord's keys; a slash in its id is encoded, so that listings can be read back."""
         return f"{self.prefix}{chord_folder(group)}"
 
-    def _run(self, group: str, run: int) -> str:
-        return f"{self.folder(group)}{run}/"
-
     def now(self, ticket: Ticket) -> datetime:
-        """The time on the server's clock; a PUT and a GET."""
-        key = f"{self._run(ticket.group, ticket.run)}now"
-        self.store.put(key, uuid4().hex.encode())
-        return self.store.get(key).modified
+        """The time on the server's clock; a PUT, a GET and a DELETE."""
+        key = f"{self.folder(ticket.group)}now/{uuid4().hex}"
+        self.store.put(key, b"?")
+        now = self.store.get(key).modified
+        self.store.delete(key)
+        return now
 
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
-        folder = self._run(ticket.group, ticket.run)
-        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory, nonce=ticket.nonce)
+        folder = self.folder(ticket.group)
+        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory.get(), nonce=ticket.nonce)
 
-    def claim(self, group: str, run: int) -> Claim:
-        """The claim of a chord's run, for this party."""
-        return Claim(self.store, f"{self._run(group, run)}claim", self.lease, clock=self.clock)
+    def claim(self, group: str) -> Claim:
+        """The claim of a chord, for this party."""
+        return Claim(self.store, f"{self.folder(group)}claim", self.lease, clock=self.clock)
 
     # -- opening
 
-    def open(self, group: str, manifest: Manifest, *, numbered: bool = True) -> Ticket:
-        """Write the manifest. A frozen chord that is applied again gets its next run once the last is decided.
+    def open(self, group: str, manifest: Manifest, *, numbered: bool = True) -> Ticket | None:
+        """Write the manifest; where the same frozen chord was applied before, the one that stands there counts.
 
         Arguments:
             numbered: Celery's group indexes can be relied upon, in a plain header.
 
+        Returns:
+            ``None``: the chord was applied before, and is decided. It stays so, whatever its tasks do again.
+
         Raises:
+            PreconditionFailed: the group id is that of another chord.
             StoreError: nothing may be published then.
         """
         key = f"{self.folder(group)}manifest"
         try:
             self.store.put(key, manifest.dumps(), precondition=CREATE)
         except PreconditionFailed:
-            manifest = self._reopen(group, key, manifest)
-        flat = manifest.flat and numbered
-        return Ticket(group, manifest.run, len(manifest.ids), flat, manifest.nonce, prefix=self.prefix)
+            standing = _manifest(self.store.get(key))
+            if standing.ids != manifest.ids:
+                raise
+            held = self.claim(group).read()
+            if held and held.decided:
+                return None
+            manifest = standing
+        return Ticket(group, len(manifest.ids), manifest.flat and numbered, manifest.nonce, prefix=self.prefix)
 
-    def _reopen(self, group: str, key: str, manifest: Manifest) -> Manifest:
-        while True:
-            found = self.store.get(key)
-            standing = _manifest(found)
-            held = self.claim(group, standing.run).read()
-            if standing.ids == manifest.ids and not (held and held.decided):
-                return standing  # a redelivered applier: it joins the run in progress
-            again = replace(manifest, run=standing.run + 1)
-            try:
-                self.store.put(key, again.dumps(), precondition=Match(found.etag))
-            except PreconditionFailed:
-                continue
-            return again
-
-    def manifest(self, ticket: Ticket) -> Manifest | None:
-        """The manifest of a chord, ``None`` where it is of another run by now.
+    def manifest(self, ticket: Ticket) -> Manifest:
+        """The manifest of a chord.
 
         Raises:
             ObjectMissing: there is none; the message says where the chord was applied.
         """
         key = f"{self.folder(ticket.group)}manifest"
         try:
-            found = _manifest(self.store.get(key))
+            return _manifest(self.store.get(key))
         except ObjectMissing as exc:
             what = f"chord {ticket.group} has no manifest under {self.prefix}"
             if ticket.prefix and ticket.prefix != self.prefix:
@@ -156,7 +137,6 @@ class Chords:
             else:
                 what += ", where it was applied: in another bucket, or a lifecycle rule has removed it"
             raise ObjectMissing(what, "get", exc.bucket, key, exc.status, exc.code) from exc
-        return found if found.run == ticket.run else None
 
     def opened(self, ticket: Ticket) -> datetime:
         """When the chord was applied, on the server's clock."""
@@ -165,37 +145,32 @@ class Chords:
     # -- delivering
 
     def deliver(
-        self, ticket: Ticket, task_id: str, index: int | None, payload: bytes, *, foresee: bool = True
+        self, ticket: Ticket, task_id: str, index: int | None, payload: bytes, *, failed: bool = False
     ) -> Delivery | None:
         """Make a task's part durable; ``None`` where the chord knows no such member.
 
         Arguments:
             index: Celery's group index of the task.
-            foresee: read others' parts at the same time, where that is likely to spare a round trip.
+            failed: the chord fails with it.
         """
         slot = self.slot(ticket, task_id, index)
         if slot is None:
             return None
         tree = self.tree(ticket)
-        part = pack_part(ticket.added_by(task_id), payload)
+        part = pack_part(ticket.added_by(task_id), payload, failed=failed)
         if ticket.was_added(task_id):
             tree.put(tree.added_key(task_id), part)
             return Delivery(ticket, tree, slot, None)
-        began = self.clock()
-        created, foreseen = tree.add(0, slot, part) if foresee else (tree.put(tree.key(0, slot), part), None)
+        created, foreseen = tree.add(0, slot, part)
         if not created:
             # The first part written for a slot stands: where another did, it must be read.
             return Delivery(ticket, tree, slot, None, foreseen)
-        return Delivery(ticket, tree, slot, part, foreseen, since=began)
+        return Delivery(ticket, tree, slot, part, foreseen)
 
-    def delivered(self, ticket: Ticket, task_id: str, index: int | None, lost: int | None = None) -> Delivery | None:
-        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot.
-
-        Arguments:
-            lost: the pid of that process, where it was a child of this one.
-        """
+    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
+        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
         slot = self.slot(ticket, task_id, index)
-        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None, lost=lost)
+        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
 
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under; ``None`` where the chord knows no such member.
@@ -208,7 +183,7 @@ class Chords:
         if ticket.flat and index is not None and 0 <= index < ticket.size:
             return index
         manifest = self._remembered(ticket)
-        if manifest is None or task_id not in manifest.ids:
+        if task_id not in manifest.ids:
             logger.error(
                 "Chord %s has no member %s: its part is not delivered.",
                 ticket.group,
@@ -218,23 +193,25 @@ class Chords:
             return None
         return manifest.ids.index(task_id)
 
-    def _remembered(self, ticket: Ticket) -> Manifest | None:
-        name = (ticket.group, ticket.run, ticket.nonce)
+    def _remembered(self, ticket: Ticket) -> Manifest:
+        name = (ticket.group, ticket.nonce)
         found = self._manifests.get(name)
         if found is None:
             found = self.manifest(ticket)
-            if found is not None:
-                self._manifests.put(name, found)
+            self._manifests.put(name, found)
         return found
 
     # -- deciding
 
-    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> None:
-        """Decide if the root is complete, whoever completed it."""
+    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> bool:
+        """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
+
+        Returns:
+            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else.
+        """
         tree = self.tree(ticket)
         leaves = tree.climb(tree.shape.top, 0, None)
-        if leaves is not None:
-            self.decide(ticket, tree, leaves, act, give_up=give_up)
+        return leaves is None or self.decide(ticket, tree, leaves, act, mending=True, give_up=give_up)
 
     def decide(
         self,
@@ -243,51 +220,11 @@ class Chords:
         leaves: Leaves,
         act: Act,
         *,
-        since: float | None = None,
-        lost: int | None = None,
+        mending: bool = False,
         give_up: GiveUp | None = None,
-    ) -> None:
+    ) -> bool:
         """Claim, then send or fail once, then clean up: see :class:`~celery_s3.chords.decision.Decision`."""
-        Decision(self, ticket, tree, leaves, act, since=since, lost=lost, give_up=give_up).go()
-
-    def look_again(self, seconds: float, ticket: Ticket, act: Act, give_up: GiveUp | None) -> None:
-        """Decide later, if nobody has until then."""
-        follow = partial(self.follow, ticket, act, give_up)
-        self.later(seconds, partial(self.pursue, ticket.group, follow, give_up))
-
-    def pursue(
-        self, group: str, step: Callable[[], None], give_up: GiveUp | None = None, attempts: int = ATTEMPTS
-    ) -> None:
-        """Go on with a chord whose parts are durable; what cannot be done now is done later.
-
-        Raises no :class:`Exception`: it runs where nobody sees one, or where Celery would take it for the task's own.
-
-        Arguments:
-            step: what is to be done; where it is called again, it goes on from where it was.
-            give_up: what is done where nobody can decide any more.
-        """
-        extra = {"s3_group": group}
-        again = partial(self.pursue, group, step, give_up)
-        try:
-            with patient(self.patience):
-                try:
-                    step()
-                except Untrusted as exc:
-                    # of the manifest or the claim: trying again would not help
-                    logger.exception("Chord %s cannot be decided", group, extra=extra)
-                    if give_up is not None:
-                        give_up(exc)
-        except INTERRUPTIONS:
-            # The time limit of the task that came last is no reason to fail the others' chord. It strikes once.
-            logger.warning("Chord %s: a time limit struck while it was gone on with", group, extra=extra)
-            again(attempts - 1)
-        except BodyNotSent as exc:
-            logger.warning("Chord %s: %s. It is tried again.", group, exc, extra=extra)
-            self.later(self.lease, partial(again, attempts))
-        except Exception:
-            logger.exception("Chord %s could not be gone on with", group, extra=extra)
-            if attempts > 1:
-                self.later(self.lease, partial(again, attempts - 1))
+        return Decision(self, ticket, tree, leaves, act, mending=mending, give_up=give_up).go()
 
 
 def _manifest(found: Object) -> Manifest:

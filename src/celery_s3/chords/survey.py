@@ -1,7 +1,7 @@
 """The chords under a prefix, read back from a listing of their keys.
 
-The commands, the daily cleanup and a worker that starts list all chords; a client that waits for a body lists that
-one chord now and then. No task ever lists.
+The commands, the daily cleanup and the look that a worker asks for once an hour list all chords; who mends one lists
+that. No task of a chord ever lists.
 
 A decided chord leaves its manifest and its claim. As parts are deleted only once their chord is decided, and a
 claim is made only when all of them are there, a claim without parts is a tombstone: it costs no GET.
@@ -27,7 +27,7 @@ from .service import Chords
 from .ticket import Ticket
 from .tree import FAN_IN
 
-__all__ = ["Chord", "Final", "Folder", "Run", "Survey"]
+__all__ = ["Chord", "Final", "Folder", "Survey"]
 
 logger = get_logger(__name__)
 
@@ -45,41 +45,20 @@ class Final(Protocol):
 
 
 @dataclass(slots=True)
-class Run:
-    """The keys of one run of a chord: its parts by level and slot, its claim, and what else a chord puts there."""
-
-    parts: dict[tuple[int, int], Entry] = field(default_factory=dict)
-    claim: Entry | None = None
-    others: list[Entry] = field(default_factory=list)
-
-    def entries(self) -> list[Entry]:
-        """All keys of the run."""
-        return [*self.parts.values(), *([self.claim] if self.claim else []), *self.others]
-
-    def add(self, names: list[str], entry: Entry) -> bool:
-        """Take up a key; ``False`` for one that no chord makes."""
-        if names == ["claim"]:
-            self.claim = entry
-        elif len(names) == 2 and _NUMBER.fullmatch(names[0]) and _NUMBER.fullmatch(names[1]):
-            self.parts[int(names[0]), int(names[1])] = entry
-        elif names == ["now"] or (len(names) == 2 and names[0] == "added" and names[1]):
-            self.others.append(entry)
-        else:
-            return False
-        return True
-
-
-@dataclass(slots=True)
 class Folder:
     """The keys of one group id.
 
     Attributes:
+        parts: by level and slot.
+        others: what else a chord puts there.
         shared: there are also keys that no chord makes.
     """
 
     group: str
     manifest: Entry | None = None
-    runs: dict[int, Run] = field(default_factory=dict)
+    claim: Entry | None = None
+    parts: dict[tuple[int, int], Entry] = field(default_factory=dict)
+    others: list[Entry] = field(default_factory=list)
     shared: bool = False
 
     def add(self, path: str, entry: Entry) -> None:
@@ -87,26 +66,24 @@ class Folder:
         first, *names = path.split("/")
         if path == "manifest":
             self.manifest = entry
-        elif _NUMBER.fullmatch(first) and (run := self.runs.get(int(first), Run())).add(names, entry):
-            self.runs[int(first)] = run
+        elif path == "claim":
+            self.claim = entry
+        elif len(names) == 1 and _NUMBER.fullmatch(first) and _NUMBER.fullmatch(names[0]):
+            self.parts[int(first), int(names[0])] = entry
+        elif first in ("now", "added") and len(names) == 1 and names[0]:
+            self.others.append(entry)
         else:
             self.shared = True
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing to mend: no manifest, or a claim without parts, which is a tombstone.
-
-        A manifest newer than the claim may be that of the next run of the same frozen chord, whose parts are to come.
-        """
-        last = self.runs.get(max(self.runs, default=0), Run())
-        if self.manifest is None:
-            return True
-        return last.claim is not None and not last.parts and last.claim.modified >= self.manifest.modified
+        """Whether there is nothing to mend: no manifest, or a claim without parts, which is a tombstone."""
+        return self.manifest is None or (self.claim is not None and not self.parts)
 
     def entries(self) -> list[Entry]:
         """All keys of the group id that a chord makes."""
-        own = [self.manifest] if self.manifest else []
-        return own + [entry for run in self.runs.values() for entry in run.entries()]
+        single = (entry for entry in (self.manifest, self.claim) if entry)
+        return [*single, *self.parts.values(), *self.others]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +114,7 @@ class Chord:
     @property
     def ticket(self) -> Ticket:
         """The ticket that its header's tasks have."""
-        return Ticket(self.group, self.manifest.run, len(self.manifest.ids), self.manifest.flat, self.manifest.nonce)
+        return Ticket(self.group, len(self.manifest.ids), self.manifest.flat, self.manifest.nonce)
 
     @property
     def decided(self) -> bool:
@@ -180,7 +157,7 @@ class Survey:
                 yield self.examined(chord)
 
     def read(self, folder: Folder) -> Chord | None:
-        """The chord in its folder's current run; ``None`` where there is no manifest that can be read."""
+        """The chord in a folder; ``None`` where there is no manifest that can be read."""
         if folder.manifest is None:
             return None
         try:
@@ -191,11 +168,10 @@ class Survey:
             key = folder.manifest.key
             logger.warning("%s is no manifest of a chord: %r", key, exc, extra={"s3_key": key})
             return None
-        run = folder.runs.get(manifest.run, Run())
         size = len(manifest.ids)
-        done = sum(level == 0 and slot < size for level, slot in run.parts)
+        done = sum(level == 0 and slot < size for level, slot in folder.parts)
         now, started = self.now(), folder.manifest.modified
-        touched = max(entry.modified for entry in [folder.manifest, *run.entries()])
+        touched = max(entry.modified for entry in folder.entries())
         chord = Chord(
             group=folder.group,
             manifest=manifest,
@@ -204,11 +180,11 @@ class Survey:
             started=started,
             age=max(0.0, (now - started).total_seconds()),
             quiet=(now - touched).total_seconds(),
-            parts=frozenset(run.parts),
+            parts=frozenset(folder.parts),
         )
         # A running chord has no claim; where all parts are there, one may have come since the listing.
         try:
-            held = self.service.claim(folder.group, manifest.run).read() if run.claim or done == size else None
+            held = self.service.claim(folder.group).read() if folder.claim or done == size else None
         except Untrusted as exc:
             return replace(chord, state="stuck", reason=f"its claim cannot be trusted: {exc}")
         return chord if held is None else self._claimed(chord, held)
@@ -217,7 +193,7 @@ class Survey:
         if held.decided:
             state: ChordState = "sent" if held.state == "sent" else "failed"
             return replace(chord, state=state, done=len(chord.manifest.ids))
-        if self.service.claim(chord.group, chord.manifest.run).remaining(held, self.now()) > 0:
+        if self.service.claim(chord.group).remaining(held, self.now()) > 0:
             return replace(chord, state="claimed")
         return replace(chord, state="stuck", reason="whoever claimed it has not sent it")
 
@@ -232,7 +208,8 @@ class Survey:
             if self._awaits_added(chord):
                 return replace(chord, state="running")
             return replace(chord, state="stuck", reason="all parts are there, and nobody went on")
-        lost = self._lost(chord) if chord.state == "running" else ()
+        missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
+        lost = self.lost(chord, missing) if chord.state == "running" else ()
         if not lost:
             return chord
         return replace(chord, state="stuck", lost=lost, reason=f"{len(lost)} members have a result and no part")
@@ -245,7 +222,8 @@ class Survey:
             tree.read_node(0, first, None) is None for first in firsts if (1, first // FAN_IN) not in chord.parts
         )
 
-    def _lost(self, chord: Chord) -> tuple[int, ...]:
+    def lost(self, chord: Chord, slots: Iterable[int]) -> tuple[int, ...]:
+        """Those of these slots whose member has a final result, and no part; up to two GETs each."""
         tree = self.service.tree(chord.ticket)
 
         def lost(slot: int) -> bool:
@@ -254,6 +232,6 @@ class Survey:
             stands = self.final(chord.manifest.ids[slot], chord.started) is not None
             return stands and tree.get(tree.key(0, slot)) is None
 
-        missing = [slot for slot in range(len(chord.manifest.ids)) if (0, slot) not in chord.parts]
-        flags = self.service.pool.map(lost, missing)
-        return tuple(slot for slot, flag in zip(missing, flags, strict=True) if flag)
+        looked = list(slots)
+        flags = self.service.pool.map(lost, looked)
+        return tuple(slot for slot, flag in zip(looked, flags, strict=True) if flag)

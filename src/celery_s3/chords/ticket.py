@@ -18,7 +18,6 @@ class Ticket:
 
     Attributes:
         group: the group id of the chord's header.
-        run: how often the same frozen chord was applied before.
         size: how many members the header has.
         flat: Celery's group index is the member's slot; else the manifest tells it.
         nonce: of the manifest.
@@ -30,7 +29,6 @@ class Ticket:
     """
 
     group: str
-    run: int
     size: int
     flat: bool
     nonce: str = ""
@@ -43,9 +41,15 @@ class Ticket:
     def of(cls, request: Any) -> Ticket | None:
         """The ticket of a task's request; ``None`` where the task is no member of a chord that we run."""
         body = getattr(request, "chord", None)
-        options = body.get("options") if isinstance(body, dict) else None
-        found = options.get(TICKET) if options else None
-        return cls.loads(found) if found else None
+        if not isinstance(body, dict):
+            return None
+        options = body.get("options")
+        return cls.in_body(body) if options and options.get(TICKET) else None
+
+    @classmethod
+    def in_body(cls, body: Mapping[str, Any]) -> Ticket:
+        """The ticket that a body's signature has."""
+        return cls.loads(body["options"][TICKET])
 
     def dumps(self) -> dict[str, Any]:
         """The ticket as JSON and pickle take it, without what is empty."""

@@ -20,7 +20,7 @@ class Timer:
     """Runs functions after some seconds, each in a daemon thread of its own.
 
     Celery's own timers do not serve: a child of a prefork worker has none, and threads that sleep are not free
-    where many chords wait for a lease. What is left when the process ends is lost.
+    where many chords wait for a lease. What is left when the process ends is lost, unless it is flushed.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,12 @@ class Timer:
         """Call ``fn`` after so many seconds; never, once the timer is closed."""
         if not self._closed:
             self._entries.get().add(time.monotonic() + seconds, fn)
+
+    def flush(self) -> None:
+        """Call all that waits now, in this thread."""
+        if (entries := self._entries.peek()) is not None:
+            for fn in entries.clear():
+                fn()
 
     def close(self) -> None:
         """Drop what waits, and what comes from now on; what has begun goes on to its end."""
@@ -64,10 +70,12 @@ class _Entries:
                 else:
                     self._running = True
 
-    def clear(self) -> None:
+    def clear(self) -> list[Callable[[], None]]:
         with self._changed:
+            waiting = [fn for _, _, fn in sorted(self._heap, key=lambda entry: entry[:2])]
             self._heap.clear()
             self._changed.notify()
+        return waiting
 
     def _run(self) -> None:
         while (fn := self._next()) is not None:

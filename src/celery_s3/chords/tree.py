@@ -11,8 +11,9 @@ Pure arithmetic, and the reading and writing of parts; who decides stands in ``c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -29,6 +30,7 @@ from .parts import (
     UNREADABLE,
     Leaves,
     Line,
+    is_failure,
     line_of,
     pack_part,
     pack_summary,
@@ -41,8 +43,8 @@ __all__ = ["FAN_IN", "Memory", "Parts", "Shape", "Tree"]
 
 FAN_IN = 32
 #: Members that run at the same time end in nearly the order of their slots: who delivers one of the last so many slots
-#: of a node may well be the last one, and where so many others' parts are missing at most, all of them may be there.
-NEARLY_ALL = 2
+#: of a node may well be the last one.
+LAST_SLOTS = 2
 
 #: Parts of one node by slot; those of added tasks by id.
 Parts = dict[Any, bytes]
@@ -89,11 +91,19 @@ def _small(parts: Parts) -> Parts:
     return {one: part for one, part in parts.items() if len(part) <= INLINE_BYTES}
 
 
-class Memory:
-    """The parts that this process has written or seen lately: a part never changes, so it is read once.
+def _kept(level: int, parts: Parts) -> Parts:
+    """These parts of a level as they are kept in memory."""
+    return _small(parts) if level else {one: _light(part) for one, part in parts.items()}
 
-    Of a part over :data:`INLINE_BYTES` only the first line is kept, which tells that it is there. No lock: what two
-    threads remember at the same time may be lost, and is read again then.
+
+class Memory:
+    """What the threads of a process share: the parts that they have written or seen lately, and who looks at a node.
+
+    A part never changes, so a process reads it once. Of a part over :data:`INLINE_BYTES` only the first line is kept,
+    which tells that it is there.
+
+    Members that end at the same moment look at the same nodes. So one thread of a process looks, and whoever comes
+    meanwhile leaves that to it: its part is written, and the next look, which begins after that, counts for it as well.
 
     Arguments:
         limit: bytes, roughly.
@@ -103,27 +113,56 @@ class Memory:
         self._limit = limit
         self._size = 0
         self._nodes: dict[str, Parts] = {}
-        #: the nodes where members were seen to finish out of order
-        self.ragged: set[str] = set()
+        self._lock = threading.Lock()
+        #: What a thread is at, and whether another one has come since it looked last.
+        self._busy: dict[str, bool] = {}
 
     def node(self, name: str) -> Parts:
         """The known parts of a node by slot."""
-        return self._nodes.get(name, {})
+        with self._lock:
+            return dict(self._nodes.get(name, {}))
 
     def remember(self, name: str, parts: Parts) -> None:
         """Add to what is known of a node; what was touched longest ago makes room."""
-        known = self._nodes.pop(name, {})
-        self._size += _weight(parts) - _weight({slot: known[slot] for slot in parts if slot in known})
-        known.update(parts)
-        self._nodes[name] = known
-        while self._size > self._limit and len(self._nodes) > 1:
-            with suppress(RuntimeError):  # another thread changed it: it makes room itself
-                self.forget(next(iter(self._nodes)))
+        with self._lock:
+            known = self._nodes.pop(name, {})
+            self._size += _weight(parts) - _weight({slot: known[slot] for slot in parts if slot in known})
+            known.update(parts)
+            self._nodes[name] = known
+            while self._size > self._limit and len(self._nodes) > 1:
+                self._size -= _weight(self._nodes.pop(next(iter(self._nodes))))
 
-    def forget(self, name: str) -> None:
-        """Let go of all that is known of a node."""
-        self._size -= _weight(self._nodes.pop(name, {}))
-        self.ragged.discard(name)
+    def begin(self, name: str) -> bool:
+        """Whether this thread may be at it; ``False``: another one is, and is told that this one has come."""
+        with self._lock:
+            if name in self._busy:
+                self._busy[name] = True
+                return False
+            self._busy[name] = False
+            return True
+
+    def end(self, name: str, *, anyway: bool = False) -> bool:
+        """This thread is not at it any more; ``False``, where another one has come since: it is, and must look again.
+
+        Arguments:
+            anyway: whoever has come needs no other look.
+        """
+        with self._lock:
+            if self._busy[name] and not anyway:
+                self._busy[name] = False
+                return False
+            del self._busy[name]
+            return True
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Whether no other thread is at it; none may be until the end of this."""
+        mine = self.begin(name)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self.end(name, anyway=True)
 
 
 def _weight(parts: Parts) -> int:
@@ -131,11 +170,14 @@ def _weight(parts: Parts) -> int:
 
 
 class Tree:
-    """The parts of one run of a chord.
+    """The parts of a chord.
 
     Arguments:
-        folder: the prefix of the run's keys.
+        folder: the prefix of the chord's keys.
         nonce: tells this chord from an earlier one with the same keys, which ``memory`` may know.
+
+    Attributes:
+        name: tells this chord from all others.
     """
 
     def __init__(self, store: Store, pool: Pool, shape: Shape, folder: str, memory: Memory, *, nonce: str = "") -> None:
@@ -144,6 +186,7 @@ class Tree:
         self.shape = shape
         self.folder = folder
         self.memory = memory
+        self.name = f"{folder}@{nonce}"
         self._nonce = nonce
 
     def key(self, level: int, slot: int) -> str:
@@ -187,11 +230,11 @@ class Tree:
             return None
 
     def _foreseeable(self, level: int, slot: int) -> list[int]:
-        """What to read in advance: nothing, unless the slot is among its node's last, and members finish in order."""
+        """What to read in advance: nothing, unless the slot is among its node's last."""
         node = self.shape.node(level, slot)
         name = self._name(level, node)
         known = self.memory.node(name)
-        if slot < node.stop - NEARLY_ALL or name in self.memory.ragged:
+        if slot < node.stop - LAST_SLOTS:
             return []
         if level == 0 and len(known) < len(node) // 4:
             # This process has seen few of the node's parts, so other processes deliver the rest: each of them would
@@ -243,8 +286,8 @@ class Tree:
     def read_node(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """The parts of the slot's node in order, ``None`` where one is missing.
 
-        The highest slot is the one most likely to be missing, so it is asked for first, alone; then 4, 16, … at the
-        same time (2, 4, … where members of this node were seen to end in no order), until one is missing.
+        The highest slot is the one most likely to be missing, so it is asked for first, alone; then 2, 4, 8 … at the
+        same time, until one is missing.
 
         Arguments:
             own: the slot's part; ``None``: another process wrote it, and it must be read as well.
@@ -255,17 +298,14 @@ class Tree:
         parts = {**self.memory.node(name), **(foreseen or {})}
         if own is not None:
             parts[slot] = own
-        missing = [one for one in reversed(node) if one not in parts]
-        wanted = iter(missing)
-        ahead = FAN_IN if foreseen is not None and len(missing) <= NEARLY_ALL else 1
+        wanted = iter([one for one in reversed(node) if one not in parts])
+        ahead = 1
         while batch := list(islice(wanted, ahead)):
             parts |= self._read(level, batch)
             if any(one not in parts for one in batch):
-                if len(batch) > NEARLY_ALL:
-                    self.memory.ragged.add(name)
                 break
-            ahead *= 2 if name in self.memory.ragged else 4
-        self.memory.remember(name, _small(parts) if level else {one: _light(part) for one, part in parts.items()})
+            ahead *= 2
+        self.memory.remember(name, _kept(level, parts))
         if any(one not in parts for one in node):
             return None
         in_order = [parts[one] for one in node]
@@ -301,17 +341,31 @@ class Tree:
         Returns:
             All members' parts in order once the root is complete, else ``None``: somebody else goes on.
         """
-        while True:
-            parts = self.read_node(level, slot, own, foreseen)
-            if parts is None:
-                return None
-            leaves = self._leaves(level, slot, parts)
-            if level == self.shape.top:
-                return leaves
-            level, slot = level + 1, slot // FAN_IN
-            own = pack_summary([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
-            # Whoever completes the node writes the same bytes: that another one was first changes nothing.
-            _, foreseen = self.add(level, slot, own)
+        busy: list[str] = []
+        try:
+            while True:
+                name = self._name(level, self.shape.node(level, slot))
+                if own is not None:
+                    self.memory.remember(name, _kept(level, {slot: own}))
+                if not self.memory.begin(name):
+                    return None
+                busy.append(name)
+                parts = self.read_node(level, slot, own, foreseen)
+                while parts is None:
+                    if self.memory.end(busy[-1]):
+                        busy.pop()
+                        return None
+                    parts = self.read_node(level, slot, own)
+                leaves = self._leaves(level, slot, parts)
+                if level == self.shape.top:
+                    return leaves
+                level, slot = level + 1, slot // FAN_IN
+                own = pack_summary([leaf if leaf is None or len(leaf) <= INLINE_BYTES else None for leaf in leaves])
+                # Whoever completes the node writes the same bytes: that another one was first changes nothing.
+                _, foreseen = self.add(level, slot, own)
+        finally:
+            for name in busy:
+                self.memory.end(name, anyway=True)  # they are complete, or this thread comes again
 
     def _leaves(self, level: int, slot: int, parts: list[bytes]) -> Leaves:
         if level == 0:
@@ -320,7 +374,7 @@ class Tree:
         return [leaf for one, part in summaries for leaf in self._summed_up(level, one, part)]
 
     def _summed_up(self, level: int, slot: int, summary: bytes) -> Leaves:
-        if UNREADABLE in summary[: len(pack_part((), UNREADABLE))]:
+        if UNREADABLE in summary[: len(pack_part((), UNREADABLE, failed=True))]:
             return [summary] * len(self.shape.leaves(level, slot))
         leaves, members = unpack_summary(summary), self.shape.leaves(level, slot)
         try:
@@ -344,7 +398,13 @@ class Tree:
         return True
 
     def payloads(self, leaves: Leaves) -> list[list[bytes]] | None:
-        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now."""
+        """Per member its payload and those of the tasks that it added; ``None`` where a part is gone by now.
+
+        Of a chord that can only fail, the first failure that is at hand, alone: no values are read for it.
+        """
+        failure = next((leaf for leaf in leaves if leaf is not None and is_failure(leaf)), None)
+        if failure is not None:
+            return [[unpack_part(failure)[1]]]
         missing = [index for index, leaf in enumerate(leaves) if leaf is None]
         found = self.get_all(self.key(0, index) for index in missing)
         for index, part in zip(missing, found, strict=True):

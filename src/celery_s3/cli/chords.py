@@ -17,6 +17,7 @@ from celery_s3.errors import CeleryS3Error
 
 from .context import dry_run_option, json_option, with_backend
 from .output import bar, duration, print_json, print_table, printable
+from .query import confirm, yes_option
 
 __all__ = ["command"]
 
@@ -36,23 +37,28 @@ class _Found(NamedTuple):
 @click.argument("groups", nargs=-1, metavar="[GROUP_ID]...")
 @click.option("--all", "settled", is_flag=True, help="Also chords that are sent or failed, of the last 15 days.")
 @click.option("--repair", is_flag=True, help="Mend what is stuck: send what is complete and unsent.")
+@yes_option
 @dry_run_option
 @json_option
 @with_backend
 def command(
-    backend: S3Backend, groups: Sequence[str], settled: bool, repair: bool, dry_run: bool, as_json: bool
+    backend: S3Backend, groups: Sequence[str], settled: bool, repair: bool, yes: bool, dry_run: bool, as_json: bool
 ) -> None:
     """List chords in flight and mend stuck ones.
 
     All of them, or those with these GROUP_IDs. A chord is running, complete (about to be claimed), claimed (being
     sent) or stuck: all parts are there and nobody went on, whoever claimed it died, or a member has a result but no
     part. --repair mends that from what is stored. It may run beside workers, and sends nothing that is decided.
+    It shows each task with its arguments, and asks: without `seal_keys` whoever may write to the bucket may have
+    written them.
 
     Needs s3:ListBucket; --repair also the broker. The exit code is 0 only when nothing is stuck.
     """
     found = [_Found(chord) for chord in backend.repairs.survey.chords(groups, settled=settled or bool(groups))]
     if repair and not dry_run:
         backend.app.loader.import_default_modules()
+        if not yes:
+            _ask(backend, [one.chord for one in found if one.chord.state in NEEDY])
         found = [_mended(backend, one.chord) for one in found]
     found.sort(key=lambda one: -one.chord.age)
     if as_json:
@@ -64,6 +70,23 @@ def command(
         click.echo(f"There is no chord {printable(group)}.", err=True)
     if missing or any(one.chord.state == "stuck" for one in found):
         raise SystemExit(1)
+
+
+def _ask(backend: S3Backend, needy: Sequence[Chord]) -> None:
+    if not needy:
+        return
+    for chord in needy:
+        click.echo(f"{printable(chord.group)}: {printable(_call(backend, chord.manifest))}", err=True)
+    confirm(f"Send {'these bodies' if len(needy) > 1 else 'this body'} where all members are done?")
+
+
+def _call(backend: S3Backend, manifest: Manifest) -> str:
+    """The tasks of a body with the arguments that would be sent."""
+    try:
+        body = body_in(manifest, backend.app, trusted=backend.mending.trusted)
+    except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
+        return f"? ({exc})"
+    return f"{_names(body)}: {dict(body)!r}" if getattr(body, "tasks", None) else repr(body)
 
 
 def _mended(backend: S3Backend, chord: Chord) -> _Found:
@@ -81,7 +104,6 @@ def _record(backend: S3Backend, found: _Found) -> dict[str, Any]:
     chord = found.chord
     return {
         "group": chord.group,
-        "run": chord.manifest.run,
         "state": chord.state,
         "was": found.was or None,
         "reason": chord.reason or None,
@@ -119,7 +141,7 @@ def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:
 def _body(backend: S3Backend, manifest: Manifest) -> str:
     """The names of the body's tasks: arguments may be secret."""
     try:
-        return _names(body_in(manifest, backend.app))
+        return _names(body_in(manifest, backend.app, trusted=backend.mending.trusted))
     except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
         return f"? ({type(exc).__name__})"
 

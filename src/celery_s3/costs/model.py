@@ -213,10 +213,11 @@ def _chord(members: int, size: int) -> Counter[tuple[str, str]]:
     store, pool = MemoryStore(), Pool(1)
 
     def process() -> Chords:
-        return Chords(store, pool, "celery-chords/", lease=LEASE, later=lambda *_: None)
+        return Chords(store, pool, "celery-chords/", lease=LEASE)
 
     ids = tuple(map(str, range(members)))
-    ticket = process().open("group", Manifest(0, ids, None, b"", "json"))
+    ticket = process().open("group", Manifest(ids, None, b""))
+    assert ticket is not None, "it has not been applied before"
     for index, id in enumerate(ids):
         own = process()
         delivery = own.deliver(ticket, id, index, bytes(size))

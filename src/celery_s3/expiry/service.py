@@ -35,8 +35,7 @@ class Expiry:
         bucket: that which it is stored in.
         layout: where everything is.
         terms: how long everything lives.
-        repairs: what mends chords, made of a function that tells the time.
-        native: whether chords are run by this package, and not by Celery's polling task.
+        repairs: what finds what chords leave behind, made of a function that tells the time.
     """
 
     def __init__(
@@ -46,14 +45,12 @@ class Expiry:
         layout: Layout,
         terms: Terms,
         repairs: Callable[[Callable[[], datetime]], Repair],
-        native: Callable[[], bool],
     ) -> None:
         self._bucket = bucket
         self._settings = settings
         self._layout = layout
         self._terms = terms
         self._repairs = repairs
-        self._native = native
 
     # -- lifecycle rules
 
@@ -80,13 +77,12 @@ class Expiry:
 
     # -- deleting
 
-    def sweep(self, *, dry_run: bool = False, thorough: bool = False, mend: bool = False) -> Sweep:
+    def sweep(self, *, dry_run: bool = False, thorough: bool = False) -> Sweep:
         """A sweep, ready to run; asks the server for its time, in one request.
 
         Arguments:
             dry_run: everything but deleting and aborting.
             thorough: look at every result, however young: it may have a shorter term of its own.
-            mend: mend stuck chords on the way.
 
         Raises:
             StoreError: the bucket cannot be listed.
@@ -100,21 +96,21 @@ class Expiry:
             self._bucket.plain,
             self._bucket.pool,
             areas(self._layout, self._terms, batch=batch, thorough=thorough),
-            lambda: repairs.remains(mend=mend),
+            repairs.remains,
             StaleUploads(control, self._layout),
             now=now,
             dry_run=dry_run,
         )
 
     def cleanup(self) -> None:
-        """What Celery's daily task `celery.backend_cleanup` does: mend chords, delete what has expired, abort uploads.
+        """What Celery's daily task `celery.backend_cleanup` does: delete what has expired, abort uploads.
 
         Results are swept for ten minutes at most; a day's rest is the next day's.
 
         Raises:
             StoreError: the bucket cannot be listed.
         """
-        swept = self.sweep(mend=self._native()).run(seconds=CLEANUP_SECONDS)
+        swept = self.sweep().run(seconds=CLEANUP_SECONDS)
         logger.info("Cleanup of %s: %s", self._settings.uri, _summary(swept))
 
 

@@ -4,7 +4,8 @@
 for the body of a chord that is every member of the header, each time. A chord's failure reaches its body and
 a chain's reaches its end, so little of that is needed:
 
-* the members of a header are not asked at all;
+* the members of a header are not asked, until the body has failed: then the one that its ChordError names is read,
+  and its own error is raised, as by Celery's other backends, which have read them all;
 * before the wait, the chain's unfinished parents are read at the same time, and the answers are remembered
   for the second in which Celery asks for them;
 * during the wait, only the earliest unfinished one is asked.
@@ -27,6 +28,7 @@ from itertools import islice
 from typing import Any
 
 from celery import states
+from celery.exceptions import ChordError
 from celery.result import AsyncResult, ResultBase, ResultSet
 
 from celery_s3.celery_private import keep_meta, known_meta, parents_of
@@ -81,6 +83,19 @@ class Parents:
         finally:
             self._local.wait = outer
 
+    def failed(self, meta: Meta, on_interval: OnInterval) -> None:
+        """The result that this thread waits for is a failure: let Celery ask for its parents once more.
+
+        As its other backends do, which tell ``on_interval`` of what has come, too. Where the caller does not want
+        parents to be followed, or nothing to be raised, Celery has put nothing of its own into ``on_interval``.
+
+        Raises:
+            Exception: the own error of the header's member that the failure names.
+        """
+        if on_interval is not None:
+            self._local.wait.failure = meta
+            on_interval()
+
     def watching(self, group: ResultSet, on_interval: OnInterval) -> OnInterval:
         """``on_interval`` of who waits for a group, which also raises the failure of a task that must end before it.
 
@@ -117,6 +132,7 @@ class Parents:
             if meta is None:
                 return True
             if meta["status"] in states.PROPAGATE_STATES:
+                _raise_own_error(node, meta)
                 node.maybe_throw()
         return False
 
@@ -125,9 +141,17 @@ class Parents:
 
         Arguments:
             timeout: seconds that the caller waits in all, counted from the first question.
+
+        Raises:
+            Exception: the own error of a header's member, where that parent is a body that has failed by it.
         """
         wait: _Wait | None = getattr(self._local, "wait", None)
-        if wait is None or wait.id != waited.id:
+        if wait is not None and wait.id != waited.id:
+            wait = None
+        failure = known_meta(waited) or (wait.failure if wait else None)
+        if failure is not None and _names(failure, task_id):
+            known = dict(self._fetch([task_id]))
+        elif wait is None:
             known = self._glimpse(waited, timeout)
         else:
             wanted = list(islice(_unfinished(waited, wait.passed), 1))
@@ -139,6 +163,10 @@ class Parents:
             if wait is not None:
                 wait.passed.add(task_id)
             meta = None
+        if meta is not None:
+            for node in _before(waited):
+                if node.id == task_id:
+                    _raise_own_error(node, meta)
         return meta or {"status": states.PENDING, "result": None}
 
     def _glimpse(self, waited: AsyncResult, timeout: float | None) -> dict[str, Meta | None]:
@@ -164,6 +192,8 @@ class _Wait:
     id: str
     #: parents that have succeeded, without Celery being told
     passed: set[str] = field(default_factory=set)
+    #: what the result is, where it is a failure
+    failure: Meta | None = None
 
 
 def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[str]:
@@ -174,6 +204,25 @@ def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[s
 def _before(result: ResultBase) -> list[AsyncResult]:
     """The single tasks before a result in its chain, earliest first, without the headers of chords."""
     return [node for node in parents_of(result) if not isinstance(node, ResultSet)][::-1]
+
+
+def _raise_own_error(body: AsyncResult, meta: Meta) -> None:
+    """Raise the error of the header's member by which the chord of a body has failed; nothing if it does not tell one.
+
+    Arguments:
+        meta: the body's, which is final.
+    """
+    if isinstance(body.parent, ResultSet):
+        member = next((member for member in walk(body.parent) if _names(meta, member.id)), None)
+        if member is not None:
+            member.maybe_throw()
+
+
+def _names(meta: Meta, task_id: str) -> bool:
+    """Whether a final meta is a chord's failure by a task; what stands behind the body in its chain has it as well."""
+    failed = meta["status"] in states.PROPAGATE_STATES
+    error = meta["result"] if failed else None
+    return isinstance(error, ChordError) and str(error).startswith(f"Dependency {task_id} raised ")
 
 
 def _groups(group: ResultSet) -> Iterator[ResultSet]:

@@ -67,13 +67,16 @@ class Waiter:
             ResultNotRead: the store failed, or what is stored is no result.
         """
         with self.parents.waiting(task_id, timeout) as left, retried_until(_deadline(left)):
-            return waiting.until(
+            meta = waiting.until(
                 # with its value: the timeout bounds the time that a large one takes, too
                 lambda: _with_value(ready(self.get_meta(task_id))),
                 delay=waiting.schedule(interval),
                 timeout=left,
                 on_interval=on_interval,
             )
+            if meta["status"] in states.PROPAGATE_STATES:
+                self.parents.failed(meta, on_interval)
+            return meta
 
     def many(
         self,

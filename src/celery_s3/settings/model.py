@@ -153,6 +153,11 @@ class Settings:
         return ""
 
     @property
+    def authenticated(self) -> bool:
+        """Whether what is read from the bucket was written by who has the keys."""
+        return bool(self.seal_keys) and self.seal != "off" and not self.accept_unsealed
+
+    @property
     def on_aws(self) -> bool:
         """Whether the server is Amazon's own, whose behaviour is known without probing."""
         host = urlsplit(self.endpoint_url or "").hostname or "s3.amazonaws.com"
