@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_s3.errors import ConfigurationError
+from celery_s3.notices.notice import Noticing
 from celery_s3.settings import Settings
 from celery_s3.store.api import Bucket, Store, Writer
 from celery_s3.store.counting import Counting, Tally
@@ -61,7 +62,7 @@ def open_store(settings: Settings) -> Opened:
         missing_as_403=settings.missing_as_403,
         base=settings.base,
     )
-    store, writer = _sealed(retrying, MultipartWriter(retrying, pool), settings)
+    store, writer = _sealed(Noticing(retrying), MultipartWriter(retrying, pool), settings)
     # The probe is no secret, and is shared with processes that have no keys.
     return Opened(store, retrying, writer, tally, ConditionalWrites(settings, retrying), pool)
 

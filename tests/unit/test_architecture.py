@@ -20,7 +20,7 @@ FLOORS = [
     ["interruptions", "processes", "outbox", "serializers", "keys", "metadata", "celery_private"],
     ["settings"],
     ["store"],
-    ["sealing"],
+    ["sealing", "notices"],
     ["bucket"],
     ["codec"],
     ["results"],

@@ -29,8 +29,10 @@ from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
+from celery_s3.notices import Notices
 from celery_s3.outbox import Outbox
 from celery_s3.results.groups import gather
+from celery_s3.results.parents import before_groups
 from celery_s3.results.reader import Meta, Reader
 from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
@@ -82,6 +84,7 @@ class S3Backend(ResultBackend):
         self.files_of_tasks = FilesOfTasks(
             opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.layout.result_key
         )
+        self.notices = Notices(self.app, self.settings, self.layout.result_key)
         self._open_results()
         self._open_chords()
         self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
@@ -120,7 +123,14 @@ class S3Backend(ResultBackend):
             self._changed,
             self.files_of_tasks.noticed,
         )
-        self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
+        self.waiter = Waiter(
+            self.reader,
+            self.pool,
+            self.known_metas,
+            self.get_task_meta,
+            self.settings.concurrency,
+            self.notices.subscribe,
+        )
 
     def _open_chords(self) -> None:
         self._timer = Timer()
@@ -150,6 +160,7 @@ class S3Backend(ResultBackend):
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
+        self.notices.close()
         self.mending.close()
         self._timer.close()
         self._opened.close()
@@ -251,6 +262,7 @@ class S3Backend(ResultBackend):
             rerun=is_rerun(request),
             unless_begun=by_id,
             eager=is_eager(request),
+            tell=None if is_eager(request) else self.notices.telling(meta["status"], request),
         )
 
     def encode(self, data: Any) -> bytes | str:
@@ -316,7 +328,9 @@ class S3Backend(ResultBackend):
     ) -> Any:
         """Wait for a result; if it is a chord's body, look now and then whether the chord is stuck, and mend it."""
         watching = self.mending.watching(result, on_interval)
-        return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
+        self.notices.follows(result)
+        with self.waiter.parents.known(result):
+            return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
 
     def wait_for(
         self,
@@ -375,7 +389,14 @@ class S3Backend(ResultBackend):
         watching = self.waiter.parents.watching(result, on_interval) if how.propagate else on_interval
         return gather(
             result,
-            partial(self.get_many, timeout=timeout, interval=interval, on_message=on_message, on_interval=watching),
+            partial(
+                self.waiter.many,
+                timeout=timeout,
+                interval=interval,
+                on_message=on_message,
+                on_interval=watching,
+                before=before_groups(result) if how.propagate else (),
+            ),
             self.reader.without_value if how.callback else None,
         )
 
