@@ -24,6 +24,7 @@ FLOORS = [
     ["bucket"],
     ["codec"],
     ["results"],
+    ["aio"],
     ["chords"],
     ["files"],
     ["claimcheck", "typed"],

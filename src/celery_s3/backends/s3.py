@@ -12,7 +12,7 @@ from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, how_joined, who_asks
+from celery_s3.celery_private import ResultBackend, called_by_then, how_joined, who_asks
 from celery_s3.chords import Chords, Timer
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -33,9 +33,11 @@ from celery_s3.notices import Notices
 from celery_s3.outbox import Outbox
 from celery_s3.results.groups import gather
 from celery_s3.results.parents import before_groups
+from celery_s3.results.pending import Pending
 from celery_s3.results.reader import Meta, Reader
 from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
+from celery_s3.results.watcher import Watcher
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
 from celery_s3.store.clients.control import Control
@@ -131,6 +133,8 @@ class S3Backend(ResultBackend):
             self.settings.concurrency,
             self.notices.subscribe,
         )
+        self.watcher = Watcher(self.get_task_meta, self.settings.concurrency, self.notices.subscribe)
+        self.pending = Pending(self.watcher)
 
     def _open_chords(self) -> None:
         self._timer = Timer()
@@ -160,6 +164,7 @@ class S3Backend(ResultBackend):
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
+        self.watcher.close()
         self.notices.close()
         self.mending.close()
         self._timer.close()
@@ -331,6 +336,30 @@ class S3Backend(ResultBackend):
         self.notices.follows(result)
         with self.waiter.parents.known(result):
             return super().wait_for_pending(result, *args, on_interval=watching, **kwargs)
+
+    def add_pending_result(self, result: AsyncResult, weak: bool = False) -> AsyncResult:
+        """Let ``result.then()`` call who subscribes to it."""
+        if called_by_then():
+            self.notices.follows(result)
+            self.pending.add(result, weak=weak)
+        return result
+
+    def remove_pending_result(self, result: AsyncResult) -> AsyncResult:
+        """Nobody is called when this result's task ends."""
+        self.pending.remove(result)
+        return result
+
+    def watch(
+        self, result: AsyncResult, done: Callable[[Meta | BaseException], object], *, follow_parents: bool
+    ) -> Callable[[], None]:
+        """Call ``done`` in another thread when a task has ended: see :meth:`celery_s3.results.watcher.Watcher.watch`.
+
+        Arguments:
+            follow_parents: with its error, too, where a task before it has failed.
+        """
+        self.notices.follows(result)
+        before, check = self.waiter.parents.check(result) if follow_parents else ((), None)
+        return self.watcher.watch(bytes_to_str(result.id), done, before, check)
 
     def wait_for(
         self,

@@ -204,7 +204,7 @@ class Listener:
             self._failures += 1
             for one in set(self._everybody()):
                 one.broken()
-        if self._failures == 1:
+        if self._failures == 1 and not self._closed.is_set():
             logger.warning("Notices are not heard, results are polled for: %s", brief(exc))
 
     def _everybody(self) -> Iterator[Subscription]:

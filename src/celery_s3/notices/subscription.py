@@ -58,6 +58,8 @@ class Subscription:
         self._news: deque[str] = deque()
         self._sure_now: deque[str] = deque()
         self._stored: dict[str, Object] = {}
+        #: how often the line has broken
+        self.breaks = 0
 
     def __enter__(self) -> Subscription:
         return self
@@ -126,6 +128,7 @@ class Subscription:
         while self._unsure and self.may_be_sure and (left := end - time.monotonic()) > 0:
             self._event.wait(left)
             self._event.clear()
+        self._event.clear()  # whoever waited for this looks now, whatever has come
 
     def wait(self, seconds: float) -> None:
         """Wait for so many seconds, or until there is a reason to look."""
@@ -175,6 +178,7 @@ class Subscription:
     def broken(self) -> None:
         """Nothing is heard for now: whoever waits polls."""
         self._unsure |= self._expected
+        self.breaks += 1
         self._event.set()
 
 

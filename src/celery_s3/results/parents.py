@@ -96,6 +96,12 @@ class Parents:
         result: AsyncResult | None = getattr(self._local, "result", None)
         return list(_unfinished(result)) if result is not None and result.id == task_id else []
 
+    def check(self, result: AsyncResult) -> tuple[list[str], OnInterval]:
+        """For who waits elsewhere: the ids of the unfinished tasks before a result, and what raises their failure."""
+        nodes = _before(result)
+        unfinished = [str(node.id) for node in nodes if known_meta(node) is None]
+        return unfinished, (lambda: self._one_is_unfinished(nodes, 1)) if unfinished else None
+
     def watching(self, group: ResultSet, on_interval: OnInterval) -> OnInterval:
         """``on_interval`` of who waits for a group, which also raises the failure of a task that must end before it.
 

@@ -14,7 +14,7 @@ from kombu.utils.encoding import bytes_to_str
 from celery_s3.celery_private import AskingGroup, ParentCheck
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.lazy import is_partial
-from celery_s3.errors import ResultNotRead
+from celery_s3.errors import CeleryS3Error
 from celery_s3.notices import Subscription
 from celery_s3.notices.notice import answered_by
 from celery_s3.store.api import Object
@@ -26,7 +26,7 @@ from .members import Members
 from .parents import OnInterval, Parents
 from .reader import Meta, Reader, Replaced, ready
 
-__all__ = ["Waiter"]
+__all__ = ["READY_IN", "Waiter", "in_notice", "with_value"]
 
 #: Seconds that the first look waits at most for the broker to confirm that notices will come.
 READY_IN = 0.25
@@ -183,8 +183,8 @@ class _LookForOne:
     def __call__(self) -> Meta | None:
         heard = self._id in self._told.news()
         # with its value: the timeout bounds the time that a large one takes, too
-        found = _in_notice(self._id, self._get_meta, self._told.take(self._id))
-        found = _with_value(found or ready(self._get_meta(self._id)))
+        found = in_notice(self._id, self._get_meta, self._told.take(self._id))
+        found = with_value(found or ready(self._get_meta(self._id)))
         if found is not None and self._looks and not heard:
             self._told.missed()
         self._looks += 1
@@ -230,7 +230,7 @@ class _Look:
         if meta is None:
             with retried_until(self._deadline):
                 read = self._waiter.reader.meta
-                meta = _in_notice(id, read, self.told.take(id)) or read(id)
+                meta = in_notice(id, read, self.told.take(id)) or read(id)
         return self._finished(meta, self._room_for(id, meta))
 
     def _room_for(self, id: str, meta: Meta) -> float:
@@ -246,19 +246,19 @@ class _Look:
     def _finished(self, meta: Meta | None, up_to: float) -> Meta | None:
         """The meta if it is ready, with its value if its object has no more than ``up_to`` bytes."""
         with retried_until(self._deadline):
-            found = _with_value(meta and ready(meta, self._ready_states), up_to)
+            found = with_value(meta and ready(meta, self._ready_states), up_to)
         return found and ready(found, self._ready_states)
 
 
-def _in_notice(id: str, read: Callable[[str], Meta], stored: Object | None) -> Meta | None:
+def in_notice(id: str, read: Callable[[str], Meta], stored: Object | None) -> Meta | None:
     """The final meta that a notice has brought, ``None`` where none did: then the bucket has to tell."""
     if stored is not None:
-        with suppress(ResultNotRead), answered_by(stored):
+        with suppress(CeleryS3Error), answered_by(stored):
             return ready(read(id))
     return None
 
 
-def _with_value(meta: Meta | None, up_to: float = inf) -> Meta | None:
+def with_value(meta: Meta | None, up_to: float = inf) -> Meta | None:
     """A meta with its value, if its object has no more than so many bytes; ``None`` where it is another one by now."""
     if is_partial(meta) and meta.size <= up_to:
         with suppress(Replaced):
