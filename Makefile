@@ -13,15 +13,17 @@ BIN := $(VENV)/bin
 CELERY ?= 5.4.0
 JOBS ?= 4
 DEMO := tests/acceptance/test_demo.py
+# a RabbitMQ takes half a minute to start
+RABBITMQ := tests/integration/test_notices_rabbitmq.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
-T ?= tests --ignore=$(DEMO)
+T ?= tests --ignore=$(DEMO) --ignore=$(RABBITMQ)
 SHARED := -n $(JOBS) --dist worksteal
 # an older Celery, for the tests in which workers of two versions share a chord
 OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-celery test-python check soak outage bench docs clean
+.PHONY: help demo test test-store test-demo test-rabbitmq test-celery test-python check soak outage bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -42,6 +44,10 @@ test-store: $(VENV)/.with-test  ## Run the tests that count requests over a real
 test-demo: $(VENV)/.with-test  ## Run the tests of the demo, which take whole runs of it
 	@echo "== pytest: $(DEMO)"
 	@$(BIN)/python -m pytest -n 2 $(DEMO)
+
+test-rabbitmq: $(VENV)/.with-test  ## Run the tests of notices over RabbitMQ, where rabbitmq-server is installed
+	@echo "== pytest: $(RABBITMQ)"
+	@$(BIN)/python -m pytest $(RABBITMQ)
 
 test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
 	@echo "== Celery $(CELERY)"

@@ -5,6 +5,7 @@
 ``moto_s3``         moto: a second implementation of S3, without authentication
 ``sqs``             the same moto: SQS
 ``redis_url``       a Redis; the test is skipped where none is installed
+``rabbitmq_url``    a RabbitMQ; likewise
 ``proxy``           a :class:`Proxy` in front of ``seaweed``, as new for every test
 ``proxy_for``       another one: ``proxy_for(moto_s3, strip_preconditions=True)``
 ``certificate``     certificate and key file for 127.0.0.1, for ``proxy_for(seaweed, tls=certificate)``
@@ -136,6 +137,36 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stop(process, 0.0)
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    binary = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path is a script for its own user
+    if not binary.exists():
+        pytest.skip("rabbitmq-server is not installed")
+    directory, (port, own, names) = tmp_path_factory.mktemp("rabbitmq"), free_ports(3)
+    variables = {
+        "HOME": str(directory),
+        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_DIST_PORT": str(own),
+        "ERL_EPMD_PORT": str(names),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+    log = directory / "out.log"
+    process = spawn([str(binary)], log, environment(**variables), directory, signal.SIGTERM)
+    try:
+        if not wait_until(lambda: _listens(port), process, 60.0):
+            pytest.fail(f"rabbitmq-server did not come up:\n{tail(log)}")
+        yield f"amqp://guest:guest@127.0.0.1:{port}//"
+    finally:
+        stop(process, 5.0)
+        epmd = shutil.which("epmd")
+        if epmd is not None:  # the server's own daemon, which outlives it
+            subprocess.run([epmd, "-kill"], env=environment(**variables), capture_output=True, check=False)
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -218,8 +249,8 @@ def broker_conf(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
     def conf(name: str) -> dict[str, Any]:
         if name == "sqs":
             return request.getfixturevalue("sqs").broker()
-        if name == "redis":
-            return {"broker_url": request.getfixturevalue("redis_url")}
+        if name in ("redis", "rabbitmq"):
+            return {"broker_url": request.getfixturevalue(f"{name}_url")}
         return _filesystem_broker(tmp_path / "broker") if name == "filesystem" else {"broker_url": "memory://"}
 
     return conf

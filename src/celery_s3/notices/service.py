@@ -65,7 +65,7 @@ class Notices:
     @cached_property
     def kind(self) -> Literal["redis", "amqp", ""]:
         """By what notices go; empty where they do not."""
-        if self._settings.notices == "off":
+        if self._settings.notices == "off" or not self._app.conf.broker_write_url:  # Celery would take one for granted
             return ""
         with self._app.connection_for_write() as connection:  # not connected
             transport = str(connection.transport_cls)
