@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
 from typing import Any, Self
 
 from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop, tail, wait_until
@@ -41,6 +41,8 @@ class Stage:
             self.folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
             self.redis_url = self._redis()
             self.broker = self._broker()
+            #: where notices are tried, by the name of the broker; empty where it is not installed
+            self.broker_urls = {"redis": self.redis_url, "rabbitmq": self._rabbitmq()}
             self._exit = self._exit.pop_all()
         return self
 
@@ -116,6 +118,29 @@ class Stage:
         if not wait_until(lambda: _listens(port), process, 10.0):
             raise RuntimeError(f"redis-server did not come up:\n{tail(log)}")
         return f"redis://127.0.0.1:{port}/0"
+
+    def _rabbitmq(self) -> str:
+        binary = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path is a script for its own user
+        if not binary.exists():
+            return ""
+        port, own, names = free_ports(3)
+        variables = {
+            "HOME": str(self.folder),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_NODENAME": f"bench{port}@localhost",
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(own),
+            "ERL_EPMD_PORT": str(names),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+        log = self.folder / "rabbitmq.log"
+        process = spawn([str(binary)], log, environment(**variables), self.folder, SIGTERM)
+        self._exit.callback(stop, process, 10.0)
+        if not wait_until(lambda: _listens(port), process, 60.0):
+            raise RuntimeError(f"rabbitmq-server did not come up:\n{tail(log)}")
+        return f"amqp://guest:guest@127.0.0.1:{port}//"
 
     def _broker(self) -> Conf:
         if self.redis_url:

@@ -122,6 +122,27 @@ class Notices:
             self._stamp()
         return Subscription(self._listeners.get(), self._key_of)
 
+    def round_trip(self, id: str, seconds: float) -> float | None:
+        """Tell this process of a task that nobody else knows, and hear it.
+
+        Returns:
+            The seconds from one to the other; ``None`` where nothing has come after ``seconds``, or can.
+        """
+        end = time.monotonic() + seconds
+        with self.subscribe() as told:
+            listener = self._listeners.peek()
+            told.add([id])
+            told.get_ready(seconds)
+            while time.monotonic() < end and listener is not None:
+                address = listener.address
+                if told.listening or address:
+                    began = time.monotonic()
+                    self._tell(address, self._key_of(id), None)
+                    told.wait(end - began)
+                    return time.monotonic() - began if id in told.news() else None
+                time.sleep(0.01)
+        return None
+
     def _connect_line(self) -> Line:
         if self.kind == "redis":
             return RedisLine(self._app, self._settings.bucket)

@@ -211,12 +211,12 @@ def each(
             if value is not None:
                 yield id, value
                 del value  # it may be large
+        in_vain = len(window.pending) == before
+        if looks and not heard and not in_vain and news is not None:
+            news.missed()
         if not window.pending:
             return
-        in_vain = len(window.pending) == before
         if not heard:
-            if looks and not in_vain and news is not None:
-                news.missed()
             looks += 1
             if looks == passes:
                 return
