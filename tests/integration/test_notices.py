@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from celery.app.task import Context
@@ -19,6 +20,7 @@ from redis import Redis
 from celery_s3 import aio
 from celery_s3.errors import ConfigurationError
 from celery_s3.notices.notice import LARGEST, dumps
+from celery_s3.operate.doctor import broker
 from celery_s3.store.requests import Put
 
 #: Seconds within which what was told is there. Without notices the naps of a wait that has gone on for as long as the
@@ -296,6 +298,16 @@ def test_failure_before_the_end_of_a_chain(app, waiting, eventually):
     with pytest.raises(Exception, match="no"):
         last.get(timeout=30)
     assert time.monotonic() - began < 0.95  # the look without a notice comes after a second
+
+
+def test_doctor_tries_the_line(app, counted, monkeypatch):
+    """One notice, to itself; where none comes it says what that costs, and what to do."""
+    finding = broker.notices(SimpleNamespace(settings=app.backend.settings, notices=app.backend.notices))
+    assert (finding.level, "over Redis" in finding.text) == ("OK", True)
+    monkeypatch.setattr(broker, "_WITHIN", 0.3)
+    away = counted(broker="redis", broker_url="redis://127.0.0.1:1/0").backend
+    finding = broker.notices(SimpleNamespace(settings=away.settings, notices=away.notices))
+    assert (finding.level, "polled for" in finding.text) == ("WARN", True)
 
 
 # -- then()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from .case import Case
-from .findings import Finding, ok, skip, warn
+from .findings import Finding, ok, warn
 
 __all__ = ["notices"]
 
@@ -19,7 +19,7 @@ def notices(case: Case) -> Finding:
     if case.settings.notices == "off":
         return ok("none, as `notices` says: results are polled for")
     if case.notices is None or not case.notices.kind:
-        return skip("the broker is neither Redis nor RabbitMQ: results are polled for")
+        return ok("none: the broker is neither Redis nor RabbitMQ, results are polled for")
     name = _NAMES[case.notices.kind]
     seconds = case.notices.round_trip(f"doctor-{uuid4()}", _WITHIN)
     if seconds is None:
