@@ -109,6 +109,11 @@ class Subscription:
     # -- for who waits
 
     @property
+    def hears(self) -> bool:
+        """Whether anything can be heard here at all."""
+        return self._listener is not None
+
+    @property
     def listening(self) -> bool:
         """Whether a notice of each is to be expected: looking seldom is enough."""
         return self._listener is not None and not self._unsure and self._listener.trusted

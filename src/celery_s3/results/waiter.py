@@ -92,7 +92,7 @@ class Waiter:
                 delay=waiting.schedule(interval, lambda: told.listening),
                 timeout=left,
                 on_interval=on_interval,
-                news=told,
+                news=told if told.hears else None,
             )
 
     def many(
@@ -132,7 +132,7 @@ class Waiter:
                 timeout=timeout,
                 on_interval=on_interval,
                 passes=passes,
-                news=told,
+                news=told if told.hears else None,
             ):
                 self.known[id] = meta
                 if on_message is not None:

@@ -109,6 +109,7 @@ class _Pace:
         self.delay = delay
         self.timeout = timeout
         self.clock = clock
+        self.interrupted = news is not None
         self.sleep = clock.sleep if news is None else news.wait
         self.began = clock.monotonic()
         self.due: float | None = None
@@ -139,7 +140,7 @@ class _Pace:
                 waited, nap = waited + rest, nap - rest
         self.sleep(self._in_time(nap, waited))
         now = self.clock.monotonic() - self.began
-        if now >= self.due - _EARLY:
+        if not self.interrupted or now >= self.due - _EARLY:
             self.due = None
         return now
 
