@@ -237,6 +237,29 @@ def test_a_broker_that_refuses_is_left_alone(caplog):
     assert len(caplog.records) == 1
 
 
+def test_a_broken_connection_is_made_anew(caplog):
+    """A broker may close a connection that was idle: the notice goes over another one."""
+    senders = [Working(), Working()]
+    left = iter(senders)
+    outgoing = _Outgoing(lambda: next(left))
+    outgoing.send("a", b"", "")
+    senders[0].error = ConnectionError("closed")
+    outgoing.send("b", b"", "")
+    assert [sender.sent for sender in senders] == [["a"], ["b"]]
+    assert senders[0].closed
+    assert not caplog.records
+
+
+class Working(Refusing):
+    def __init__(self):
+        self.error, self.sent, self.closed = None, [], False
+
+    def send(self, key, payload, reply_to):
+        if self.error is not None:
+            raise self.error
+        self.sent.append(key)
+
+
 def test_the_end_of_a_process_is_not_swallowed():
     """What ends the process comes out, and the connection is not used any more."""
     sender = Refusing(KeyboardInterrupt())

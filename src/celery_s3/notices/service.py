@@ -203,9 +203,7 @@ class _Outgoing:
             return
         with self._lock:
             try:
-                if self._sender is None:
-                    self._sender = self._connect()
-                self._sender.send(key, payload, reply_to)
+                self._send_once_more(key, payload, reply_to)
             except BaseException as exc:
                 self._give_up()
                 if not isinstance(exc, Exception):
@@ -213,6 +211,20 @@ class _Outgoing:
                 reraise_interruption(exc, None)
                 self._silent_until = time.monotonic() + SILENT
                 logger.warning("Notices are not sent for %d s, results are polled for: %s", SILENT, brief(exc))
+
+    def _send_once_more(self, key: str, payload: bytes, reply_to: str) -> None:
+        """Send it, on a new connection where the one that there was is broken: brokers close idle ones."""
+        sender = self._sender
+        if sender is not None:
+            try:
+                sender.send(key, payload, reply_to)
+            except Exception as exc:  # noqa: BLE001 - whatever the broker's client raises
+                reraise_interruption(exc, None)
+                self._give_up()
+            else:
+                return
+        self._sender = self._connect()
+        self._sender.send(key, payload, reply_to)
 
     def _give_up(self) -> None:
         sender, self._sender = self._sender, None
