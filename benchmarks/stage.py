@@ -11,13 +11,14 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL
 from typing import Any, Self
 
 from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop, tail, wait_until
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from devtools.proxy import Proxy, Record
+from devtools.rabbitmq import installed, rabbitmq
 
 from .rows import CONTENDERS
 
@@ -120,27 +121,7 @@ class Stage:
         return f"redis://127.0.0.1:{port}/0"
 
     def _rabbitmq(self) -> str:
-        binary = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path is a script for its own user
-        if not binary.exists():
-            return ""
-        port, own, names = free_ports(3)
-        variables = {
-            "HOME": str(self.folder),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
-            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
-            "RABBITMQ_NODENAME": f"bench{port}@localhost",
-            "RABBITMQ_NODE_PORT": str(port),
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_DIST_PORT": str(own),
-            "ERL_EPMD_PORT": str(names),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-        }
-        log = self.folder / "rabbitmq.log"
-        process = spawn([str(binary)], log, environment(**variables), self.folder, SIGTERM)
-        self._exit.callback(stop, process, 10.0)
-        if not wait_until(lambda: _listens(port), process, 60.0):
-            raise RuntimeError(f"rabbitmq-server did not come up:\n{tail(log)}")
-        return f"amqp://guest:guest@127.0.0.1:{port}//"
+        return self._exit.enter_context(rabbitmq(self.folder)) if installed() else ""
 
     def _broker(self) -> Conf:
         if self.redis_url:

@@ -55,6 +55,7 @@ from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from celery_s3.settings import Secret, Settings
 from devtools.proxy import Proxy
+from devtools.rabbitmq import installed, rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,32 +140,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    binary = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path is a script for its own user
-    if not binary.exists():
+    if not installed():
         pytest.skip("rabbitmq-server is not installed")
-    directory, (port, own, names) = tmp_path_factory.mktemp("rabbitmq"), free_ports(3)
-    variables = {
-        "HOME": str(directory),
-        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(directory / "log"),
-        "RABBITMQ_NODENAME": f"test{port}@localhost",
-        "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_DIST_PORT": str(own),
-        "ERL_EPMD_PORT": str(names),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-    }
-    log = directory / "out.log"
-    process = spawn([str(binary)], log, environment(**variables), directory, signal.SIGTERM)
-    try:
-        if not wait_until(lambda: _listens(port), process, 60.0):
-            pytest.fail(f"rabbitmq-server did not come up:\n{tail(log)}")
-        yield f"amqp://guest:guest@127.0.0.1:{port}//"
-    finally:
-        stop(process, 5.0)
-        epmd = shutil.which("epmd")
-        if epmd is not None:  # the server's own daemon, which outlives it
-            subprocess.run([epmd, "-kill"], env=environment(**variables), capture_output=True, check=False)
+    with rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
+        yield url
 
 
 def _listens(port: int) -> bool:
