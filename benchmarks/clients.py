@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery
+from celery.app.task import Context
 from celery.result import AsyncResult, GroupResult
 
 Answer = dict[str, Any]
@@ -176,10 +177,14 @@ def _late(app: Celery, writer: Any, length: float) -> tuple[float, tuple[float, 
     """Seconds from the moment at which the result was stored until ``get()`` returns it."""
     (id,) = new_ids(1)
     result, stored = AsyncResult(id, app=app), []
+    request = None
+    if str(app.conf.broker_url).startswith("amqp"):  # a task's message says where its notice is wanted
+        app.send_task("nobody", task_id=id)
+        request = Context({"id": id, "reply_to": app.thread_oid})
 
     def task(ends: float) -> None:
         time.sleep(max(0.0, ends - time.perf_counter()))
-        writer.store_result(id, RESULT, "SUCCESS")
+        writer.store_result(id, RESULT, "SUCCESS", request=request)
         stored.append(time.perf_counter())
 
     began = time.time()

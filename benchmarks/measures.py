@@ -17,7 +17,7 @@ from celery import Celery, chord, group
 
 from celery_s3.dev.process import tail, wait_until
 
-from .rows import DELAY, Effort
+from .rows import DELAY, ROWS, TOLD, Effort
 from .stage import Stage
 
 __all__ = ["Cell", "measure"]
@@ -43,6 +43,7 @@ def measure(stage: Stage, effort: Effort) -> Iterator[Cell]:
     yield from _tasks(stage, effort)
     yield from _chords(stage, effort)
     yield from _waits(stage, effort)
+    yield from _told(stage, effort)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -118,6 +119,21 @@ def _waits(stage: Stage, effort: Effort) -> Iterator[Cell]:
         answers = {contender: _answer(process) for contender, process in waiting.items()}
         for contender, answer in answers.items():
             yield f"wait-{length:g}", contender, _cell(stage, contender, answer)
+
+
+def _told(stage: Stage, effort: Effort) -> Iterator[Cell]:
+    """As :func:`_waits`, where a broker tells; one after the other, for it is about fractions of a millisecond."""
+    for row in ROWS:
+        told, _, length = row.key.partition("-")
+        broker, notices = TOLD.get(told, ("", ""))
+        if url := stage.broker_urls.get(broker):
+            stage.proxy.reset()
+            order = _wait_order(stage, "ours", float(length), effort.waits[float(length)])
+            for conf in (order["conf"], order["straight"]):
+                conf["broker_url"] = url
+                conf["s3_backend_settings"] |= {"notices": notices}
+            process = stage.client("clients", "wait", order)
+            yield row.key, "ours", _cell(stage, "ours", _answer(process))
 
 
 def _wait_order(stage: Stage, contender: str, length: float, times: int) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["CONTENDERS", "DELAY", "FULL", "QUICK", "ROWS", "Effort", "Goal", "Row"]
+__all__ = ["CONTENDERS", "DELAY", "FULL", "QUICK", "ROWS", "TOLD", "Effort", "Goal", "Row"]
 
 #: Key and name of each backend, in the order of the table's columns.
 CONTENDERS = {"celery": "Celery's `s3`", "redis": "Celery's Redis", "ours": "celery-s3"}
+
+#: The waits that a broker tells, by the beginning of a row's key: which broker, and the backend's `notices`.
+TOLD = {"redis": ("redis", "auto"), "ids": ("redis", "ids"), "rabbitmq": ("rabbitmq", "auto")}
 
 #: Seconds that the proxy holds back every answer of the result store, where a row says so.
 DELAY = 0.02
@@ -48,6 +51,13 @@ ROWS = (
     Row("wait-0.05", "Task of 0.05 s, 20 ms: `get()` returns after its end", (Goal("late", "ms", 45),)),
     Row("wait-1.3", "Task of 1.3 s, 20 ms", (Goal("late", "ms", 80),), requests=20),
     Row("wait-7.7", "Task of 7.7 s, 20 ms", (Goal("late", "ms", 200),), requests=30),
+    Row("redis-0.05", "The same task, told by Redis, the result along", (Goal("late", "ms", 1),), requests=2),
+    Row("redis-1.3", "Task of 1.3 s, the same", (Goal("late", "ms", 1),), requests=3),
+    Row("redis-7.7", "Task of 7.7 s, the same", (Goal("late", "ms", 1),), requests=6),
+    Row("ids-1.3", "Task of 1.3 s, told by Redis, the result fetched", (Goal("late", "ms", 27),), requests=3),
+    Row("rabbitmq-0.05", "Task of 0.05 s, told by RabbitMQ", (Goal("late", "ms", 27),), requests=2),
+    Row("rabbitmq-1.3", "Task of 1.3 s, the same", (Goal("late", "ms", 27),), requests=3),
+    Row("rabbitmq-7.7", "Task of 7.7 s, the same", (Goal("late", "ms", 27),), requests=6),
     Row("tasks", "{tasks} trivial tasks, 2 processes, 20 ms", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
     Row(
         "chord-200",

@@ -18,6 +18,7 @@ from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from devtools.proxy import Proxy, Record
+from devtools.rabbitmq import installed, rabbitmq
 
 from .rows import CONTENDERS
 
@@ -41,6 +42,8 @@ class Stage:
             self.folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
             self.redis_url = self._redis()
             self.broker = self._broker()
+            #: where notices are tried, by the name of the broker; empty where it is not installed
+            self.broker_urls = {"redis": self.redis_url, "rabbitmq": self._rabbitmq()}
             self._exit = self._exit.pop_all()
         return self
 
@@ -116,6 +119,9 @@ class Stage:
         if not wait_until(lambda: _listens(port), process, 10.0):
             raise RuntimeError(f"redis-server did not come up:\n{tail(log)}")
         return f"redis://127.0.0.1:{port}/0"
+
+    def _rabbitmq(self) -> str:
+        return self._exit.enter_context(rabbitmq(self.folder)) if installed() else ""
 
     def _broker(self) -> Conf:
         if self.redis_url:

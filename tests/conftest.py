@@ -6,6 +6,7 @@
 ``sqs``             the same moto: SQS
 ``real_server``     any of the servers of ``servers/``, for the fixture ``server`` of contract tests and battery
 ``redis_url``       a Redis; the test is skipped where none is installed
+``rabbitmq_url``    a RabbitMQ; likewise
 ``proxy``           a :class:`Proxy` in front of ``seaweed``, as new for every test
 ``proxy_for``       another one: ``proxy_for(moto_s3, strip_preconditions=True)``
 ``certificate``     certificate and key file for 127.0.0.1, for ``proxy_for(seaweed, tls=certificate)``
@@ -56,6 +57,7 @@ from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from celery_s3.settings import Secret, Settings
 from devtools.proxy import Proxy
+from devtools.rabbitmq import installed, rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,6 +175,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stop(process, 0.0)
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not installed():
+        pytest.skip("rabbitmq-server is not installed")
+    with rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
+        yield url
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -255,8 +265,8 @@ def broker_conf(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
     def conf(name: str) -> dict[str, Any]:
         if name == "sqs":
             return request.getfixturevalue("sqs").broker()
-        if name == "redis":
-            return {"broker_url": request.getfixturevalue("redis_url")}
+        if name in ("redis", "rabbitmq"):
+            return {"broker_url": request.getfixturevalue(f"{name}_url")}
         return _filesystem_broker(tmp_path / "broker") if name == "filesystem" else {"broker_url": "memory://"}
 
     return conf

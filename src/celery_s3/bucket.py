@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_s3.errors import ConfigurationError
+from celery_s3.notices.notice import Noticing
 from celery_s3.settings import Settings
 from celery_s3.store.api import Bucket, Store, Writer
 from celery_s3.store.counting import Counting, Tally
@@ -66,7 +67,7 @@ def open_store(settings: Settings) -> Opened:
     plain: Bucket = retrying if settings.on_aws else Preconditions(retrying, conditional.verdict)
     # Not every server keeps the condition of a completion.
     multipart = MultipartWriter(plain, pool, look_before=not settings.on_aws)
-    store, writer = _sealed(plain, multipart, settings)
+    store, writer = _sealed(Noticing(plain), multipart, settings)
     return Opened(store, plain, writer, tally, conditional, pool)
 
 

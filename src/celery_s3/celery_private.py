@@ -19,6 +19,7 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.result import AsyncResult, ResultBase, ResultSet
 from kombu.serialization import registry
 from kombu.utils.encoding import bytes_to_str
+from vine import barrier
 
 from celery_s3.keys import encode_id
 
@@ -28,6 +29,7 @@ __all__ = [
     "ParentCheck",
     "ResultBackend",
     "asks_before_writing",
+    "called_by_then",
     "current_task",
     "how_joined",
     "is_chain",
@@ -35,7 +37,9 @@ __all__ = [
     "known_meta",
     "parents_of",
     "publish",
+    "reply_to_of",
     "sending_as",
+    "set_reply_to",
     "who_asks",
     "who_asks_for_children",
 ]
@@ -141,6 +145,18 @@ def publish(app: Any, send: Callable[..., Any], *args: Any) -> Any:
     return retry(send, *args) if retry is not None else send(*args)
 
 
+def reply_to_of(app: Any) -> str:
+    """What the messages that this thread sends, and signatures that it freezes, have for `reply_to`."""
+    return str(app.thread_oid)
+
+
+def set_reply_to(app: Any, address: str) -> None:
+    """Let them have another one; empty: Celery's own."""
+    app._local.__dict__.pop("oid", None)
+    if address:
+        app._local.oid = address
+
+
 def is_chain(signature: Any) -> bool:
     """Whether a signature is a chain."""
     return isinstance(signature, canvas._chain)
@@ -187,6 +203,19 @@ def known_meta(result: Any) -> dict[str, Any] | None:
 def keep_meta(result: Any, meta: dict[str, Any]) -> None:
     """Let a result keep a meta, if it is final."""
     result._maybe_set_cache(meta)
+
+
+_THEN = AsyncResult.then.__code__
+
+
+def called_by_then() -> bool:
+    """Whether somebody's ``then()`` has made a result pending, when called in that hook.
+
+    ``get()`` makes it so, too; and so does every ``ResultSet``, which subscribes to its members whether or not anybody
+    subscribes to it.
+    """
+    asking = sys._getframe(2)
+    return asking.f_code is _THEN and not isinstance(asking.f_locals["callback"], barrier)
 
 
 class Joined(NamedTuple):

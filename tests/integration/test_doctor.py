@@ -48,7 +48,7 @@ def test_a_healthy_bucket(doctor, make_app, seaweed, client):
     control.put_lifecycle([*control.lifecycle(), *app.backend.lifecycle_rules()])
     code, found = doctor(seaweed, client=client)
     assert (code, levels(found, "FAIL"), levels(found, "WARN")) == (0, set(), set()), found
-    assert len(found) == 20
+    assert len(found) == 21
     assert keys(app.backend) == []
     control.put_lifecycle([])
 
@@ -157,7 +157,7 @@ def test_as_a_person_sees_it(proxy, make_app):
     assert [line.split()[0] for line in lines[2:8]] == ["OK"] * 6
     place = next(number for number, line in enumerate(lines) if line.startswith("FAIL  DELETE"))
     assert lines[place + 1].lstrip().startswith("→ Allow s3:DeleteObject;")
-    assert lines[-1] == "18 OK, 1 WARN, 1 FAIL, 0 SKIP."
+    assert lines[-1] == "19 OK, 1 WARN, 1 FAIL, 0 SKIP."
     assert done.exit_code == 1
 
 

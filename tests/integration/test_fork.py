@@ -82,7 +82,7 @@ class Child:
 
 def used(opened: Opened) -> str:
     """The clients that this process has used."""
-    routing = opened.store._inner._inner
+    routing = opened.store._inner._inner._inner
     made = (routing._obstore.peek(), routing._boto3.peek())
     return " ".join(type(client._client).__name__ for client in made if client is not None)
 

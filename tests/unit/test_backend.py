@@ -107,6 +107,7 @@ def test_overridden_hooks_are_celerys():
         "close",
         "lifecycle_rules",
         "sweep",
+        "watch",
     }
     public_names = {name for name in vars(ResultBackend) if not name.startswith("_")}
     for cls, extra in ((s3.S3Backend, own | later | public_names), (ResultBackend, public_names)):

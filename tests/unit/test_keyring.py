@@ -17,12 +17,12 @@ from celery import Celery
 
 from celery_s3.bucket import open_store
 from celery_s3.errors import ConfigurationError
+from celery_s3.notices.notice import Noticing
 from celery_s3.sealing import kms
 from celery_s3.sealing.ciphers import Broken, SecretKey
 from celery_s3.sealing.keyring import StaticKey, keyring
 from celery_s3.settings import Secret, Settings, resolve
 from celery_s3.settings.seal_keys import KEY_BYTES
-from celery_s3.store.retrying import Retrying
 
 KEY = base64.b64encode(b"LEAK" * 8).decode()
 OTHER = base64.b64encode(b"leak" * 8).decode()
@@ -162,7 +162,7 @@ print(type(app.backend.store).__name__, *heavy)
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "Retrying"),
+        ({}, "Noticing"),
         ({"seal_keys": KEY, "seal": "sign"}, "Sealing celery_s3.sealing"),
         ({"seal_keys": KEY}, "Sealing cryptography celery_s3.sealing"),
         ({"seal_keys": "kms://alias/results", "seal": "sign"}, "Sealing celery_s3.sealing"),
@@ -179,8 +179,8 @@ def test_imports(given, expected):
 
 
 def test_without_keys_the_store_is_what_it_was():
-    """No layer, no cost."""
-    assert isinstance(open_store(settings_with()).store, Retrying)
+    """No layer that seals."""
+    assert isinstance(open_store(settings_with()).store, Noticing)
 
 
 def test_without_the_package(monkeypatch):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.canvas import Signature
-from celery.result import ResultBase, ResultSet, result_from_tuple
+from celery.result import AsyncResult, ResultBase, ResultSet, result_from_tuple
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 
 from celery_s3.bucket import open_store
-from celery_s3.celery_private import ResultBackend, how_joined, who_asks
+from celery_s3.celery_private import ResultBackend, called_by_then, how_joined, who_asks
 from celery_s3.chords import Chords
 from celery_s3.chords.claim import lease_for
 from celery_s3.chords.members import Members
@@ -30,11 +30,15 @@ from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
+from celery_s3.notices import Notices
 from celery_s3.outbox import Outbox
 from celery_s3.results.groups import gather
+from celery_s3.results.parents import before_groups
+from celery_s3.results.pending import Pending
 from celery_s3.results.reader import Meta, Reader
 from celery_s3.results.recorder import Recorder, is_eager, is_rerun
 from celery_s3.results.waiter import Waiter
+from celery_s3.results.watcher import Watcher
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
 from celery_s3.store.clients.control import Control
@@ -83,6 +87,7 @@ class S3Backend(ResultBackend):
         self.files_of_tasks = FilesOfTasks(
             opened, self.settings, prefix=self.layout.files, serializer=self.serializer, key_of=self.layout.result_key
         )
+        self.notices = Notices(self.app, self.settings, self.layout.result_key)
         self._open_results()
         self._open_chords()
         self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
@@ -121,7 +126,16 @@ class S3Backend(ResultBackend):
             self._changed,
             self.files_of_tasks.noticed,
         )
-        self.waiter = Waiter(self.reader, self.pool, self.known_metas, self.get_task_meta, self.settings.concurrency)
+        self.waiter = Waiter(
+            self.reader,
+            self.pool,
+            self.known_metas,
+            self.get_task_meta,
+            self.settings.concurrency,
+            self.notices.subscribe,
+        )
+        self.watcher = Watcher(self.get_task_meta, self.settings.concurrency, self.notices.subscribe)
+        self.pending = Pending(self.watcher)
 
     def _open_chords(self) -> None:
         self.chords = Chords(
@@ -151,6 +165,8 @@ class S3Backend(ResultBackend):
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
+        self.watcher.close()
+        self.notices.close()
         self.mending.close()
         self.mender.close()
         self._opened.close()
@@ -257,6 +273,7 @@ class S3Backend(ResultBackend):
             rerun=is_rerun(request),
             unless_begun=by_id,
             eager=is_eager(request),
+            tell=None if is_eager(request) else self.notices.telling(meta["status"], request),
         )
 
     def encode(self, data: Any) -> bytes | str:
@@ -317,6 +334,36 @@ class S3Backend(ResultBackend):
 
     # -- waiting
 
+    def wait_for_pending(self, result: AsyncResult, *args: Any, **kwargs: Any) -> Any:
+        """Wait for a result, of which :meth:`wait_for` is told the id alone."""
+        self.notices.follows(result)
+        with self.waiter.parents.known(result):
+            return super().wait_for_pending(result, *args, **kwargs)
+
+    def add_pending_result(self, result: AsyncResult, weak: bool = False) -> AsyncResult:
+        """Let ``result.then()`` call who subscribes to it."""
+        if called_by_then():
+            self.notices.follows(result)
+            self.pending.add(result, weak=weak)
+        return result
+
+    def remove_pending_result(self, result: AsyncResult) -> AsyncResult:
+        """Nobody is called when this result's task ends."""
+        self.pending.remove(result)
+        return result
+
+    def watch(
+        self, result: AsyncResult, done: Callable[[Meta | BaseException], object], *, follow_parents: bool
+    ) -> Callable[[], None]:
+        """Call ``done`` in another thread when a task has ended: see :meth:`celery_s3.results.watcher.Watcher.watch`.
+
+        Arguments:
+            follow_parents: with its error, too, where a task before it has failed.
+        """
+        self.notices.follows(result)
+        before, check = self.waiter.parents.check(result) if follow_parents else ((), None)
+        return self.watcher.watch(bytes_to_str(result.id), done, before, check)
+
     def wait_for(
         self,
         task_id: str,
@@ -374,7 +421,14 @@ class S3Backend(ResultBackend):
         watching = self.waiter.parents.watching(result, on_interval) if how.propagate else on_interval
         return gather(
             result,
-            partial(self.get_many, timeout=timeout, interval=interval, on_message=on_message, on_interval=watching),
+            partial(
+                self.waiter.many,
+                timeout=timeout,
+                interval=interval,
+                on_message=on_message,
+                on_interval=watching,
+                before=before_groups(result) if how.propagate else (),
+            ),
             self.reader.without_value if how.callback else None,
         )
 

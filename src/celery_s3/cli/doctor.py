@@ -84,6 +84,7 @@ def _case(backend: S3Backend, store: Routing) -> Case:
         backend.layout,
         backend.terms,
         lambda versioned: backend.lifecycle_rules(versioned=versioned),
+        backend.notices,
     )
 
 

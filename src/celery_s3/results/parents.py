@@ -37,7 +37,7 @@ from celery_s3.store.deadline import retried_until
 
 from .members import walk
 
-__all__ = ["OnInterval", "Parents"]
+__all__ = ["OnInterval", "Parents", "before_groups"]
 
 Meta = dict[str, Any]
 OnInterval = Callable[[], object] | None
@@ -95,6 +95,27 @@ class Parents:
         if on_interval is not None:
             self._local.wait.failure = meta
             on_interval()
+
+    @contextmanager
+    def known(self, result: AsyncResult) -> Iterator[None]:
+        """This thread is about to wait for a result, of which :meth:`waiting` is told the id alone."""
+        outer = getattr(self._local, "result", None)
+        self._local.result = result
+        try:
+            yield
+        finally:
+            self._local.result = outer
+
+    def unfinished_before(self, task_id: str) -> list[str]:
+        """The ids of the tasks before the one that this thread waits for, those that have to end before it."""
+        result: AsyncResult | None = getattr(self._local, "result", None)
+        return list(_unfinished(result)) if result is not None and result.id == task_id else []
+
+    def check(self, result: AsyncResult) -> tuple[list[str], OnInterval]:
+        """For who waits elsewhere: the ids of the unfinished tasks before a result, and what raises their failure."""
+        nodes = _before(result)
+        unfinished = [str(node.id) for node in nodes if known_meta(node) is None]
+        return unfinished, (lambda: self._one_is_unfinished(nodes, 1)) if unfinished else None
 
     def watching(self, group: ResultSet, on_interval: OnInterval) -> OnInterval:
         """``on_interval`` of who waits for a group, which also raises the failure of a task that must end before it.
@@ -196,9 +217,14 @@ class _Wait:
     failure: Meta | None = None
 
 
-def _unfinished(waited: AsyncResult, passed: Collection[str] = ()) -> Iterator[str]:
+def _unfinished(waited: ResultBase, passed: Collection[str] = ()) -> Iterator[str]:
     """The ids of the chain's unfinished parents, earliest first, without the headers of chords."""
     return (node.id for node in _before(waited) if known_meta(node) is None and node.id not in passed)
+
+
+def before_groups(group: ResultSet) -> list[str]:
+    """The ids of the unfinished tasks before a group, and before the groups in it."""
+    return [id for one in _groups(group) for id in _unfinished(one)]
 
 
 def _before(result: ResultBase) -> list[AsyncResult]:

@@ -19,6 +19,8 @@ from celery import states
 from celery_s3.codec.encoding import Encoder
 from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
+from celery_s3.notices import Tell
+from celery_s3.notices.notice import watched
 from celery_s3.printable import get_logger
 from celery_s3.store.deadline import patient, retried_until
 
@@ -64,6 +66,7 @@ class Recorder:
         rerun: bool = False,
         unless_begun: bool = False,
         eager: bool = False,
+        tell: Tell | None = None,
     ) -> WriteOutcome:
         """Store a meta, in one request where nobody else has stored another state of the task.
 
@@ -73,6 +76,7 @@ class Recorder:
             rerun: another run of the task has probably left a state here.
             unless_begun: leave a task alone that has begun.
             eager: the task ran where it was called.
+            tell: called once the state is stored, or stands there already.
 
         Raises:
             kombu.exceptions.EncodeError: the serializer cannot hold the value; nothing was stored.
@@ -85,14 +89,17 @@ class Recorder:
         beside = result_metadata(state, task, meta.get("children"), expires, files)
         try:
             key, how = self.task_key(id), {"rerun": rerun, "unless_begun": unless_begun}
-            with self._tried(state, eager=eager):
-                return self.results.write(key, body, state, beside, content_type, **how)
+            with self._tried(state, eager=eager), watched() as written:
+                outcome = self.results.write(key, body, state, beside, content_type, **how)
         except (StoreError, ValueError) as exc:
             what = f"{state} of task {id} was not stored: {exc}"
             if isinstance(exc, StoreError) and state not in states.READY_STATES:
                 logger.warning("%s", what, extra={"s3_task": str(id)})
                 return WriteOutcome.DROPPED
             raise ResultNotStored(what, str(id), state) from exc
+        if tell is not None:
+            tell(key, written[-1] if written and outcome is WriteOutcome.WRITTEN else None)
+        return outcome
 
     def _tried(self, state: str, *, eager: bool) -> AbstractContextManager[None]:
         """For how long a state is tried to be stored."""

@@ -13,7 +13,7 @@ Why so, and what it costs: ``docs/decisions/waiting.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Window"]
@@ -80,7 +80,7 @@ class Window:
         self.pending = dict.fromkeys(ids)
         self._everyone = everyone
         self._waited = 0.0
-        self._look = self._begin([], 2, MOST, FIRST)
+        self._look = self._last = self._begin([], 2, MOST, FIRST)
 
     def look_again(self, waited: float) -> None:
         """Begin another look.
@@ -88,11 +88,15 @@ class Window:
         Arguments:
             waited: seconds since the first one.
         """
-        last, since, self._waited = self._look, waited - self._waited, waited
+        last, since, self._waited = self._last, waited - self._waited, waited
         share = FLOWING if last.in_order.found or last.in_turn.found else STUCK
         due = round(share * len(self.pending) * since / waited) if waited > SETTLED else 0
         in_order, in_turn = last.in_order.found // IN_ORDER, last.in_turn.found // IN_TURN
-        self._look = self._begin(last.in_turn.ids, min(MOST, in_order), max(in_turn, due), LATER)
+        self._look = self._last = self._begin(last.in_turn.ids, min(MOST, in_order), max(in_turn, due), LATER)
+
+    def look_at(self, ids: Sequence[str]) -> None:
+        """Ask for these alone, of which there is news; the next look goes on where the last one has ended."""
+        self._look = _Look(_Order(list(reversed(ids)), len(ids)), _Order([], 0), len(ids))
 
     def _begin(self, turn: list[str], in_order: int, in_turn: int, earns: int) -> _Look:
         members = len(self.pending)

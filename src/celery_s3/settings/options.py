@@ -191,6 +191,12 @@ _ALL = [
         "What removes them: a lifecycle rule alone, or the task's success before that.",
     ),
     Option(
+        "notices",
+        Choice("auto", "ids", "off"),
+        "Redis and RabbitMQ [tell who waits](how-it-works.md#waiting) that a result is there. `auto` sends those up to"
+        " 2 KB along, as they are stored; `ids` none; `off` tells nobody.",
+    ),
+    Option(
         "opentelemetry",
         Flag(),
         "[Metrics, and a span for each request](operations.md#dashboards); needs the extra `celery-s3[otel]`.",

@@ -4,6 +4,7 @@ Every client and every wrapper is a :class:`Store`, and does one thing with a :c
 The wrappers stand in this order, outermost first::
 
     Sealing       with `seal_keys`: encrypts what goes, decrypts what comes
+    Noticing      sees what is stored, and answers what a notice has told
     Retrying      sends again what is worth it
     Tracing       with `opentelemetry`: a span for each request
     Counting      one line for each verb
@@ -12,7 +13,7 @@ The wrappers stand in this order, outermost first::
     ObstoreClient | Boto3Client
 
 so that what is tried again has the same bytes, and each attempt is traced, counted and routed. All of them below
-``Sealing`` are a :class:`Bucket`, and beside it stands what writes large objects::
+``Noticing`` are a :class:`Bucket`, and beside it stands what writes large objects::
 
     SealingWriter (with `seal_keys`) → MultipartWriter → Retrying
 

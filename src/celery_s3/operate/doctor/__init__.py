@@ -4,6 +4,7 @@
 
     settings, client, credentials, bucket     nothing can be tried where there is no bucket
     PUT … latency                             on a scratch object
+    notices                                   one over the broker, to this process itself
     cleanup                                   also after Ctrl-C; what a killed examination leaves, a later one removes
 
 About 70 requests.
@@ -16,7 +17,7 @@ from dataclasses import replace
 
 from celery_s3.errors import CeleryS3Error
 
-from . import access, bucket, verbs
+from . import access, broker, bucket, verbs
 from .case import Case, Scratch
 from .findings import Finding, Level, fail, ok, skip
 
@@ -46,6 +47,7 @@ _THEN: dict[str, Step] = {
     "versioning": bucket.versioning,
     "lifecycle": bucket.lifecycle,
     "latency": bucket.latency,
+    "notices": broker.notices,
 }
 #: They look at the object that PUT has stored.
 _NEED_OBJECT = {

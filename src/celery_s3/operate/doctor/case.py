@@ -12,6 +12,7 @@ from celery_s3.errors import StoreError
 from celery_s3.expiry.rules import Rule
 from celery_s3.expiry.terms import Terms
 from celery_s3.keys import DOCTOR, Layout
+from celery_s3.notices import Notices
 from celery_s3.settings import Settings
 from celery_s3.store.api import Store
 from celery_s3.store.clients.control import Control
@@ -68,6 +69,7 @@ class Case:
         store: makes each request once, with the client that the settings choose: nothing is tried again or hidden.
         layout, terms: what is where, and expires when.
         rules: the lifecycle rules that there should be, for a bucket that keeps versions or not.
+        notices: tells who waits; ``None``: it is not asked.
         scratch: where to write.
         object: the key of the scratch object.
         body: what was written to it; ``None`` before that, and where it was refused.
@@ -79,6 +81,7 @@ class Case:
     layout: Layout
     terms: Terms
     rules: Callable[[bool], list[Rule]]
+    notices: Notices | None = None
     scratch: Scratch = field(init=False)
     object: str = ""
     body: bytes | None = None
