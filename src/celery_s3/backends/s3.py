@@ -39,7 +39,9 @@ from celery_s3.settings import resolve
 from celery_s3.store.clients.control import Control
 from celery_s3.store.deadline import remaining
 
+from .acknowledgements import Acknowledgements
 from .consumer import Consumer
+from .overlap import Overlap
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -85,6 +87,8 @@ class S3Backend(ResultBackend):
         self._open_results()
         self._open_chords()
         self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
+        self._acknowledgements = Acknowledgements(lambda task: task.backend is self, self.consumer.outbox)
+        self.overlap = Overlap(self.settings.overlap, self._acknowledgements)
         # After the consumer: what that writes at shutdown is counted.
         self._reporter = Reporter(self.tally, self.settings)
 
@@ -150,6 +154,8 @@ class S3Backend(ResultBackend):
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
+        self._acknowledgements.close()
+        self.overlap.close()
         self.mending.close()
         self._timer.close()
         self._opened.close()
@@ -217,6 +223,10 @@ class S3Backend(ResultBackend):
             ResultNotStored: the store failed, or the part could not be delivered.
         """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
+        if self.chord_members.reported(state) and not self.always_retry:
+            take = partial(self.chord_members.deferred, task_id, result, state, request)
+            if self.overlap.store(store, take, task_id, state, request):
+                return result
         write = partial(self.chord_members.store, store, task_id, result, state, request)
         return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
 
@@ -244,13 +254,15 @@ class S3Backend(ResultBackend):
         """
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
         by_id = request is None and meta["status"] == states.REVOKED
-        self.recorder.record(
-            meta,
-            getattr(request, "task", None),
-            expires=self.terms.of_result(meta["status"], request),
-            rerun=is_rerun(request),
-            unless_begun=by_id,
-            eager=is_eager(request),
+        self.overlap.carry_out(
+            self.recorder.prepare(
+                meta,
+                getattr(request, "task", None),
+                expires=self.terms.of_result(meta["status"], request),
+                rerun=is_rerun(request),
+                unless_begun=by_id,
+                eager=is_eager(request),
+            )
         )
 
     def encode(self, data: Any) -> bytes | str:

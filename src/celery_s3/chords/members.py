@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.result import ResultBase
@@ -30,6 +30,15 @@ __all__ = ["Members"]
 
 #: Set while Celery reports what a task has come to; whoever writes it in another thread takes this along.
 _reporting: ContextVar[bool] = ContextVar("celery-s3-reporting", default=False)
+
+
+class _Part(NamedTuple):
+    """What a member has come to, encoded."""
+
+    ticket: Ticket
+    request: Any
+    state: str
+    payload: bytes
 
 
 class Members:
@@ -84,9 +93,30 @@ class Members:
             ResultNotStored: the part was not delivered; nothing is stored then.
             Whatever ``store`` raises.
         """
-        reported = state in states.READY_STATES and _reporting.get()
-        delivery = self._deliver(request, result, state) if reported else None
-        if delivery is None:
+        return self._store(store, task_id, self._part(request, result, state) if self.reported(state) else None)
+
+    def reported(self, state: str) -> bool:
+        """Whether a state that is being stored is what a task has come to, by the word of the worker that ran it."""
+        return state in states.READY_STATES and _reporting.get()
+
+    def deferred(self, task_id: str, result: Any, state: str, request: Any) -> Callable[[Callable[[], Any]], None]:
+        """What :meth:`store` and :meth:`returned` do, for another thread: it is given ``store``.
+
+        The part is encoded at once, and :meth:`returned` has nothing left to do in this thread.
+        """
+        part = self._part(request, result, state)
+        self._latest.delivery = (task_id, None)
+
+        def carry_out(store: Callable[[], Any]) -> None:
+            self._store(store, task_id, part)
+            if part is not None:
+                self.returned(request, result, state)
+
+        return carry_out
+
+    def _store(self, store: Callable[[], Any], task_id: str, part: _Part | None) -> Any:
+        delivery = part and self._deliver(part)
+        if part is None or delivery is None:
             return store()
         self._latest.delivery = (task_id, delivery)
         stored: list[Any] = []
@@ -98,7 +128,7 @@ class Members:
         except Exception:
             if not stored:
                 # Celery will not call on_chord_part_return, and this may have been the last part.
-                self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))
+                self._chords.later(self._chords.lease, partial(self._go_up, delivery, part.request.chord))
                 raise
             # A time limit struck between the end of the task and this: too late to change what it has come to.
         return stored[0]
@@ -111,7 +141,8 @@ class Members:
         """
         task_id, delivery = getattr(self._latest, "delivery", ("", None))
         if task_id != request.id:
-            delivery = self._deliver(request, result, state)
+            part = self._part(request, result, state)
+            delivery = part and self._deliver(part)
         self._latest.delivery = ("", None)
         if delivery is None:
             return
@@ -138,12 +169,16 @@ class Members:
 
     # -- steps
 
-    def _deliver(self, request: Any, result: Any, state: str) -> Delivery | None:
+    def _part(self, request: Any, result: Any, state: str) -> _Part | None:
+        """A member's part; ``None`` for any other task."""
         ticket = Ticket.of(request)
         if ticket is None or not request.id:
             return None
         payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
-        payload = payload.encode() if isinstance(payload, str) else payload
+        return _Part(ticket, request, state, payload.encode() if isinstance(payload, str) else payload)
+
+    def _deliver(self, part: _Part) -> Delivery | None:
+        ticket, request, state, payload = part
         try:
             with patient(self._chords.patience):
                 return self._chords.deliver(ticket, request.id, _index(request), payload)
