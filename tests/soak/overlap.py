@@ -220,6 +220,24 @@ class Round:
         self.start()
         self.judge(self.settle(VISIBLE + 15))
 
+    def children(self, kills: int = 3, plain: int = 40, chords: int = 1, members: int = 10) -> None:
+        """Children are killed, and at last the worker is shut down warmly."""
+        self.delay = 0.3
+        self.start()
+        self.send(plain, chords, members)
+        for count in range(kills):
+            before = len(self.seen("ended"))
+            wait_until(lambda before=before: len(self.seen("ended")) > before + 3, self.workers[0], 20)
+            self.report.kills["child"] = count + 1
+            with suppress(ProcessLookupError):
+                os.kill(self.random.choice(children_of(self.workers[0].pid)), signal.SIGKILL)
+        left = self.settle(VISIBLE + 15)
+        self.workers[0].terminate()
+        self.workers.pop().wait(60)
+        self.judge(left)
+        messages = self.at_broker()  # all are acknowledged by now
+        self.report.wrong += [f"{id} is still at the broker" for id in self.results if id in messages]
+
     def ends(self) -> None:
         """Ends that are no accident: time limits, revoked tasks, children that have done enough, warm shutdowns."""
         self.conf["broker_transport_options"] = {"visibility_timeout": 3600}  # else it would tell what comes twice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,7 @@ from .manifest import leaf_ids
 from .sender import Sender
 from .service import Chords
 from .ticket import TICKET, Ticket
+from .tree import FAN_IN
 
 __all__ = ["Members"]
 
@@ -41,6 +43,40 @@ class _Part(NamedTuple):
     payload: bytes
 
 
+class _Together:
+    """The parts that this process delivers at the same time, by the node that they belong to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count: Counter[object] = Counter()
+
+    @contextmanager
+    def of(self, part: _Part | None) -> Iterator[Callable[[], int]]:
+        """Inside, a part is being delivered; how many others of its node are: when it began, afterwards when it ended.
+
+        None of a part whose node only the manifest could tell.
+        """
+        index = None if part is None or not part.ticket.flat else _index(part.request)
+        if part is None or index is None:
+            yield lambda: 0
+            return
+        node = part.ticket.group, part.ticket.run, index // FAN_IN
+        others = self._add(node, 1)
+        try:
+            yield lambda: others
+        finally:
+            others = self._add(node, -1)
+
+    def _add(self, node: object, number: int) -> int:
+        """Change how many there are of a node; how many others there are now."""
+        with self._lock:
+            self._count[node] += number
+            left = self._count[node]
+            if not left:
+                del self._count[node]
+            return left - (number > 0)
+
+
 class Members:
     """What a worker does for the members of chords.
 
@@ -55,6 +91,7 @@ class Members:
         self._sender = sender
         # Celery stores a task's result and returns its part in one thread, one right after the other.
         self._latest = threading.local()
+        self._together = _Together()
 
     def add(self, result: ResultBase) -> None:
         """Let the current task add others to its chord: its part will name them, and theirs are needed as well.
@@ -93,7 +130,9 @@ class Members:
             ResultNotStored: the part was not delivered; nothing is stored then.
             Whatever ``store`` raises.
         """
-        return self._store(store, task_id, self._part(request, result, state) if self.reported(state) else None)
+        part = self._part(request, result, state) if self.reported(state) else None
+        delivery = part and self._deliver(part)
+        return store() if delivery is None else self._store(store, task_id, delivery, request)
 
     def reported(self, state: str) -> bool:
         """Whether a state that is being stored is what a task has come to, by the word of the worker that ran it."""
@@ -102,22 +141,24 @@ class Members:
     def deferred(self, task_id: str, result: Any, state: str, request: Any) -> Callable[[Callable[[], Any]], None]:
         """What :meth:`store` and :meth:`returned` do, for another thread: it is given ``store``.
 
-        The part is encoded at once, and :meth:`returned` has nothing left to do in this thread.
+        The part is encoded at once, and :meth:`returned` has nothing left to do in this thread. Of the members of a
+        node that this process delivers at the same time, the last one goes up: it finds the others' parts.
         """
         part = self._part(request, result, state)
         self._latest.delivery = (task_id, None)
 
         def carry_out(store: Callable[[], Any]) -> None:
-            self._store(store, task_id, part)
-            if part is not None:
+            with self._together.of(part) as others:
+                delivery = part and self._deliver(part, foresee=not others())
+            if part is None or delivery is None or others():
+                store()
+            else:
+                self._store(store, task_id, delivery, request)
                 self.returned(request, result, state)
 
         return carry_out
 
-    def _store(self, store: Callable[[], Any], task_id: str, part: _Part | None) -> Any:
-        delivery = part and self._deliver(part)
-        if part is None or delivery is None:
-            return store()
+    def _store(self, store: Callable[[], Any], task_id: str, delivery: Delivery, request: Any) -> Any:
         self._latest.delivery = (task_id, delivery)
         stored: list[Any] = []
         try:
@@ -128,7 +169,7 @@ class Members:
         except Exception:
             if not stored:
                 # Celery will not call on_chord_part_return, and this may have been the last part.
-                self._chords.later(self._chords.lease, partial(self._go_up, delivery, part.request.chord))
+                self._chords.later(self._chords.lease, partial(self._go_up, delivery, request.chord))
                 raise
             # A time limit struck between the end of the task and this: too late to change what it has come to.
         return stored[0]
@@ -177,11 +218,11 @@ class Members:
         payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
         return _Part(ticket, request, state, payload.encode() if isinstance(payload, str) else payload)
 
-    def _deliver(self, part: _Part) -> Delivery | None:
+    def _deliver(self, part: _Part, *, foresee: bool = True) -> Delivery | None:
         ticket, request, state, payload = part
         try:
             with patient(self._chords.patience):
-                return self._chords.deliver(ticket, request.id, _index(request), payload)
+                return self._chords.deliver(ticket, request.id, _index(request), payload, foresee=foresee)
         except (Untrusted, ObjectMissing) as exc:
             # of the manifest: nobody can tell this member's slot
             self._chords.pursue(ticket.group, partial(self._give_up(request.chord), exc))
