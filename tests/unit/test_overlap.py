@@ -50,7 +50,8 @@ class Child:
 
         prepared = Prepared(size, write)
         take = lambda: lambda store: store()  # noqa: E731
-        return self.overlap.store(lambda: self.overlap.carry_out(prepared), take, task_id or request.id, state, request)
+        what, told = f"{state} of task {request.id}", (task_id or request.id, None, state, request)
+        return self.overlap.store(lambda: self.overlap.carry_out(prepared), take, what, *told)
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_what_cannot_be_encoded(make):
         raise ValueError("no JSON")
 
     with pytest.raises(ValueError, match="no JSON"):
-        child.overlap.store(fails, lambda: lambda store: store(), "a", "SUCCESS", child.request())
+        child.overlap.store(fails, lambda: lambda store: store(), "", "a", None, "SUCCESS", child.request())
     assert child.line.told == []
 
 
@@ -155,10 +156,10 @@ def test_a_write_that_fails(make, caplog):
 
     prepared = Prepared(1, refused)
     store = lambda: child.overlap.carry_out(prepared)  # noqa: E731
-    child.overlap.store(store, lambda: lambda write: write(), "a", "SUCCESS", child.request())
+    child.overlap.store(store, lambda: lambda write: write(), "a's SUCCESS", "a", None, "SUCCESS", child.request())
     child.overlap._child_ends()
     assert child.line.told == [("begins", 7), ("durable", 7)]
-    assert "SUCCESS of task a is lost: " in caplog.text
+    assert "a's SUCCESS is lost: " in caplog.text
 
 
 def test_a_child_that_is_ended(make, monkeypatch, caplog):

@@ -63,13 +63,22 @@ class Overlap:
         worker_process_shutdown.disconnect(dispatch_uid=f"celery-s3-overlap-{id(self)}")
 
     def store(
-        self, store: Callable[[], Any], take: Callable[[], Taken], task_id: str, state: str, request: Any
+        self,
+        store: Callable[[], Any],
+        take: Callable[[], Taken],
+        what: str,
+        task_id: str,
+        _result: Any,
+        state: str,
+        request: Any,
     ) -> bool:
         """Store what a task has come to while this process goes on; whether that is done, or was done at once.
 
         Arguments:
             store: hands the encoded result to :meth:`carry_out`.
             take: what else is to be encoded now, and how it is carried out.
+            what: is stored, for the log.
+            task_id, state, request: as Celery's ``store_result`` has them.
 
         Raises:
             Whatever ``store`` and ``take`` raise, in this thread.
@@ -82,7 +91,7 @@ class Overlap:
             store()
         carry_out = partial(_all, taken, prepared)
         small = sum(each.size for each in prepared) <= LARGEST
-        if not small or not self._put(task_id, f"{state} of task {task_id}", carry_out, delivery):
+        if not small or not self._put(task_id, what, carry_out, delivery):
             carry_out()
         return True
 

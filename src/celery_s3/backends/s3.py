@@ -88,7 +88,8 @@ class S3Backend(ResultBackend):
         self._open_chords()
         self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
         self._acknowledgements = Acknowledgements(lambda task: task.backend is self, self.consumer.outbox)
-        self.overlap = Overlap(self.settings.overlap, self._acknowledgements)
+        # Celery's own loop tries again what is raised into it: nothing is, of what is stored later.
+        self.overlap = Overlap(0 if self.always_retry else self.settings.overlap, self._acknowledgements)
         # After the consumer: what that writes at shutdown is counted.
         self._reporter = Reporter(self.tally, self.settings)
 
@@ -223,12 +224,10 @@ class S3Backend(ResultBackend):
             ResultNotStored: the store failed, or the part could not be delivered.
         """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
-        if self.chord_members.reported(state) and not self.always_retry:
-            take = partial(self.chord_members.deferred, task_id, result, state, request)
-            if self.overlap.store(store, take, task_id, state, request):
-                return result
-        write = partial(self.chord_members.store, store, task_id, result, state, request)
-        return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
+        members, told, what = self.chord_members, (task_id, result, state, request), f"{state} of task {task_id}"
+        if members.reported(state) and self.overlap.store(store, partial(members.deferred, *told), what, *told):
+            return result
+        return self.consumer.spared(partial(members.store, store, *told), task_id, what, result)
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
         """Store a SUCCESS that the worker reports, and go on with chord and chain."""
