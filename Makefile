@@ -30,7 +30,7 @@ OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak outage outage-pools bench docs clean
+.PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak overlap outage outage-pools bench docs clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -82,7 +82,11 @@ soak: $(VENV)/.with-test  ## Try to break it, for an hour or two: interleavings 
 	@HOSTILE_STEPS=200 $(BIN)/python -m pytest -q tests/unit/test_hostile_bucket.py
 	@$(BIN)/python tests/soak/fuzz.py --inputs $(or $(INPUTS),100000)
 	@$(BIN)/python tests/soak/chords.py --rounds $(or $(ROUNDS),20) --output benchmarks/runs/soak-chords.jsonl
-	@$(MAKE) --no-print-directory outage
+	@$(MAKE) --no-print-directory overlap outage
+
+overlap: $(VENV)/.with-test  ## Kill workers that store while they work on (ONLY=away or ROUNDS=3 to choose)
+	@PYTHONPATH=. $(BIN)/python tests/soak/overlap.py --rounds $(or $(ROUNDS),20) --only "$(ONLY)" \
+		--output benchmarks/runs/soak-overlap.jsonl
 
 outage: $(VENV)/.with-test  ## Take S3 away from a working worker, for up to five minutes (ONLY='killed 40' to choose)
 	@PYTHONPATH=. $(BIN)/python tests/soak/outage.py --only "$(ONLY)" --output benchmarks/runs/soak-outage.jsonl

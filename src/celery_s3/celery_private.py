@@ -31,6 +31,7 @@ __all__ = [
     "asks_before_writing",
     "called_by_then",
     "current_task",
+    "hold_back",
     "how_joined",
     "is_chain",
     "keep_meta",
@@ -38,8 +39,10 @@ __all__ = [
     "parents_of",
     "publish",
     "reply_to_of",
+    "run_what_is_due",
     "sending_as",
     "set_reply_to",
+    "settled_by_result",
     "who_asks",
     "who_asks_for_children",
 ]
@@ -160,6 +163,50 @@ def set_reply_to(app: Any, address: str) -> None:
 def is_chain(signature: Any) -> bool:
     """Whether a signature is a chain."""
     return isinstance(signature, canvas._chain)
+
+
+#: Tells the broker what becomes of a message.
+Settle = Callable[[], None]
+
+
+def hold_back(request: Any, settle: Callable[[Settle, Settle], None]) -> None:
+    """From now on ``settle`` decides when a received task's message is acknowledged, or rejected for good.
+
+    Arguments:
+        request: a :class:`celery.worker.request.Request`, as the signal ``task_received`` brings it.
+        settle: called where Celery would have done it, with what does it, and with what returns the message to its
+            queue instead; it calls one of them, once, now or later, in any thread.
+    """
+    ack, reject = request._on_ack, request._on_reject
+
+    def on_ack(logger: Any, errors: Any) -> None:
+        settle(lambda: ack(logger, errors), lambda: reject(logger, errors, True))
+
+    def on_reject(logger: Any, errors: Any, requeue: bool) -> None:
+        if requeue:
+            reject(logger, errors, True)
+        else:
+            settle(lambda: reject(logger, errors, False), lambda: reject(logger, errors, True))
+
+    request._on_ack, request._on_reject = on_ack, on_reject
+
+
+def settled_by_result() -> bool:
+    """Whether Celery settles a message because of what the task's own process has sent it, when called below that.
+
+    Otherwise it does because of what it has found out by itself: that the process was lost, or its time is over.
+    """
+    return _caller("celery.worker.request", "on_success") is not None
+
+
+def run_what_is_due(consumer: Any) -> None:
+    """Settle the messages that a worker's event loop would have settled, had it not ended.
+
+    Arguments:
+        consumer: the worker's :class:`celery.worker.consumer.Consumer`.
+    """
+    for each in consumer.hub._pop_ready() if consumer.hub else ():
+        each()
 
 
 def asks_before_writing() -> bool:

@@ -1,9 +1,9 @@
 """What must become durable without anybody waiting for it: bounded, in order for each id, concurrent, patient.
 
 The main process of a worker hands its writes over and goes on consuming: nothing that S3 does reaches its event loop.
-A write that raises is told in one line and is over; how long one is tried again is the business of the store
-(:mod:`celery_s3.store.retrying`), so that a write which waits for an outage to end holds one thread, and those behind
-it wait in the queue.
+A child of its pool hands over what a task has come to and begins the next one. A write that raises is told in one line
+and is over; how long one is tried again is the business of the store (:mod:`celery_s3.store.retrying`), so that a write
+which waits for an outage to end holds one thread, and those behind it wait in the queue.
 """
 
 from __future__ import annotations
@@ -83,12 +83,11 @@ class Outbox:
             carry_out: writes it, in a copy of the caller's context; whatever it raises is logged.
 
         Returns:
-            Whether it was taken; where too many are waiting it is not, which is logged as lost.
+            Whether it was taken; where too many are waiting it is not.
         """
         state = self._own.get()
         with state.change:
             if state.count >= self._limit:
-                logger.error("%s is lost: %s writes wait for S3 already", what, state.count, extra={"s3_task": id})
                 return False
             state.count += 1
             queue = state.waiting.setdefault(id, deque())
@@ -98,8 +97,12 @@ class Outbox:
                 self._wake(state)
         return True
 
-    def flush(self, seconds: float) -> list[str]:
-        """Wait until all is written; what is still not after so many seconds, in words."""
+    def flush(self, seconds: float | None) -> list[str]:
+        """Wait until all is written; what is still not after so many seconds, in words.
+
+        Arguments:
+            seconds: ``None``: as long as it takes.
+        """
         state = self._own.peek()
         if state is None:
             return []

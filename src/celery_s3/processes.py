@@ -25,6 +25,7 @@ __all__ = [
     "greenlets",
     "obstore_forbidden",
     "obstore_used",
+    "prefork_child",
     "prefork_parent",
     "without_sigterm",
 ]
@@ -50,6 +51,11 @@ def prefork_parent() -> bool:
         and process.current_process().name == "MainProcess"
         and not any(f"celery.concurrency.{pool}" in sys.modules for pool in _OTHER_POOLS)
     )
+
+
+def prefork_child() -> bool:
+    """Whether this is a process of a prefork worker's pool, which runs one task after the other."""
+    return "celery.concurrency.prefork" in sys.modules and process.current_process().name != "MainProcess"
 
 
 def greenlets() -> bool:

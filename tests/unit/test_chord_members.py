@@ -365,3 +365,43 @@ def test_adding_to_no_chord(crew, monkeypatch):
     monkeypatch.setattr(members, "current_task", lambda: SimpleNamespace(request=SimpleNamespace(id="x", chord=None)))
     with pytest.raises(NotImplementedError, match="natively"):
         crew.members.add(SimpleNamespace(id="added"))
+
+
+def deferred(crew, number):
+    """What another thread does for a member that has ended."""
+    with crew.members.reporting():
+        return crew.members.deferred(f"t{number}", f"v{number}", "SUCCESS", crew.request(number))
+
+
+def test_a_member_in_another_thread(crew):
+    """Its part, its result, the way up: in that order, with nothing left to do for the thread that ran the task."""
+    for number in range(2):
+        carry_out = deferred(crew, number)
+        crew.members.returned(crew.request(number), f"v{number}", "SUCCESS")
+        assert crew.parts() == list(range(number))
+        carry_out(lambda number=number: crew.stored.append((f"t{number}", crew.parts())))
+    assert crew.stored == [("t0", [0]), ("t1", [0, 1])]
+    assert crew.sender.sent == [["v0", "v1"]]
+
+
+def test_of_those_under_way_together_the_last_goes_up():
+    """Members of a node that one process delivers at the same time: one of them looks for the others, once."""
+    crew = Crew(3, pool=8)
+    met = threading.Barrier(3)
+    deliver = crew.chords.deliver
+
+    def together(*args, **how):
+        met.wait(10)
+        found = deliver(*args, **how)
+        met.wait(10)
+        return found
+
+    crew.chords.deliver = together
+    threads = [threading.Thread(target=deferred(crew, number), args=(lambda: None,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert crew.sender.sent == [["v0", "v1", "v2"]]
+    assert sum(verb == "GET" for verb, key in crew.store.requests if "/0/" in key.rpartition("g/")[2]) <= 2
+    assert not crew.members._together._count

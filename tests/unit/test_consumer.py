@@ -85,6 +85,18 @@ def test_the_main_process_hands_over(make, monkeypatch):
     assert threads != [threading.current_thread()]
 
 
+def test_no_room_is_told(make, monkeypatch, caplog):
+    """What the outbox has no room for is lost, which the log says: silence would be no answer."""
+    consumer, go = make(), threading.Event()
+    consumer.outbox = Outbox(limit=1, threads=1)
+    monkeypatch.setattr(module, "prefork_parent", lambda: True)
+    consumer.spared(go.wait, "a", "FAILURE of task a", None)
+    consumer.spared(go.wait, "b", "REVOKED of task b", None)
+    assert "REVOKED of task b is lost: 1 writes wait for S3 already" in caplog.text
+    go.set()
+    assert consumer.outbox.flush(5) == []
+
+
 def test_our_own_threads_wait(make, monkeypatch):
     """Threads of ours in the main process, which mend chords or write for others, make their requests themselves."""
     consumer, found = make(), []

@@ -73,7 +73,7 @@ class Consumer:
         """Write: now, and what that returns; from the thread that receives tasks later, and ``result``."""
         if not self.is_here():
             return write()
-        self.outbox.put(task_id, what, write)
+        self._put(task_id, what, write)
         return result
 
     def meta(self, task_id: str) -> Meta:
@@ -100,8 +100,13 @@ class Consumer:
             return pending()
         if state == states.SUCCESS:
             go_on = partial(self._members.lost, request)
-            self.outbox.put(task_id, f"the chord part of task {task_id}", go_on)
+            self._put(task_id, f"the chord part of task {task_id}", go_on)
         return {**pending(), "status": state or states.PENDING}
+
+    def _put(self, task_id: str, what: str, write: Callable[[], Any]) -> None:
+        if not self.outbox.put(task_id, what, write):
+            waiting = len(self.outbox)
+            logger.error("%s is lost: %s writes wait for S3 already", what, waiting, extra={"s3_task": task_id})
 
     def close(self) -> None:
         """Listen to the worker's signals no more."""

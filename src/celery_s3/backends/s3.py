@@ -44,7 +44,9 @@ from celery_s3.settings import resolve
 from celery_s3.store.clients.control import Control
 from celery_s3.store.deadline import remaining
 
+from .acknowledgements import Acknowledgements
 from .consumer import Consumer
+from .overlap import Overlap
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -91,6 +93,9 @@ class S3Backend(ResultBackend):
         self._open_results()
         self._open_chords()
         self.consumer = Consumer(Outbox(), self.reader, self.chord_members)
+        self._acknowledgements = Acknowledgements(lambda task: task.backend is self, self.consumer.outbox)
+        # Celery's own loop tries again what is raised into it: nothing is, of what is stored later.
+        self.overlap = Overlap(0 if self.always_retry else self.settings.overlap, self._acknowledgements)
         # After the consumer: what that writes at shutdown is counted.
         self._reporter = Reporter(self.tally, self.settings)
 
@@ -165,6 +170,8 @@ class S3Backend(ResultBackend):
     def close(self) -> None:
         """Let go of connections and threads; nothing is done about chords later any more. No backend to use then."""
         self.consumer.close()
+        self._acknowledgements.close()
+        self.overlap.close()
         self.watcher.close()
         self.notices.close()
         self.mending.close()
@@ -234,8 +241,10 @@ class S3Backend(ResultBackend):
             ResultNotStored: the store failed, or the part could not be delivered.
         """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
-        write = partial(self.chord_members.store, store, task_id, result, state, request)
-        return self.consumer.spared(write, task_id, f"{state} of task {task_id}", result)
+        members, told, what = self.chord_members, (task_id, result, state, request), f"{state} of task {task_id}"
+        if members.reported(state) and self.overlap.store(store, partial(members.deferred, *told), what, *told):
+            return result
+        return self.consumer.spared(partial(members.store, store, *told), task_id, what, result)
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
         """Store a SUCCESS that the worker reports, and go on with chord and chain."""
@@ -266,14 +275,16 @@ class S3Backend(ResultBackend):
         """
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
         by_id = request is None and meta["status"] == states.REVOKED
-        self.recorder.record(
-            meta,
-            getattr(request, "task", None),
-            expires=self.terms.of_result(meta["status"], request),
-            rerun=is_rerun(request),
-            unless_begun=by_id,
-            eager=is_eager(request),
-            tell=None if is_eager(request) else self.notices.telling(meta["status"], request),
+        self.overlap.carry_out(
+            self.recorder.prepare(
+                meta,
+                getattr(request, "task", None),
+                expires=self.terms.of_result(meta["status"], request),
+                rerun=is_rerun(request),
+                unless_begun=by_id,
+                eager=is_eager(request),
+                tell=None if is_eager(request) else self.notices.telling(meta["status"], request),
+            )
         )
 
     def encode(self, data: Any) -> bytes | str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.result import ResultBase
@@ -26,12 +27,56 @@ from .mender import Left, Mender, mark_of
 from .sender import Sender
 from .service import Chords
 from .ticket import TICKET, Ticket
+from .tree import FAN_IN
 
 __all__ = ["Members"]
 
 
 #: Set while Celery reports what a task has come to; whoever writes it in another thread takes this along.
 _reporting: ContextVar[bool] = ContextVar("celery-s3-reporting", default=False)
+
+
+class _Part(NamedTuple):
+    """What a member has come to, encoded."""
+
+    ticket: Ticket
+    request: Any
+    state: str
+    payload: bytes
+
+
+class _Together:
+    """The parts that this process delivers at the same time, by the node that they belong to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count: Counter[object] = Counter()
+
+    @contextmanager
+    def of(self, part: _Part | None) -> Iterator[Callable[[], int]]:
+        """Inside, a part is being delivered; how many others of its node are: when it began, afterwards when it ended.
+
+        None of a part whose node only the manifest could tell.
+        """
+        index = None if part is None or not part.ticket.flat else _index(part.request)
+        if part is None or index is None:
+            yield lambda: 0
+            return
+        node = part.ticket.group, index // FAN_IN
+        others = self._add(node, 1)
+        try:
+            yield lambda: others
+        finally:
+            others = self._add(node, -1)
+
+    def _add(self, node: object, number: int) -> int:
+        """Change how many there are of a node; how many others there are now."""
+        with self._lock:
+            self._count[node] += number
+            left = self._count[node]
+            if not left:
+                del self._count[node]
+            return left - (number > 0)
 
 
 class Members:
@@ -50,6 +95,7 @@ class Members:
         self._mender = mender
         # Celery stores a task's result and returns its part in one thread, one right after the other.
         self._latest = threading.local()
+        self._together = _Together()
 
     def add(self, result: ResultBase) -> None:
         """Let the current task add others to its chord: its part will name them, and theirs are needed as well.
@@ -88,10 +134,35 @@ class Members:
             ResultNotStored: the part was not delivered; nothing is stored then.
             Whatever ``store`` raises.
         """
-        reported = state in states.READY_STATES and _reporting.get()
-        delivery = self._deliver(request, result, state) if reported else None
-        if delivery is None:
-            return store()
+        part = self._part(request, result, state) if self.reported(state) else None
+        delivery = part and self._deliver(part)
+        return store() if delivery is None else self._store(store, task_id, delivery, request)
+
+    def reported(self, state: str) -> bool:
+        """Whether a state that is being stored is what a task has come to, by the word of the worker that ran it."""
+        return state in states.READY_STATES and _reporting.get()
+
+    def deferred(self, task_id: str, result: Any, state: str, request: Any) -> Callable[[Callable[[], Any]], None]:
+        """What :meth:`store` and :meth:`returned` do, for another thread: it is given ``store``.
+
+        The part is encoded at once, and :meth:`returned` has nothing left to do in this thread. Of the members of a
+        node that this process delivers at the same time, the last one goes up: it finds the others' parts.
+        """
+        part = self._part(request, result, state)
+        self._latest.delivery = (task_id, None)
+
+        def carry_out(store: Callable[[], Any]) -> None:
+            with self._together.of(part) as others:
+                delivery = part and self._deliver(part)
+            if part is None or delivery is None or others():
+                store()
+            else:
+                self._store(store, task_id, delivery, request)
+                self.returned(request, result, state)
+
+        return carry_out
+
+    def _store(self, store: Callable[[], Any], task_id: str, delivery: Delivery, request: Any) -> Any:
         self._latest.delivery = (task_id, delivery)
         stored: list[Any] = []
         try:
@@ -120,7 +191,8 @@ class Members:
             return
         task_id, delivery = getattr(self._latest, "delivery", ("", None))
         if task_id != request.id:
-            delivery = self._deliver(request, result, state)
+            part = self._part(request, result, state)
+            delivery = part and self._deliver(part)
         self._latest.delivery = ("", None)
         if delivery is None:
             return
@@ -143,13 +215,17 @@ class Members:
 
     # -- steps
 
-    def _deliver(self, request: Any, result: Any, state: str) -> Delivery | None:
+    def _part(self, request: Any, result: Any, state: str) -> _Part | None:
+        """A member's part; ``None`` for any other task."""
         ticket = Ticket.of(request)
         if ticket is None or not request.id or mark_of(request) is not None:
             return None
-        failed = state in states.PROPAGATE_STATES
         payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
-        payload = payload.encode() if isinstance(payload, str) else payload
+        return _Part(ticket, request, state, payload.encode() if isinstance(payload, str) else payload)
+
+    def _deliver(self, part: _Part) -> Delivery | None:
+        ticket, request, state, payload = part
+        failed = state in states.PROPAGATE_STATES
         try:
             with patient(self._chords.patience):
                 return self._chords.deliver(ticket, request.id, _index(request), payload, failed=failed)

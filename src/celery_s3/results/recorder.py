@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from celery import states
 
+from celery_s3.codec.chunks import Chunks
 from celery_s3.codec.encoding import Encoder
 from celery_s3.errors import ResultNotStored, StoreError
 from celery_s3.metadata import result_metadata
@@ -26,12 +28,24 @@ from celery_s3.store.deadline import patient, retried_until
 
 from .write_once import Results, WriteOutcome
 
-__all__ = ["Recorder", "is_eager", "is_rerun"]
+__all__ = ["Prepared", "Recorder", "is_eager", "is_rerun"]
 
 logger = get_logger(__name__)
 
 #: Seconds for which a state is tried to be stored that the next one replaces anyway.
 PASSING = 3.0
+
+
+class Prepared(NamedTuple):
+    """A meta that is encoded, and not stored yet.
+
+    Attributes:
+        size: bytes of its body.
+        store: stores it; any thread may call it.
+    """
+
+    size: int
+    store: Callable[[], WriteOutcome]
 
 
 class Recorder:
@@ -57,7 +71,7 @@ class Recorder:
         self.uploaded = uploaded
         self.patience = patience
 
-    def record(
+    def prepare(
         self,
         meta: dict[str, Any],
         task: str | None,
@@ -67,8 +81,8 @@ class Recorder:
         unless_begun: bool = False,
         eager: bool = False,
         tell: Tell | None = None,
-    ) -> WriteOutcome:
-        """Store a meta, in one request where nobody else has stored another state of the task.
+    ) -> Prepared:
+        """Encode a meta, to be stored in one request where nobody else has stored another state of the task.
 
         Arguments:
             task: the task's name, where it is known.
@@ -79,18 +93,29 @@ class Recorder:
             tell: called once the state is stored, or stands there already.
 
         Raises:
-            kombu.exceptions.EncodeError: the serializer cannot hold the value; nothing was stored.
-            ResultNotStored: the store failed and the state is final, or there can be no key for such an id.
+            kombu.exceptions.EncodeError: the serializer cannot hold the value.
         """
         id, state = meta["task_id"], meta["status"]
         body, content_type = self.encoder.body(meta)
         # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
         files = None if rerun else self.uploaded.get(id, 0)
         beside = result_metadata(state, task, meta.get("children"), expires, files)
+        write = partial(self.results.write, rerun=rerun, unless_begun=unless_begun)
+        store = partial(self._store, id, state, eager, lambda key: write(key, body, state, beside, content_type), tell)
+        return Prepared(body.size if isinstance(body, Chunks) else len(body), store)
+
+    def _store(
+        self, id: Any, state: str, eager: bool, write: Callable[[str], WriteOutcome], tell: Tell | None
+    ) -> WriteOutcome:
+        """Store a state.
+
+        Raises:
+            ResultNotStored: the store failed and the state is final, or there can be no key for such an id.
+        """
         try:
-            key, how = self.task_key(id), {"rerun": rerun, "unless_begun": unless_begun}
+            key = self.task_key(id)
             with self._tried(state, eager=eager), watched() as written:
-                outcome = self.results.write(key, body, state, beside, content_type, **how)
+                outcome = write(key)
         except (StoreError, ValueError) as exc:
             what = f"{state} of task {id} was not stored: {exc}"
             if isinstance(exc, StoreError) and state not in states.READY_STATES:

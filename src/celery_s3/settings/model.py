@@ -83,6 +83,8 @@ class Settings:
     max_retries: int = 8
     #: seconds for which a final state, or a chord member's part, is tried to be stored; default: 3600, an hour
     outage_patience: float = 3600.0
+    #: results that a child of a prefork pool stores while it goes on; default: 16 of tasks with acks_late, else none
+    overlap: int | None = None
     #: requests at the same time where many results are read; default: 64
     concurrency: int = 64
     #: the bucket is a Requester Pays bucket and the charge is accepted; default: no

@@ -147,6 +147,12 @@ _ALL = [
         "How long a worker keeps and tries again [what must not be lost](operations.md#s3-is-away): a final state, a"
         " chord member's part.",
     ),
+    Option(
+        "overlap",
+        Number(0, 256),
+        "How many results [a child stores while it works on the next task](throughput.md). A number applies to tasks"
+        " that are acknowledged early, too.",
+    ),
     Option("concurrency", Number(1, 256), "Requests at the same time when many results are read."),
     Option("request_payer", Flag(), "The bucket is a Requester Pays bucket, and you accept the charge."),
     Option("expected_bucket_owner", _OWNER, "The account that must own the bucket, else requests are refused."),
