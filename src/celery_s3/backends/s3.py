@@ -96,7 +96,8 @@ class S3Backend(ResultBackend):
         self._acknowledgements = Acknowledgements(lambda task: task.backend is self, self.consumer.outbox)
         # Celery's own loop tries again what is raised into it: nothing is, of what is stored later.
         self.overlap = Overlap(0 if self.always_retry else self.settings.overlap, self._acknowledgements)
-        # After the consumer: what that writes at shutdown is counted.
+        # After those: what they write when the process ends may leave a chord, and is counted.
+        self.mender.listen()
         self._reporter = Reporter(self.tally, self.settings)
 
     def _open_results(self) -> None:

@@ -106,6 +106,9 @@ class Mender:
         self._later = later or Timer()
         # Celery before 5.7 takes the methods of two backends for the same receiver.
         self._uid = f"celery-s3-mender-{id(self)}"
+
+    def listen(self) -> None:
+        """Listen to the worker's signals; after all who may leave a chord when the process ends."""
         task_postrun.connect(self._task_ended, dispatch_uid=self._uid)
         for signal in (worker_process_shutdown, worker_shutdown):
             signal.connect(self._process_ends, dispatch_uid=self._uid)
