@@ -124,7 +124,9 @@ def late(self: Task, log: str, gate: str) -> int:
 def clients(self: Task) -> dict[str, object]:
     """Read something; tell this process and the S3 clients that it has made so far."""
     self.backend.get_task_meta("nobody", cache=False)
-    routing = self.backend.store._inner._inner._inner
+    routing = self.backend.store
+    while hasattr(routing, "_inner"):
+        routing = routing._inner
     made = (routing._obstore.peek(), routing._boto3.peek())
     return {"pid": os.getpid(), "clients": [type(client._client).__name__ for client in made if client is not None]}
 

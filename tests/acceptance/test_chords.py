@@ -706,7 +706,7 @@ def test_a_server_without_conditional_writes(side_on, seaweed, redis_url, caplog
         assert [result.get(timeout=SOON) for result in results] == [[1, 1], [2, 2], [3, 3]]
         side.stop()
     assert "celery.chord_unlock" in side.log
-    warned = [record for record in caplog.records if "ignores conditional writes" in record.message]
+    warned = [record for record in caplog.records if "does not keep conditional writes" in record.message]
     assert len(warned) == 1
 
 

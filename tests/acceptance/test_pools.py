@@ -110,5 +110,5 @@ def test_a_server_without_conditional_writes(seaweed, proxy, make_app, worker):
     app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
     one = worker(app, TASKS)
     all_right(app)
-    assert one.log.count("ignores conditional writes") == 1
+    assert one.log.count("does not keep conditional writes") == 1
     assert len(complaints(one.log)) == 1

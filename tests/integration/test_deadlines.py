@@ -185,7 +185,9 @@ def test_threads_of_what_was_given_up_end(seaweed, proxy, make_app):
     values = {"endpoint_url": proxy.endpoint_url, "client": "boto3", "connect_timeout": 0.3, "read_timeout": 1.5}
     store = make_app(seaweed, s3_backend_settings={**values, "max_retries": 0}).backend.store
     store.put("time/k", b"x" * 1000)
-    client = store._inner._inner._inner._boto3.get()
+    while hasattr(store, "_inner"):
+        store = store._inner
+    client = store._boto3.get()
     ended, send = [], client._client.send
 
     def watched(request):

@@ -60,7 +60,9 @@ assert listed == sorted([*keys, f"{{base}}celery-s3-probe"])
 others_run(store.delete_many, keys)
 opened.close()
 counted = opened.tally.snapshot()
-routing = store._inner._inner._inner
+routing = store
+while hasattr(routing, "_inner"):
+    routing = routing._inner
 print(type(routing._boto3.peek()._client).__name__, routing._obstore.peek(), counted["PUT"]["retries"])
 """
 

@@ -78,8 +78,10 @@ def listening(app, id):
 
 
 def looked(app, id):
-    store = app.backend._plain_store._inner
-    return any(request[0] == "GET" and request[1] == key(app, id) for request in getattr(store._inner, "requests", ()))
+    store = app.backend._plain_store
+    while hasattr(store, "_inner"):
+        store = store._inner
+    return any(request[0] == "GET" and request[1] == key(app, id) for request in getattr(store, "requests", ()))
 
 
 def put(app, id, value, state="SUCCESS"):

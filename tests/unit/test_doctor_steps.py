@@ -44,7 +44,10 @@ class Bucket(Control):
         super().__init__(settings)
         self._told = {"region": "us-east-1", "versioning": "", "lifecycle": rules(), "stored": {}} | told
         self._told.setdefault("identity", Identity("1", "arn:aws:iam::1:role/worker"))
-        self.skew = self._told.get("skew", 0.1)
+
+    @property
+    def skew(self):
+        return self._told.get("skew", 0.1)
 
     def _tell(self, name):
         if isinstance(self._told.get(name), Exception):

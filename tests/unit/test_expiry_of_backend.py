@@ -83,9 +83,9 @@ def store():
 def expiry(control, repairs, store):
     """``expiry(terms, native=True, **settings)``"""
 
-    def make(terms=TERMS, native=True, **settings):
+    def make(terms=TERMS, **settings):
         bucket = Opened(store, store, None, Tally(), None, Pool(1))
-        return Expiry(bucket, Settings(bucket="memory", **settings), LAYOUT, terms, repairs.at, lambda: native)
+        return Expiry(bucket, Settings(bucket="memory", **settings), LAYOUT, terms, repairs.at)
 
     return make
 
