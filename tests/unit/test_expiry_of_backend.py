@@ -50,15 +50,13 @@ class Control:
 
 class Repairs:
     def __init__(self):
-        self.mended = []
         self.now = None
 
     def at(self, now):
         self.now = now()
         return self
 
-    def remains(self, *, mend):
-        self.mended.append(mend)
+    def remains(self):
         return iter(())
 
 
@@ -81,7 +79,7 @@ def store():
 
 @pytest.fixture
 def expiry(control, repairs, store):
-    """``expiry(terms, native=True, **settings)``"""
+    """``expiry(terms, **settings)``"""
 
     def make(terms=TERMS, **settings):
         bucket = Opened(store, store, None, Tally(), None, Pool(1))
@@ -152,12 +150,11 @@ def test_the_server_tells_the_time(expiry, repairs):
     assert abs(repairs.now - datetime.fromtimestamp(NOW, UTC)).total_seconds() < 60
 
 
-def test_the_daily_cleanup(expiry, repairs, store, caplog):
-    """It mends chords and deletes what has expired; a line in the log tells how much."""
+def test_the_daily_cleanup(expiry, store, caplog):
+    """It deletes what has expired; a line in the log tells how much."""
     store.put("celery-task-meta-old", b"{}", metadata=result_metadata("SUCCESS"))
     with caplog.at_level(logging.INFO):
         expiry().cleanup()
-    assert repairs.mended == [True]
     assert list(store.list("")) == []
     assert "deleted results 1 (2 bytes)" in caplog.text
 
@@ -170,12 +167,6 @@ def test_the_daily_cleanup_ends(expiry, monkeypatch):
     expiry().cleanup()
     assert given == [{"seconds": CLEANUP_SECONDS}]
     assert CLEANUP_SECONDS == 600
-
-
-def test_chords_of_celerys_own(expiry, repairs):
-    """Where `chord_unlock` runs chords, the cleanup mends none; what was left by ours is deleted all the same."""
-    expiry(native=False).cleanup()
-    assert repairs.mended == [False]
 
 
 def test_a_dry_run_deletes_nothing(expiry, store):

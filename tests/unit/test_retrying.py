@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from contextlib import nullcontext
 from time import monotonic
 from types import SimpleNamespace
 
@@ -115,11 +116,15 @@ def test_transient_errors_are_tried_again(memory, make, verb, error, landed):
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("error", REFUSED)
 def test_other_errors_are_raised_at_once(memory, make, time, verb, error):
-    """A refusal, a failed precondition and absence cost one request and no wait."""
+    """A refusal, a failed precondition and absence cost one request and no wait.
+
+    A batch of deletes that the server does not understand is deleted one by one.
+    """
     memory.faults.append(Fault(error("no"), verb, times=-1))
-    with pytest.raises(error):
+    one_by_one = verb == "DELETE_OBJECTS" and error is BadRequest
+    with nullcontext() if one_by_one else pytest.raises(error):
         calls(make())[verb]()
-    assert [one for one, _ in memory.requests] == [verb]
+    assert [one for one, _ in memory.requests] == ([verb, "DELETE"] if one_by_one else [verb])
     assert time.slept == []
 
 
