@@ -51,7 +51,7 @@ def test_pool(seaweed, proxy, make_app, worker, pool, concurrency, client):
     for result in results:
         assert [record.status for record in proxy.records() if record.target.endswith(result.id)].count(200) == 1
     assert set(map(tuple, clients_of(app, 2).values())) == {(client,)}
-    assert 2 <= len(probes(proxy)) <= (6 if pool == "prefork" else 3)
+    assert 2 <= len(probes(proxy)) <= (8 if pool == "prefork" else 4)
     one.kill(signal.SIGTERM)
     assert one.wait(SOON) == 0
     # kombu's SQS consumer keeps ten connections and says so when there are more

@@ -23,6 +23,7 @@ from celery_s3.errors import (
 )
 from celery_s3.results.write_once import Results, WriteOutcome
 from celery_s3.settings import Settings
+from celery_s3.store import probe
 from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.probe import ConditionalWrites, Preconditions, Verdict, ask
 from celery_s3.store.requests import Delete, Get, Match, Put
@@ -296,3 +297,22 @@ def test_one_child_asks_for_all(settings, conditional):
         logging.getLogger("celery_s3").removeHandler(handler)
     assert store.requests == []
     assert logged == []
+
+
+def test_others_who_ask_at_the_same_time():
+    """Whoever loses every race for the key learns from what the winners wrote: nobody is left without an answer."""
+
+    class Overtaken(MemoryStore):
+        """Another one asks before each replacement that names what stands there."""
+
+        another = False
+
+        def send(self, request):
+            replaces = isinstance(request, Put) and isinstance(request.precondition, Match)
+            if replaces and not self.another and request.precondition != probe._NEVER:
+                self.another = True
+                assert ask(self, request.key) is Verdict.KEPT
+                self.another = False
+            return super().send(request)
+
+    assert ask(Overtaken(), "celery-s3-probe") is Verdict.KEPT

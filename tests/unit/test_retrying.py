@@ -18,6 +18,7 @@ from celery_s3.errors import (
     AccessDenied,
     Ambiguous,
     BadCredentials,
+    BadRequest,
     Conflict,
     Interrupted,
     ObjectMissing,

@@ -34,6 +34,8 @@ _ANSWER, _WARNED = range(2)
 
 #: How often the probe looks again where another process has replaced the object in between.
 _RACES = 8
+#: Bytes by which the probe's object tells how it was written.
+_WORD = 10
 #: An etag that no object has.
 _NEVER = Match('"00000000000000000000000000000000"')
 
@@ -99,41 +101,46 @@ class _Question:
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
         self._key = key
-        #: of what stands there, where this wrote it
-        self._etag = ""
+        #: etag and first bytes of what stands there, where this wrote it
+        self._written: tuple[str, bytes] | None = None
 
     def verdict(self) -> Verdict:
         if not ((self._refuses(CREATE) or self._refuses(CREATE)) and self._refuses(_NEVER)):
             return Verdict.IGNORED
-        etag = self._etag or self._read()
+        etag, _ = self._written or self._read()
         for _ in range(_RACES):
             for form, verdict in ((etag, Verdict.KEPT), (bare(etag), Verdict.KEPT_BARE)):
-                if self._replaces(Match(form)):
+                if self._replaces(Match(form), verdict):
                     return verdict
-            before, etag = etag, self._read()
+            before, (etag, words) = etag, self._read()
             if etag == before:
                 return Verdict.REFUSED
-        why = f"whether conditional writes work is not known: {_RACES} other processes asked at the same time"
+            # Another one asks at the same time, and has replaced it: what the server took from him it takes from us.
+            for verdict in (Verdict.KEPT, Verdict.KEPT_BARE):
+                if words.startswith(_by(verdict)):
+                    return verdict
+        why = f"whether conditional writes work is not known: {_RACES} other writers came between"
         raise Conflict(why, "put", key=self._key)
 
-    def _read(self) -> str:
-        return self._store.get(self._key, length=1).etag
+    def _read(self) -> tuple[str, bytes]:
+        found = self._store.get(self._key, length=_WORD)
+        return found.etag, found.body
 
     def _refuses(self, precondition: Precondition) -> bool:
         try:
-            self._etag = self._write(precondition)
+            self._written = self._write(precondition)
         except PreconditionFailed:
             return True
         except BadRequest as exc:
             if exc.status not in _NOT_UNDERSTOOD:
                 raise
             # If the header is what it stumbles over, then the same without it succeeds; else that error is raised.
-            self._etag = self._write(None)
+            self._written = self._write(None)
         return False
 
-    def _replaces(self, version: Match) -> bool:
+    def _replaces(self, version: Match, verdict: Verdict) -> bool:
         try:
-            self._write(version)
+            self._write(version, verdict)
         except PreconditionFailed:
             return False
         except BadRequest as exc:
@@ -142,10 +149,15 @@ class _Question:
             return False
         return True
 
-    def _write(self, precondition: Precondition) -> str:
+    def _write(self, precondition: Precondition, verdict: Verdict = Verdict.UNKNOWN) -> tuple[str, bytes]:
         # New bytes each time: when its answer gets lost, a write that landed is recognised by them.
-        body = f"celery-s3 asks whether conditional writes work here. {uuid.uuid4()}\n".encode()
-        return self._store.put(self._key, body, precondition=precondition, content_type="text/plain")
+        body = _by(verdict) + f"celery-s3 asks whether conditional writes work here. {uuid.uuid4()}\n".encode()
+        return self._store.put(self._key, body, precondition=precondition, content_type="text/plain"), body[:_WORD]
+
+
+def _by(verdict: Verdict) -> bytes:
+    """What the probe's object begins with: what its writer has found out by having written it."""
+    return verdict.name.ljust(_WORD).encode()
 
 
 class ConditionalWrites:
