@@ -33,7 +33,7 @@ from celery.result import AsyncResult, ResultBase, ResultSet
 
 from celery_s3.celery_private import keep_meta, known_meta, parents_of
 from celery_s3.codec.lazy import LazyMeta
-from celery_s3.store.deadline import retried_until
+from celery_s3.store.deadline import remaining, retried_until
 
 from .members import walk
 
@@ -44,6 +44,8 @@ OnInterval = Callable[[], object] | None
 
 #: Seconds for which the answers that were read before a wait are good: Celery asks for all of them at once.
 _REMEMBERED = 1.0
+#: Seconds between looks at a member whose result is a moment late.
+_MOMENTS = (0.05, 0.2, 0.5)
 
 
 class Parents:
@@ -171,7 +173,7 @@ class Parents:
             wait = None
         failure = known_meta(waited) or (wait.failure if wait else None)
         if failure is not None and _names(failure, task_id):
-            known = dict(self._fetch([task_id]))
+            known = self._named(task_id)
         elif wait is None:
             known = self._glimpse(waited, timeout)
         else:
@@ -189,6 +191,16 @@ class Parents:
                 if node.id == task_id:
                     _raise_own_error(node, meta)
         return meta or {"status": states.PENDING, "result": None}
+
+    def _named(self, task_id: str) -> dict[str, Meta | None]:
+        """A member that has failed its chord. Its part was stored before its result, which may be a moment late."""
+        for pause in _MOMENTS:
+            known = dict(self._fetch([task_id]))
+            left = remaining()
+            if known.get(task_id) is not None or (left is not None and left < pause):
+                return known
+            time.sleep(pause)
+        return dict(self._fetch([task_id]))
 
     def _glimpse(self, waited: AsyncResult, timeout: float | None) -> dict[str, Meta | None]:
         glimpse: _Glimpse | None = getattr(self._local, "glimpse", None)
