@@ -3,7 +3,7 @@
 ``python tests/soak/overlap.py`` (``make overlap``) runs 20 rounds in which children, main processes and whole workers
 are killed at random, then one with the ends that a child may come to by itself, and one without S3 for 40 s. It prints
 a line for each, which goes to ``--output`` too, and fails where something went wrong.
-``tests/acceptance/test_overlap.py`` runs a small one.
+``tests/acceptance/test_overlap_worker.py`` runs a small one.
 
 A real server and a real Redis; each write of a worker waits for 800 ms before it is sent, so that some are always
 under way. Tasks are acknowledged late.
