@@ -71,10 +71,14 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 
 @pytest.fixture
 def counted(server: Memory | Proxy, make_app: Callable[..., Celery]) -> Callable[..., Celery]:
-    """``counted(**conf)``: an app on ``server`` that has asked what the server can do, so that it need not later."""
+    """``counted(**conf)``: an app on ``server`` that has asked what the server can do, so that it need not later.
+
+    ``app.server`` is the server.
+    """
 
     def make(**conf: Any) -> Celery:
         app = make_app(server, **conf)
+        app.server = server
         app.backend.results.conditional.supported()
         return app
 

@@ -22,6 +22,7 @@ from celery_s3.errors import ConfigurationError
 from celery_s3.notices.notice import LARGEST, dumps
 from celery_s3.operate.doctor import broker
 from celery_s3.store.requests import Put
+from devtools.proxy import Proxy
 
 #: Seconds within which what was told is there. Without notices the naps of a wait that has gone on for as long as the
 #: tests wait are shorter: so these tests count requests.
@@ -78,10 +79,9 @@ def listening(app, id):
 
 
 def looked(app, id):
-    store = app.backend._plain_store
-    while hasattr(store, "_inner"):
-        store = store._inner
-    return any(request[0] == "GET" and request[1] == key(app, id) for request in getattr(store, "requests", ()))
+    if isinstance(app.server, Proxy):
+        return any(one.method == "GET" and key(app, id) in one.target for one in app.server.records())
+    return any(request[:2] == ("GET", key(app, id)) for request in app.server.store.requests)
 
 
 def put(app, id, value, state="SUCCESS"):
