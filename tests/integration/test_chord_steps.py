@@ -106,7 +106,7 @@ def dies(monkeypatch, method, times=1):
 # -- an owner that dies
 
 
-@pytest.mark.parametrize("method", ["holds", "take"])
+@pytest.mark.parametrize("method", ["holds", "acquire"])
 def test_owner_dies_before_it_sends(work, monkeypatch, method):
     """Its message comes again: the body is sent then, after the lease, and once."""
     app, tasks, broker = work()
