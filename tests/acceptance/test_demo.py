@@ -143,7 +143,8 @@ def test_interrupted(demo: Demo, number: int, code: int, says: str) -> None:
     """Ctrl-C and SIGTERM in the middle of it end everything, say so, and fail."""
     demo.read_until("✓ large result")
     demo.process.send_signal(number)
-    assert (found := demo.finish())[0] == code
+    found = demo.finish()
+    assert found[0] == code, found[1]
     assert says in found[1]
     assert "Traceback" not in found[1]
     assert demo.left() == []
