@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -16,7 +17,9 @@ import pytest
 from celery import states
 
 from celery_s3.dev.process import free_ports
-from celery_s3.errors import CeleryS3Error, ResultNotRead, ResultNotStored
+from celery_s3.errors import CeleryS3Error, Interrupted, ResultNotRead, ResultNotStored
+from celery_s3.store.clients.control import Control
+from celery_s3.store.deadline import retried_until
 
 CLIENTS = ["obstore", "boto3"]
 KEY_ID, SECRET, TOKEN = "AKIAQ7WRONGKEYID0042", 'se&cr<e>t/wi+th"odd==ones', "FwoGZXIvYXdz+token/with==ends"
@@ -132,6 +135,18 @@ def test_a_credential_process_that_fails(backend_for, check, monkeypatch, tmp_pa
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     keys = {"aws_access_key_id": None, "aws_secret_access_key": None}
     check(backend_for(profile="broken", **keys), "the credentials are missing", "`profile`")
+
+
+def test_a_credential_process_that_hangs(seaweed, make_app, monkeypatch, tmp_path):
+    """Whoever asks where the credentials come from, or wants a link to be signed, is told so in time."""
+    (tmp_path / "config").write_text("[profile slow]\ncredential_process = sleep 5\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    keys = {"aws_access_key_id": None, "aws_secret_access_key": None}
+    app = make_app(seaweed, s3_backend_settings={"profile": "slow"} | keys)
+    control = Control(app.backend.settings)
+    for ask in (lambda: control.credentials_found, lambda: control.presign("key", 60)):
+        with retried_until(time.monotonic() + 0.3), pytest.raises(Interrupted, match="no answer within"):
+            ask()
 
 
 # -- bucket, region, permissions

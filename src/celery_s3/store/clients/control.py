@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 from celery_s3.errors import AccessDenied, BadRequest, Conflict, PreconditionFailed, StoreError
@@ -24,7 +24,7 @@ from celery_s3.store.retrying import Retrying, RetryPolicy
 
 from .stuck import break_connection
 from .timeouts import OF_A_PAGE, by_size
-from .translate import Asked, Operation
+from .translate import Asked
 
 __all__ = ["BLOCK", "Control", "Identity", "Upload"]
 
@@ -66,10 +66,12 @@ class Upload:
 
 #: The one request that is made to STS.
 _IDENTITY = "get_caller_identity"
+#: No request to S3; but the source of credentials may be a program, or a server, that does not answer.
+_CREDENTIALS = "get_credentials"
 
 
 @dataclass(frozen=True, slots=True)
-class _Call(Request[dict[str, Any]]):
+class _Call(Request[Any]):
     """One request, as botocore calls it."""
 
     verb, action = "", ""
@@ -77,7 +79,7 @@ class _Call(Request[dict[str, Any]]):
     final: ClassVar[tuple[type[StoreError], ...]] = (Conflict,)
     operation: str
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    key: str = field(init=False, default="")
+    key: str = ""
 
 
 class _Client:
@@ -93,17 +95,27 @@ class _Client:
 
     def send(self, request: Request[_A]) -> _A:
         assert isinstance(request, _Call)
-        client = self._sts if request.operation == _IDENTITY else self.s3
-
-        def ask() -> Any:
-            answer = getattr(client, request.operation)(**request.parameters)
-            if "Body" in answer:
-                with closing(answer["Body"]) as body:
-                    answer["Body"] = body.read()
-            return answer
-
+        ask = self._find_credentials if request.operation == _CREDENTIALS else partial(self._ask, request)
         answer: _A = self.translated(request, ask)
         return answer
+
+    def _ask(self, request: _Call) -> Any:
+        client = self._sts if request.operation == _IDENTITY else self.s3
+        answer = getattr(client, request.operation)(**request.parameters)
+        if request.operation == "get_object":
+            with closing(answer["Body"]) as body:
+                answer["Body"] = body.read()
+        return answer
+
+    def _find_credentials(self) -> Any:
+        from botocore.exceptions import NoCredentialsError
+
+        from .session import open_session
+
+        found = (self._settings.session or open_session(self._settings)).get_credentials()
+        if found is None:
+            raise NoCredentialsError
+        return {"method": str(found.method)}
 
     def seconds(self, request: Request[Any]) -> tuple[float, bool]:
         return by_size(self._settings, max(OF_A_PAGE, len(request.body)), _RATE), False
@@ -186,19 +198,10 @@ class Control:
 
         Raises:
             BadCredentials: there are none.
+            Interrupted: their source did not answer in time.
         """
-
-        def look() -> str:
-            from botocore.exceptions import NoCredentialsError
-
-            from .session import open_session
-
-            found = (self.settings.session or open_session(self.settings)).get_credentials()
-            if found is None:
-                raise NoCredentialsError
-            return str(found.method)
-
-        return self._client.translated(Operation("get_credentials"), look)
+        method: str = self._store.send(_Call(_CREDENTIALS))["method"]
+        return method
 
     def identity(self) -> Identity:
         """Whose credentials these are, as STS tells it.
@@ -385,10 +388,8 @@ class Control:
         parameters = {name: value for name, value in given.items() if value}
         parameters |= {"Bucket": self.settings.bucket, "Key": key, **self._payer}
 
-        def sign() -> str:
-            return str(self._client.s3.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
-
-        return self._client.translated(Operation("presign", key), sign)
+        call = {"ClientMethod": "get_object", "Params": parameters, "ExpiresIn": seconds}
+        return str(self._store.send(_Call("generate_presigned_url", call, key)))
 
     # -- the client
 
