@@ -46,9 +46,9 @@ class Report:
     round: str
     sent: int = 0
     kills: dict[str, int] = field(default_factory=dict)
-    #: tasks that have done their work, and have no final state
+    #: tasks without a final state, but for those that Redis has lost
     lost: list[str] = field(default_factory=list)
-    #: of those, or of those that were looked for when all workers were dead, whose message was gone
+    #: of those, or of those that were looked for when all workers were dead, whose message a worker let go
     acknowledged_unwritten: list[str] = field(default_factory=list)
     #: tasks that ran more than once, where nobody was killed
     twice: list[str] = field(default_factory=list)
@@ -185,22 +185,18 @@ class Round:
         return [name for _, what, name, _ in self.lines() if what == kind]
 
     def look(self) -> None:
-        """While nobody works: what has done its work has a final state, or its message is still there."""
+        """While nobody works: of what has no final state no message was let go."""
         time.sleep(0.5)  # what was sent to the server lands
-        messages = self.at_broker()
-        ended = set(self.seen("ended"))
-        gone = [id for id in self.unfinished() if id in ended and id not in messages]
-        self.report.acknowledged_unwritten += gone
+        self.report.acknowledged_unwritten += sorted(self.unfinished() & set(self.seen("settled")))
 
     def judge(self, left: set[str]) -> None:
-        ended, messages = set(self.seen("ended")), self.at_broker()
+        ended, settled, messages = set(self.seen("ended")), set(self.seen("settled")), self.at_broker()
         for id in left:
-            if id in ended:
-                self.report.lost.append(f"{self.results[id]} {id}")
-                if id not in messages:
-                    self.report.acknowledged_unwritten.append(id)
+            if id in settled or id in messages:
+                self.report.lost.append(f"{self.results[id]} {id}{' has ended' if id in ended else ''}")
             else:
                 self.report.lost_by_redis += 1
+        self.report.acknowledged_unwritten += sorted(left & settled)
         began = self.seen("began")
         self.report.again = len(began) - len(set(began))
         self.report.wrong += self.seen("wrong")

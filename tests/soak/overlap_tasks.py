@@ -1,4 +1,7 @@
-"""The tasks of ``overlap.py``; when each begins and has done its work is written down, line by line, in ``events``."""
+"""The tasks of ``overlap.py``.
+
+When each begins, has done its work and lets go of its message is written down, line by line, in ``events``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu.transport.redis import QoS
 
 from celery_s3.store.clients.boto3_client import Boto3Client
 from celery_s3.store.clients.obstore_client import ObstoreClient
@@ -42,6 +46,18 @@ def event(kind: str, name: str) -> None:
     """One line, written whole whatever happens to this process."""
     with EVENTS.open("ab", buffering=0) as file:
         file.write(f"{json.dumps([time.time(), kind, name, os.getpid()])}\n".encode())
+
+
+def _told(settle: Any) -> Any:
+    def tells(self: QoS, delivery_tag: str, requeue: bool = False) -> None:
+        if not requeue:
+            event("settled", self.get(delivery_tag).headers["id"])
+        settle(self, delivery_tag, *([True] if requeue else []))
+
+    return tells
+
+
+QoS.ack, QoS.reject = _told(QoS.ack), _told(QoS.reject)
 
 
 @app.task(name="plain", bind=True)
