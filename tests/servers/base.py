@@ -25,7 +25,7 @@ from celery_s3.dev.process import (
 
 __all__ = ["SERVERS", "Kind", "RealServer", "find", "first_line"]
 
-#: Where `make` puts the servers that are Python packages or wheels: apart, since ministack pins an older botocore.
+#: The virtualenv in which `make` puts the servers that pip installs: apart, since ministack pins an older botocore.
 SERVERS = Path(sys.prefix) / "servers"
 
 
