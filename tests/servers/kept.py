@@ -46,12 +46,14 @@ class Run:
             self._outcomes[test] = outcome
 
     def write(self, folder: Path, kind: Kind) -> None:
-        """Replace the server's run, where this one was of the whole battery."""
+        """Replace the server's run, where this one was of the whole battery and has found anything else."""
         if not self._found:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._told(kind), indent=1, ensure_ascii=False)
-        (folder / f"{kind.name}.json").write_text(text + "\n", encoding="utf-8")
+        path, told = folder / f"{kind.name}.json", self._told(kind)
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if before | {"date": told["date"]} != told:
+            path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _told(self, kind: Kind) -> dict[str, Any]:
         reports = {name: lack for name, lack in kind.lacks.items() if lack}
