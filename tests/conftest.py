@@ -151,8 +151,10 @@ def real_server(_server_of: Callable[[str], Any]) -> Callable[[pytest.FixtureReq
         node = request.node
         kind = servers.kind(request.param)
         lacks = kind.expected(node.path.stem, node.originalname, node.callspec.params)
+        if lacks and node.originalname in kind.unsteady:
+            pytest.skip(f"fails now and then: {lacks}")
         if lacks:
-            request.applymarker(pytest.mark.xfail(reason=lacks, strict=node.originalname not in kind.unsteady))
+            request.applymarker(pytest.mark.xfail(reason=lacks, strict=True))
         return _server_of(request.param)
 
     return take

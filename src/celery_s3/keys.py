@@ -9,6 +9,7 @@
     <base><global_keyprefix>celery-chords/<group id>/<level>/<slot>        a part of it, or the summary of up to 32
     <base><global_keyprefix>celery-chords/<group id>/added/<id>            a part of a task that a member added
     <base><global_keyprefix>celery-chords/<group id>/claim                 who sends its body
+    <base><global_keyprefix>celery-chords/<group id>/now/<random>          what asks for the server's time, deleted
     <base><global_keyprefix>celery-chords-repaired                         when chords were mended last
     <base>celery-messages/<digest>[.<random>]                              the arguments of a large message
     <base>celery-s3-probe                                                  what asks whether conditional writes work
@@ -200,7 +201,8 @@ class Kind:
 
 
 _ANY = re.compile("(?P<id>.+)", re.DOTALL)
-_OF_CHORD = re.compile("(?P<id>[^/]+)/(?P<rest>.+)", re.DOTALL)
+_SLOT = "(?:0|[1-9][0-9]{0,8})"
+_OF_CHORD = re.compile(f"(?P<id>[^/]+)/(?P<rest>manifest|claim|{_SLOT}/{_SLOT}|added/[^/]+|now/[0-9a-f]{{32}})")
 _FILE = re.compile("(?P<id>[A-Za-z0-9_~][A-Za-z0-9._-]{0,127})/(?P<rest>[0-9a-f]{32})")
 _MESSAGE = re.compile(r"(?P<id>[0-9a-f]{64})(?:\.(?P<rest>[0-9a-f]{32}))?")
 _SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")

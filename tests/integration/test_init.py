@@ -124,11 +124,15 @@ def test_foreign_objects(bucket):
     letter = f"{base}celery-files/2025/letter.pdf"
     store.put(letter, b"mine")
     store.put(f"{base}celery-files/some-task/{'0a' * 16}", b"ours")
+    plan = f"{base}celery-chords/2025/plan.pdf"
+    store.put(plan, b"mine")
+    store.put(f"{base}celery-chords/some-group/manifest", b"ours")
     for number in range(3):
         store.put(f"{base}celery-files/note\x1b{number}", b"mine")
     done = bucket.init("--yes", code=1)
     assert f"! deletes what celery-s3 has not written: {letter}, " in done.stdout
     assert "and 1 more" in done.stdout
+    assert f"! deletes what celery-s3 has not written: {plan}\n" in done.stdout
     assert "\x1b" not in done.stdout
     assert "lifecycle: not done: --yes is not enough" in done.stderr
     assert "public access: done." in done.stdout

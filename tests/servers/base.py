@@ -25,7 +25,7 @@ from celery_s3.dev.process import (
 
 __all__ = ["SERVERS", "Kind", "RealServer", "find", "first_line"]
 
-#: Where `make` puts the servers that are Python packages or wheels: apart, since ministack pins an older botocore.
+#: The virtualenv in which `make` puts the servers that pip installs: apart, since ministack pins an older botocore.
 SERVERS = Path(sys.prefix) / "servers"
 
 
@@ -40,7 +40,8 @@ class Kind:
         version: asks what is installed here.
         lacks: the capabilities of `doctor --thorough` that it lacks → where that is reported, a URL, if anywhere. They
             are expected: on the day when it has one, a test fails.
-        unsteady: those of them, and of ``failing``, that only show now and then, as the outcome of a race.
+        unsteady: those of them, and of ``failing``, that only show now and then, as the outcome of a race: no test
+            expects them, nor the opposite.
         failing: tests that are expected to fail, as ``test_a``, ``test_a[param]``, ``test_module::test_a`` → reason.
         advice: settings or precautions to use with it, for the table.
     """

@@ -17,7 +17,7 @@ __all__ = ["PROMISES", "Run"]
 #: The columns of the README's table: the tests that show one, and the capabilities of a server that it needs.
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "results": (("test_store_fetch_forget", "test_odd_ids"), ("range of a short object", "empty object", "404")),
-    "states, retries": (("test_states", "test_states_on_a_worker"), ("create", "replace")),
+    "states, retries": (("test_states", "test_reads_are_whole", "test_states_on_a_worker"), ("create", "replace")),
     "SUCCESS is final": (("test_a_success_is_final", "test_races"), ("create", "atomic create", "replace")),
     "groups, chords": (("test_groups_on_a_worker",), ("create", "atomic create", "replace")),
     "large results, files": (
@@ -46,12 +46,14 @@ class Run:
             self._outcomes[test] = outcome
 
     def write(self, folder: Path, kind: Kind) -> None:
-        """Replace the server's run, where this one was of the whole battery."""
+        """Replace the server's run, where this one was of the whole battery and has found anything else."""
         if not self._found:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._told(kind), indent=1, ensure_ascii=False)
-        (folder / f"{kind.name}.json").write_text(text + "\n", encoding="utf-8")
+        path, told = folder / f"{kind.name}.json", self._told(kind)
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if before | {"date": told["date"]} != told:
+            path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _told(self, kind: Kind) -> dict[str, Any]:
         reports = {name: lack for name, lack in kind.lacks.items() if lack}
@@ -74,7 +76,8 @@ class Run:
         # what fails now and then is not kept, even where it did not show this time
         broken = [test for test in tests if self._outcomes.get(test) != "passed" or test in kind.unsteady]
         if broken:
-            return {"verdict": "lacks", "how": "; ".join(kind.failing.get(test, f"{test} failed") for test in broken)}
+            whys = dict.fromkeys(kind.failing.get(test, f"{test} failed") for test in broken)
+            return {"verdict": "lacks", "how": "; ".join(whys)}
         lacking = [self._found[name] for name in needed if self._found[name]["verdict"] != "yes"]
         ways = dict.fromkeys(one["instead"] or one["found"] for one in lacking)
         return {"verdict": "worked around" if ways else "works", "how": "; ".join(ways)}

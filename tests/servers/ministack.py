@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
-from celery_s3.dev.process import ServerNotStarted
-
-from .base import SERVERS, Kind, RealServer
+from .base import Kind, RealServer, find, first_line
 
 INSTALL = "pip: ministack"
 
@@ -15,17 +13,18 @@ class Ministack(RealServer):
     """ministack; it does not check signatures."""
 
     def _run(self) -> None:
-        _installed()
-        variables = {"PYTHONPATH": str(SERVERS), "GATEWAY_PORT": str(self.ports[0]), "MINISTACK_HOST": "127.0.0.1"}
+        variables = {"GATEWAY_PORT": str(self.ports[0]), "MINISTACK_HOST": "127.0.0.1"}
         variables |= {"SERVICES": "s3", "TMPDIR": str(self.folder)}
-        self._child([sys.executable, "-m", "ministack.app"], variables=variables)
+        self._child([_python(), "-m", "ministack.app"], variables=variables)
 
 
-def _installed() -> str:
-    found = sorted(SERVERS.glob("ministack-*.dist-info"))
-    if not found:
-        raise ServerNotStarted(f"ministack is not in {SERVERS}: {INSTALL}")
-    return found[-1].name.removesuffix(".dist-info").partition("-")[2]
+def _python() -> str:
+    """The interpreter of the virtualenv that has it."""
+    return str(Path(find("ministack", INSTALL)).parent / "python")
+
+
+def _version() -> str:
+    return first_line(_python(), "-c", "import importlib.metadata as m; print(m.version('ministack'))")
 
 
 KIND = Kind(
@@ -33,7 +32,7 @@ KIND = Kind(
     title="ministack",
     install=INSTALL,
     make=Ministack,
-    version=_installed,
+    version=_version,
     lacks={"one time": ""},
     failing={"test_tags": "a HEAD does not tell the number of tags"},
 )

@@ -67,6 +67,7 @@ class Swift(RealServer):
 
     access_key = "test:tester"
     port_count = 5
+    patience = 90.0
 
     def _run(self) -> None:
         proxy, cache, *storage = self.ports

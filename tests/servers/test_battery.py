@@ -119,6 +119,28 @@ def test_races(app: Any, kind: Any) -> None:
         assert app.AsyncResult(id).state in (states.SUCCESS, states.FAILURE if last_one_stands else None)
 
 
+@pytest.mark.skipif(not servers.IN_FULL, reason="600 reads")
+def test_reads_are_whole(app: Any) -> None:
+    """What is read while it is replaced is the one or the other, and no mixture."""
+    key, bodies, over = app.backend.layout.result_key(uuid()), (b"a" * 150, b"b" * 400), threading.Event()
+    put, get = app.backend.store.put, app.backend.store.get
+    put(key, bodies[0])
+
+    def replace() -> None:
+        while not over.is_set():
+            for body in reversed(bodies):
+                put(key, body)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(600):
+            assert get(key).body in bodies
+    finally:
+        over.set()
+        writer.join()
+
+
 # -- large ones
 
 

@@ -81,8 +81,8 @@ def test_results_and_groups(layout, id):
 @given(layouts, texts | awkward, texts | awkward)
 def test_chords(layout, id, member):
     """Every object of a chord tells the id of its group and what it is, whatever both ids hold."""
-    added = f"0/added/{keys.encode_segment(member)}"
-    for rest in ("manifest", "0/0/12", "0/claim", added):
+    added = f"added/{keys.encode_segment(member)}"
+    for rest in ("manifest", "claim", "0/0", "1/12", f"now/{'0a' * 16}", added):
         assert layout.parse(layout.chords + keys.chord_folder(id) + rest) == (keys.CHORDS, id, rest)
     assert keys.decode_id(added.rpartition("/")[2]) == member
 
@@ -133,6 +133,11 @@ def test_every_kind_has_a_round_trip():
         "base/celery-task-meta-",
         "base/celery-s3-probe-else",
         "base/celery-chords/group/",
+        "base/celery-chords/2025/letter.pdf",
+        "base/celery-chords/2025/11/29/letter.pdf",
+        "base/celery-chords/group/manifest/letter.pdf",
+        "base/celery-chords/group/now/letter.pdf",
+        "base/celery-chords/group/0/01",
         "base/celery-chords-repaired-else",
         "base/celery-files/id/report.pdf",
         "base/celery-files/" + "0" * 32,
