@@ -34,6 +34,7 @@ from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 from celery_s3.store.deadline import remaining, retried_until
 from celery_s3.store.parallel import Pool
+from celery_s3.store.requests import Get, Put
 
 __all__ = ["Results", "WriteOutcome"]
 
@@ -187,20 +188,16 @@ class Results:
         return WriteOutcome.WRITTEN
 
     def _put(self, draft: _Draft, precondition: Precondition) -> str:
-        body = draft.body
-        how: dict[str, Any] = {
-            "precondition": precondition,
-            "metadata": draft.metadata,
-            "content_type": draft.content_type,
-            "tags": expiry_tags(draft.metadata) if self.tagged else None,
-        }
-        if isinstance(body, Chunks):
-            return self.writer.write(draft.key, body, size=body.size, **how)
-        return self.store.put(draft.key, body, **how)
+        key, body, metadata, content_type = draft.key, draft.body, draft.metadata, draft.content_type
+        tags = expiry_tags(metadata) if self.tagged else {}
+        if not isinstance(body, Chunks):
+            return self.store.send(Put(key, body, precondition, metadata, content_type, tags))
+        how: dict[str, Any] = {"metadata": metadata, "content_type": content_type, "tags": tags}
+        return self.writer.write(key, body, size=body.size, precondition=precondition, **how)
 
     def _read_stored(self, key: str) -> Object | None:
         try:
-            return self.store.get(key, length=HEAD_BYTES)
+            return self.store.send(Get(key, length=HEAD_BYTES))
         except ObjectMissing:
             return None
 
