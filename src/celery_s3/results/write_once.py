@@ -34,7 +34,7 @@ from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 from celery_s3.store.deadline import remaining, retried_until
 from celery_s3.store.parallel import Pool
-from celery_s3.store.requests import Get, Put
+from celery_s3.store.requests import Put
 
 __all__ = ["Results", "WriteOutcome"]
 
@@ -197,7 +197,7 @@ class Results:
 
     def _read_stored(self, key: str) -> Object | None:
         try:
-            return self.store.send(Get(key, length=HEAD_BYTES))
+            return self.store.get(key, length=HEAD_BYTES)
         except ObjectMissing:
             return None
 
@@ -255,7 +255,10 @@ class Results:
     def read(self, key: str) -> Object | None:
         """The object in one request, large ones in part; ``None`` where there is none or it has expired."""
         found = self._read_stored(key)
-        return None if found is None or self._expired(found) else found
+        if found is None:
+            return None
+        end = expires_at(found, self.expires)
+        return found if end is None or self.now() < end else None
 
     def whole(self, found: Object) -> Whole | None:
         """The rest of an object that :meth:`read` found, in parallel parts of one version of it.
@@ -295,10 +298,6 @@ class Results:
     def expires_at(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""
         return expires_at(found, self.expires)
-
-    def _expired(self, found: Object) -> bool:
-        end = expires_at(found, self.expires)
-        return end is not None and self.now() >= end
 
     def _expired_for_sure(self, found: Object) -> bool:
         """Whether it has, whatever this machine's clock says: then a SUCCESS may be replaced."""
