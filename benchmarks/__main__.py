@@ -76,8 +76,11 @@ def _arguments() -> argparse.Namespace:
 def _bench(quick: bool, largest: int) -> None:
     began = time.monotonic()
     effort = QUICK if quick else FULL
-    chords = {size: times for size, times in effort.chords.items() if size <= largest}
-    run = _run(replace(effort, chords=chords), quick)
+    chords, late = (
+        {size: times for size, times in sizes.items() if size <= largest}
+        for sizes in (effort.chords, effort.late_chords)
+    )
+    run = _run(replace(effort, chords=chords, late_chords=late), quick)
     name = _keep(run)
     _show(run)
     print(f"\n{time.monotonic() - began:.0f} s. Kept as benchmarks/runs/{name}.json, with a chart beside it (.svg).")

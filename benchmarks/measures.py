@@ -7,7 +7,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -40,8 +40,10 @@ def measure(stage: Stage, effort: Effort) -> Iterator[Cell]:
     yield from _firsts(stage, effort)
     stage.proxy.configure(delay=DELAY)
     yield from _groups(stage, effort)
-    yield from _tasks(stage, effort)
-    yield from _chords(stage, effort)
+    yield from _tasks(stage, "tasks", effort.tasks, effort.bursts)
+    yield from _tasks(stage, "late-tasks", effort.late_tasks, effort.bursts)
+    yield from _chords(stage, "chord", effort.chords)
+    yield from _chords(stage, "late-chord", effort.late_chords)
     yield from _waits(stage, effort)
     yield from _told(stage, effort)
 
@@ -146,23 +148,31 @@ def _wait_order(stage: Stage, contender: str, length: float, times: int) -> dict
 # -- a real worker
 
 
-def _tasks(stage: Stage, effort: Effort) -> Iterator[Cell]:
+def _is_late(row: str) -> bool:
+    """Whether a row's tasks are acknowledged late: then ours stores their results while it works on."""
+    return row.startswith("late-")
+
+
+def _tasks(stage: Stage, row: str, count: int, bursts: int) -> Iterator[Cell]:
     for contender in stage.contenders:
         cells = [
-            _burst(stage, contender, effort.tasks, stage.folder / f"{contender}-{number}")
-            for number in range(effort.bursts)
+            _burst(stage, contender, count, stage.folder / f"{contender}-{row}-{number}", late=_is_late(row))
+            for number in range(bursts)
         ]
-        yield "tasks", contender, _joined(cells)
+        yield row, contender, _joined(cells)
 
 
-def _burst(stage: Stage, contender: str, count: int, times: Path) -> dict[str, Any]:
+def _burst(stage: Stage, contender: str, count: int, times: Path, *, late: bool) -> dict[str, Any]:
     times.touch()
     publisher = Celery("publisher", set_as_current=False, **stage.broker)
-    process = stage.worker(contender, times)
+    stage.proxy.reset()
+    process = stage.worker(contender, times, late=late)
     try:
         _run(publisher, process, times, WARM_UP)
+        _last_stored(stage, contender, WARM_UP, process)
         stage.proxy.reset()
         began, ended = _run(publisher, process, times, count)
+        ended = max(ended, _last_stored(stage, contender, count, process))
     finally:
         process.terminate()
         process.wait(30)
@@ -171,7 +181,7 @@ def _burst(stage: Stage, contender: str, count: int, times: Path) -> dict[str, A
 
 
 def _run(publisher: Celery, worker: subprocess.Popen[bytes], times: Path, count: int) -> tuple[float, float]:
-    """When the first of ``count`` tasks began and the last result had been stored."""
+    """When the first of ``count`` tasks began and the last had run; but for late ones its result had been stored."""
     noted = len(_notes(times))
     for number in range(count):
         publisher.send_task("benchmarks.tasks.add", (number, 1))
@@ -181,6 +191,15 @@ def _run(publisher: Celery, worker: subprocess.Popen[bytes], times: Path, count:
     kinds = Counter(note.what for note in notes)
     assert kinds["begin"] == kinds["end"] == count, kinds
     return min(note.time for note in notes), max(note.time for note in notes)
+
+
+def _last_stored(stage: Stage, contender: str, count: int, worker: subprocess.Popen[bytes]) -> float:
+    """When the last of ``count`` results had been stored, as the proxy has seen it; 0 of Redis, which has none."""
+    if contender == "redis":
+        return 0.0
+    if not wait_until(lambda: len(stage.stored(contender)) >= count, worker, 30):
+        raise RuntimeError(f"{contender} stored {len(stage.stored(contender))} of {count} results")
+    return stage.stored(contender)[-1] + DELAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,18 +218,20 @@ def _notes(times: Path) -> list[_Note]:
 # -- chords
 
 
-def _chords(stage: Stage, effort: Effort) -> Iterator[Cell]:
-    for size, times in effort.chords.items():
+def _chords(stage: Stage, kind: str, sizes: Mapping[int, Mapping[str, int]]) -> Iterator[Cell]:
+    for size, times in sizes.items():
         for contender in stage.contenders:
             if times.get(contender):
-                folder = stage.folder / f"{contender}-chord-{size}"
-                yield f"chord-{size}", contender, _chords_of(stage, contender, size, times[contender], folder)
+                row = f"{kind}-{size}"
+                notes = stage.folder / f"{contender}-{row}"
+                cell = _chords_of(stage, contender, size, times[contender], notes, late=_is_late(row))
+                yield row, contender, cell
 
 
-def _chords_of(stage: Stage, contender: str, size: int, times: int, notes: Path) -> dict[str, Any]:
+def _chords_of(stage: Stage, contender: str, size: int, times: int, notes: Path, *, late: bool) -> dict[str, Any]:
     notes.touch()
     app = Celery("publisher", set_as_current=False, **stage.broker, **stage.conf(contender))
-    process = stage.worker(contender, notes)
+    process = stage.worker(contender, notes, late=late)
     samples: dict[str, list[float]] = {"late": [], "wall": [], "memory": []}
     windows = []
     try:

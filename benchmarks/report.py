@@ -79,6 +79,8 @@ def goal_text(row: Row) -> str:
     texts = [f"{'≥' if goal.larger_is_better else '≤'} {goal.limit:g} {goal.unit}" for goal in row.goals]
     if row.requests is not None:
         texts.append(f"≤ {row.requests:g} request{'s' * (row.requests != 1)}")
+    if row.of_redis is not None:
+        texts.append(f"≥ {row.of_redis:.0%} of Redis")
     return ", ".join(texts)
 
 
@@ -90,6 +92,9 @@ def verdict(row: Row, run: Run) -> bool | None:
     reached = [goal.reached(_median(goal, cell)) for goal in row.goals]
     if row.requests is not None:
         reached.append(_total(cell) <= row.requests)
+    redis = run["cells"][row.key].get("redis")
+    if row.of_redis is not None and redis is not None:
+        reached.append(_median(row.goals[0], cell) >= row.of_redis * _median(row.goals[0], redis))
     return all(reached)
 
 

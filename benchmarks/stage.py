@@ -88,11 +88,15 @@ class Stage:
         process.stdin = None
         return process
 
-    def worker(self, contender: str, times: Path) -> subprocess.Popen[bytes]:
-        """Start a prefork worker with two processes that notes in ``times`` when tasks begin and end."""
+    def worker(self, contender: str, times: Path, *, late: bool) -> subprocess.Popen[bytes]:
+        """Start a prefork worker with two processes that notes in ``times`` when tasks begin and end.
+
+        Arguments:
+            late: tasks are acknowledged when they have run.
+        """
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.tasks", "worker", "--concurrency=2"]
         command += ["--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        conf = self.conf(contender) | self.broker
+        conf = self.conf(contender) | self.broker | {"task_acks_late": late}
         env = environment(BENCHMARK_CONF=json.dumps(conf), BENCHMARK_TIMES=str(times))
         return spawn(command, times.with_suffix(".log"), env, _ROOT, SIGKILL)
 
@@ -104,6 +108,11 @@ class Stage:
             return []
         own = [record for record in self.proxy.records() if f"/{contender}/" in record.target]
         return [_count(own, begin, end) for begin, end in windows]
+
+    def stored(self, contender: str) -> list[float]:
+        """When each write of a result came by since the last reset, in seconds since the epoch."""
+        writes = (one for one in self.proxy.records() if one.method == "PUT" and "celery-task-meta-" in one.target)
+        return sorted(one.time for one in writes if f"/{contender}/" in one.target)
 
     # -- servers
 

@@ -97,7 +97,7 @@ def result_metadata(
     """
     wanted = {
         _STATE: _ascii(state),
-        **term_metadata(expires),
+        _EXPIRES: "" if expires is None else str(expires),
         _FILES: _UNKNOWN if files is None else str(files or ""),
         _TASK: _ascii(task or ""),
         # JSON's own escapes keep it ASCII

@@ -68,8 +68,8 @@ def greenlets() -> bool:
 _sigmask: Callable[[int, Iterable[int]], set[int]] | None = getattr(import_module("_signal"), "pthread_sigmask", None)
 
 
-def without_sigterm(start: Callable[[], _T]) -> _T:
-    """What ``start`` returns; threads that it starts, by Python or by a library, leave SIGTERM to other threads.
+def without_sigterm(start: Callable[..., _T], *args: Any) -> _T:
+    """What ``start(*args)`` returns; threads that it starts, by Python or by a library, leave SIGTERM to other threads.
 
     A child of a prefork worker blocks it in its main thread while it holds the lock of the queue to its parent
     (billiard's ``Worker._do_exit``). Taken by any other thread, it would end the process there and then: the lock
@@ -79,12 +79,12 @@ def without_sigterm(start: Callable[[], _T]) -> _T:
     another signal, as a soft time limit, may raise at the first instruction of its ``__exit__``.
     """
     if _sigmask is None or greenlets():  # greenlets share the mask of their thread
-        return start()
+        return start(*args)
     before = _sigmask(signal.SIG_BLOCK, ())
     try:
         try:
             _sigmask(signal.SIG_BLOCK, _TERMINATING)  # handlers of other signals run in here, too
-            return start()
+            return start(*args)
         finally:
             _sigmask(signal.SIG_SETMASK, before)
     except BaseException:  # raised by a debugger, perhaps, in front of the line above

@@ -330,7 +330,7 @@ def test_closed(make, store):
 
 
 def test_hooks_hand_over():
-    """The backend has one base class, Celery's, and each hook of it is a few statements that hand over to a room."""
+    """The backend has one base class, Celery's, and each hook is one to three statements that hand over to a room."""
     assert s3.S3Backend.__bases__ == (ResultBackend,)
     tree = ast.parse(inspect.getsource(s3.S3Backend))
     hooks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and hasattr(ResultBackend, node.name)]
@@ -338,4 +338,4 @@ def test_hooks_hand_over():
         hook.name: sum(isinstance(one, ast.stmt) for one in ast.walk(hook)) - 1 - bool(ast.get_docstring(hook))
         for hook in hooks
     }
-    assert {name: size for name, size in sizes.items() if size > 5 and name != "__init__"} == {}
+    assert {name: size for name, size in sizes.items() if size > 3 and name != "__init__"} == {}

@@ -3,15 +3,18 @@
 import json
 import pickle
 from contextlib import suppress
+from datetime import datetime
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from celery.result import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu import serialization
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_s3.codec import raw
+from celery_s3.codec import kombu_json, raw
 from celery_s3.codec.compression import COMPRESSED_PAYLOAD_MAGIC
 from celery_s3.codec.decoding import Decoder
 from celery_s3.codec.encoding import Encoder
@@ -219,3 +222,51 @@ def test_lazy_meta_as_a_dict(lazy, use):
     meta, _ = lazy
     assert use(meta)["result"] == 42
     assert meta == use(meta)
+
+
+def outcome(fn, *args, **kwargs):
+    """What a call returns, or the type and text of its error and of what that was made of."""
+    try:
+        return fn(*args, **kwargs)
+    except Exception as exc:
+        return type(exc), str(exc), type(exc.__context__)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": [1, None, "ä"]}, UUID(int=7), b"\xff", datetime(2026, 1, 2), {1}, object(), "\ud800"]
+)
+def test_json_is_kombus(value):
+    """One encoder for all calls makes what kombu's own makes, and fails as that does."""
+    theirs = outcome(lambda: serialization.dumps(value, serializer="json")[2])
+    assert outcome(kombu_json.dumps, value, "json") == theirs
+
+
+@pytest.mark.parametrize("accept", [None, {"application/json"}, set()])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a": {"__type__": "uuid", "__value__": {"hex": "00"}}}',
+        b'{"__type__": "x", "__value__": 1}',
+        "[1]",
+        b"\xff",
+        b"\xef\xbb\xbf1",
+        b"[",
+        b"",
+    ],
+)
+def test_json_is_read_as_kombu_reads_it(payload, accept):
+    """One decoder for all calls reads what kombu's own reads, refuses what it refuses, and fails as it does."""
+    how = {"content_type": "application/json", "content_encoding": "utf-8", "accept": accept}
+    theirs, ours = (
+        outcome(serialization.loads, payload, **how),
+        outcome(kombu_json.loads, payload, "application/json", accept),
+    )
+    assert ours[:1] + ours[2:] == theirs[:1] + theirs[2:] if isinstance(theirs, tuple) else ours == theirs
+
+
+def test_an_applications_own_json(monkeypatch):
+    """Who registers another serializer under the name gets that one."""
+    monkeypatch.setitem(kombu_json.ENCODERS, "json", serialization.codec("application/json", "utf-8", lambda _: "own"))
+    monkeypatch.setitem(kombu_json.DECODERS, "application/json", lambda _: "own")
+    assert kombu_json.dumps(1, "json") == "own"
+    assert kombu_json.loads(b"1", "application/json", {"application/json"}) == "own"

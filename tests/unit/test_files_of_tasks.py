@@ -51,8 +51,7 @@ def encoding(monkeypatch):
     """``encoding(payload_of)``: what the serializer makes of the data, in this test."""
 
     def set_to(payload_of):
-        dumps = lambda data, serializer: ("text/plain", "utf-8", payload_of(data))  # noqa: E731
-        monkeypatch.setattr("celery_s3.files.of_tasks.dumps", dumps)
+        monkeypatch.setattr("celery_s3.files.of_tasks.dumps", lambda data, serializer: payload_of(data))
 
     return set_to
 
@@ -83,26 +82,26 @@ def made(store):
 def test_files_in_a_result_go_with_its_task(files, encoding):
     """While a result's meta is encoded, a file in it goes to this backend and with the result's task."""
     encoding(lambda _: (whose.files_here(), whose.owner_id()))
-    assert files.encoded({"task_id": "t"}) == (files.files, "t")
+    assert files.encode({"task_id": "t"}) == (files.files, "t")
     assert whose.storing.get() == (None, None)
 
 
 def test_files_in_anything_else(files, encoding):
     """What is no result has no task that its files go with."""
     encoding(lambda _: (whose.files_here(), whose.owner_id()))
-    assert files.encoded(["a part of a chord"]) == (files.files, None)
+    assert files.encode(["a part of a chord"]) == (files.files, None)
 
 
 def test_files_among_arguments(files):
     """A task that is sent by this backend has its files here."""
-    files.sends("t")
+    files.about_to_send("t")
     assert whose.files_here() is files.files
 
 
 def test_files_that_were_read(files, store):
     """A file in a result that was read is looked for where the result was."""
     keep(store, "t", 1)
-    files.noticed("t", store.get("base/meta-t"))
+    files.about_to_decode("t", store.get("base/meta-t"))
     assert whose.backend_in_use().files is files.files
 
 
@@ -111,7 +110,7 @@ def test_a_serializer_that_cannot_hold_files(store, encoding, data):
     """The error names the remedy."""
     encoding(_refuse)
     with pytest.raises(EncodeError, match=r"yaml cannot hold an S3File: no\. Set `result_serializer` to json, pickle"):
-        files_of_tasks(store, "yaml").encoded(data)
+        files_of_tasks(store, "yaml").encode(data)
 
 
 @pytest.mark.parametrize(("serializer", "data"), [("yaml", {"result": object()}), ("json", S3File(io.BytesIO(b"x")))])
@@ -119,7 +118,7 @@ def test_other_values_that_cannot_be_encoded(store, encoding, serializer, data):
     """Where no file is the reason, the serializer's error is raised as it is."""
     encoding(_refuse)
     with pytest.raises(EncodeError, match=r"^no$"):
-        files_of_tasks(store, serializer).encoded(data)
+        files_of_tasks(store, serializer).encode(data)
 
 
 def _refuse(data):
@@ -143,7 +142,7 @@ def test_what_is_remembered_is_bounded(files, store):
     keep(store, "t", 0)
     found = store.get("base/meta-t")
     for number in range(REMEMBERED + 100):
-        files.noticed(str(number), found)
+        files.about_to_decode(str(number), found)
     store.requests.clear()
     files.delete(str(REMEMBERED))
     assert made(store) == []
@@ -158,7 +157,7 @@ def test_files_of_a_result_that_was_read(files, store):
     """Its metadata has told how many there are: none cost no request, some a LIST; those of no other task go."""
     for id, count in (("none", 0), ("some", 2)):
         keep(store, id, count)
-        files.noticed(id, store.get(f"base/meta-{id}"))
+        files.about_to_decode(id, store.get(f"base/meta-{id}"))
     for owner in ("some", "some", "other"):
         upload(files, owner)
     store.requests.clear()
@@ -186,7 +185,7 @@ def test_files_of_a_result_that_was_not_read(files, store):
 def test_a_state_that_is_not_final_tells_nothing_for_long(files, store):
     """More files may come after it was read: it is asked again when the result is forgotten."""
     keep(store, "t", 0, "STARTED")
-    files.noticed("t", store.get("base/meta-t"))
+    files.about_to_decode("t", store.get("base/meta-t"))
     keep(store, "t", 1)
     upload(files, "t")
     files.delete("t")
@@ -199,7 +198,7 @@ def test_who_may_not_list(files, store, read):
     for id, count in (("untold", None), ("told", 1)):
         keep(store, id, count)
         if read:
-            files.noticed(id, store.get(f"base/meta-{id}"))
+            files.about_to_decode(id, store.get(f"base/meta-{id}"))
     store.faults.append(Fault(AccessDenied("no"), verb="LIST", times=-1))
     files.delete("untold")
     with pytest.raises(AccessDenied):
@@ -209,7 +208,7 @@ def test_who_may_not_list(files, store, read):
 def test_files_that_could_not_be_deleted_can_be_deleted_later(files, store):
     """The error is raised before the result is gone, so that it can be forgotten again."""
     keep(store, "t", 1)
-    files.noticed("t", store.get("base/meta-t"))
+    files.about_to_decode("t", store.get("base/meta-t"))
     upload(files, "t")
     store.faults.append(Fault(ServerFault("down"), verb="DELETE_OBJECTS"))
     with pytest.raises(ServerFault):

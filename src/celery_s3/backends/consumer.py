@@ -69,7 +69,8 @@ class Consumer:
         """Whether the calling thread is it: any of a prefork worker's main process, or the one that runs no task."""
         if prefork_parent():
             return not threading.current_thread().name.startswith(OWN)
-        return self._thread == (os.getpid(), threading.get_ident()) and current_task() is None
+        here = self._thread is not None and self._thread == (os.getpid(), threading.get_ident())
+        return here and current_task() is None
 
     def spared(self, write: Callable[[], Any], task_id: str, what: str, result: Any) -> Any:
         """Write: now, and what that returns; from the thread that receives tasks later, and ``result``."""

@@ -32,11 +32,9 @@ from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
 from celery_s3.notices import Notices
 from celery_s3.outbox import Outbox
-from celery_s3.results.groups import gather
-from celery_s3.results.parents import before_groups
 from celery_s3.results.pending import Pending
 from celery_s3.results.reader import Meta, Reader
-from celery_s3.results.recorder import Recorder, is_eager, is_rerun
+from celery_s3.results.recorder import Recorder
 from celery_s3.results.waiter import Waiter
 from celery_s3.results.watcher import Watcher
 from celery_s3.results.write_once import Results
@@ -47,6 +45,7 @@ from celery_s3.store.deadline import remaining
 from .acknowledgements import Acknowledgements
 from .consumer import Consumer
 from .overlap import Overlap
+from .storing import Storing
 
 if TYPE_CHECKING:
     from celery_s3.expiry.rules import Rule
@@ -96,13 +95,14 @@ class S3Backend(ResultBackend):
         self._acknowledgements = Acknowledgements(lambda task: task.backend is self, self.consumer.outbox)
         # Celery's own loop tries again what is raised into it: nothing is, of what is stored later.
         self.overlap = Overlap(0 if self.always_retry else self.settings.overlap, self._acknowledgements)
+        self.storing = Storing(self.consumer, self.overlap, self.chord_members)
         # After those: what they write when the process ends may leave a chord, and is counted.
         self.mender.listen()
         self._reporter = Reporter(self.tally, self.settings)
 
     def _open_results(self) -> None:
         self._encoder = Encoder(
-            self.files_of_tasks.encoded, self.content_type, self.compression, self.settings.compression_threshold
+            self.files_of_tasks.encode, self.content_type, self.compression, self.settings.compression_threshold
         )
         self._decoder = Decoder(self.content_type, self.accept, self.settings.decompression_limit)
         self.results = Results(
@@ -120,6 +120,8 @@ class S3Backend(ResultBackend):
             self._encoder,
             self.layout.result_key,
             self.files_of_tasks.uploaded,
+            self.terms.of_result,
+            self.notices.telling,
             self.settings.outage_patience,
         )
         self.reader = Reader(
@@ -130,7 +132,7 @@ class S3Backend(ResultBackend):
             self.meta_from_decoded,
             partial(result_from_tuple, app=self.app),
             self._changed,
-            self.files_of_tasks.noticed,
+            self.files_of_tasks.about_to_decode,
         )
         self.waiter = Waiter(
             self.reader,
@@ -141,7 +143,7 @@ class S3Backend(ResultBackend):
             self.notices.subscribe,
         )
         self.watcher = Watcher(self.get_task_meta, self.settings.concurrency, self.notices.subscribe)
-        self.pending = Pending(self.watcher)
+        self.pending = Pending(self.watcher, self.notices.follows)
 
     def _open_chords(self) -> None:
         self.chords = Chords(
@@ -152,7 +154,9 @@ class S3Backend(ResultBackend):
             patience=self.settings.outage_patience,
             expires=self.terms.chords,
         )
-        self.chord_producer = Producer(self.app, self.chords, self.results.conditional.supported)
+        self.chord_producer = Producer(
+            self.app, self.chords, self.results.conditional.supported, self.files_of_tasks.about_to_send
+        )
         self.chord_sender = Sender(self, resend=self.settings.chord_resend)
         self.mender = Mender(self.app, self.chords, self.reader.state)
         self.chord_members = Members(self, self.chords, self.chord_sender, self.mender)
@@ -242,10 +246,7 @@ class S3Backend(ResultBackend):
             ResultNotStored: the store failed, or the part could not be delivered.
         """
         store = partial(super().store_result, task_id, result, state, traceback=traceback, request=request, **kwargs)
-        members, told, what = self.chord_members, (task_id, result, state, request), f"{state} of task {task_id}"
-        if members.reported(state) and self.overlap.store(store, partial(members.deferred, *told), what, *told):
-            return result
-        return self.consumer.spared(partial(members.store, store, *told), task_id, what, result)
+        return self.storing.store(store, task_id, result, state, request)
 
     def mark_as_done(self, *args: Any, **kwargs: Any) -> None:
         """Store a SUCCESS that the worker reports, and go on with chord and chain."""
@@ -274,19 +275,7 @@ class S3Backend(ResultBackend):
             ResultNotStored: the store failed.
             kombu.exceptions.EncodeError: the serializer cannot hold the value.
         """
-        # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
-        by_id = request is None and meta["status"] == states.REVOKED
-        self.overlap.carry_out(
-            self.recorder.prepare(
-                meta,
-                getattr(request, "task", None),
-                expires=self.terms.of_result(meta["status"], request),
-                rerun=is_rerun(request),
-                unless_begun=by_id,
-                eager=is_eager(request),
-                tell=None if is_eager(request) else self.notices.telling(meta["status"], request),
-            )
-        )
+        self.overlap.carry_out(self.recorder.prepare(meta, request))
 
     def encode(self, data: Any) -> bytes | str:
         """Something in the result serializer, and compressed where ``result_compression`` is set and it helps."""
@@ -312,9 +301,7 @@ class S3Backend(ResultBackend):
             UnreadableResult: the object is no result that this process can read.
         """
         asking = None if cache and task_id in self.known_metas else who_asks()
-        if asking is not None:
-            return self.waiter.answer(asking, task_id)
-        meta: Meta = super().get_task_meta(task_id, cache=cache)
+        meta: Meta = self.waiter.answer(asking, task_id) if asking else super().get_task_meta(task_id, cache=cache)
         return meta
 
     def fetch_meta(self, task_id: str) -> Meta:
@@ -355,7 +342,6 @@ class S3Backend(ResultBackend):
     def add_pending_result(self, result: AsyncResult, weak: bool = False) -> AsyncResult:
         """Let ``result.then()`` call who subscribes to it."""
         if called_by_then():
-            self.notices.follows(result)
             self.pending.add(result, weak=weak)
         return result
 
@@ -393,7 +379,6 @@ class S3Backend(ResultBackend):
         Raises:
             celery.exceptions.TimeoutError: the time is over.
         """
-        self.warn_if_eager()
         return self.waiter.one(task_id, timeout=timeout, interval=interval, on_interval=on_interval)
 
     def get_many(
@@ -429,19 +414,13 @@ class S3Backend(ResultBackend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group."""
         self.warn_if_eager()
-        how = how_joined()
-        watching = self.waiter.parents.watching(result, on_interval) if how.propagate else on_interval
-        return gather(
+        return self.waiter.group(
             result,
-            partial(
-                self.waiter.many,
-                timeout=timeout,
-                interval=interval,
-                on_message=on_message,
-                on_interval=watching,
-                before=before_groups(result) if how.propagate else (),
-            ),
-            self.reader.without_value if how.callback else None,
+            how_joined(),
+            timeout=timeout,
+            interval=interval,
+            on_message=on_message,
+            on_interval=on_interval,
         )
 
     # -- chords
@@ -449,7 +428,6 @@ class S3Backend(ResultBackend):
     def apply_chord(self, header_result_args: Any, body: Signature, **kwargs: Any) -> None:
         """Write the chord's manifest before its header is published, or let Celery's polling task join the chord."""
         self.ensure_chords_allowed()
-        self.files_of_tasks.sends()
         if not self.chord_producer.open(header_result_args[0], header_result_args[1], body):
             super().apply_chord(header_result_args, body, **kwargs)
 
@@ -479,7 +457,7 @@ class S3Backend(ResultBackend):
 
     def on_task_call(self, producer: Any, task_id: str) -> Any:
         """Note that files among a task's arguments are uploaded to this backend's bucket."""
-        self.files_of_tasks.sends(task_id)
+        self.files_of_tasks.about_to_send(task_id)
         return super().on_task_call(producer, task_id)
 
     def forget_result(self, task_id: str) -> None:

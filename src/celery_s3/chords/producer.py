@@ -29,12 +29,20 @@ class Producer:
     Arguments:
         app: the Celery app, of which the configuration and the current task are needed.
         conditional: whether the bucket keeps conditional writes; may ask it, once.
+        about_to_send: called before a body is encoded, in which there may be files.
     """
 
-    def __init__(self, app: Any, chords: Chords, conditional: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        chords: Chords,
+        conditional: Callable[[], bool],
+        about_to_send: Callable[[], object] = lambda: None,
+    ) -> None:
         self._app = app
         self._chords = chords
         self._conditional = conditional
+        self._about_to_send = about_to_send
 
     def native(self) -> bool:
         """Whether chords are run natively; where they are not, Celery's task `celery.chord_unlock` polls."""
@@ -50,6 +58,7 @@ class Producer:
         Raises:
             StoreError: nothing may be published then.
         """
+        self._about_to_send()
         if not self.native():
             body.options[TICKET] = None
             return False

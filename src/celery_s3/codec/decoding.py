@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kombu.exceptions import DecodeError
-from kombu.serialization import loads, unpickle
+from kombu.serialization import unpickle
 from kombu.utils.json import loads as json_loads
 
 from celery_s3.celery_private import DECODERS
@@ -20,6 +20,7 @@ from celery_s3.store.api import Object
 from . import raw
 from .chunks import LARGE
 from .compression import LIMIT, decompress_payload
+from .kombu_json import loads
 
 __all__ = ["Decoder", "Whole"]
 
@@ -116,17 +117,17 @@ class Decoder:
                 return self._unpickled(payload, content_type)
             body = _text(payload) if decoder in _OF_TEXT else payload
         del payload
-        return loads(body, content_type=content_type, content_encoding="utf-8", accept=self.accept)
+        return loads(body, content_type, self.accept)
 
     def _joined(self, preamble: bytes, value: bytes) -> dict[str, Any]:
         """The meta of a result that is bytes, from what stands before them."""
         content_type, meta = raw.split_preamble(preamble)
         declared = content_type if content_type in DECODERS else self.content_type
-        return raw.joined(loads(meta, content_type=declared, content_encoding="utf-8", accept=self.accept), value)
+        return raw.joined(loads(meta, declared, self.accept), value)
 
     def _unpickled(self, payload: bytes, content_type: str) -> Any:
         """What kombu's own decoder makes of it, which would copy a text out of the body first."""
-        loads(b"", content_type=content_type, content_encoding="binary", accept=self.accept)  # is it accepted?
+        loads(b"", content_type, self.accept)  # is it accepted?
         try:
             return pickle.loads(payload)  # noqa: S301
         except Exception as exc:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from kombu.exceptions import EncodeError
-from kombu.serialization import dumps
 
 from celery_s3.bucket import Opened
+from celery_s3.codec.kombu_json import dumps
 from celery_s3.errors import AccessDenied, ObjectMissing, StoreError, Transient
 from celery_s3.metadata import files_in, state_of
 from celery_s3.processes import Remembered
@@ -75,12 +75,12 @@ class FilesOfTasks:
 
     # -- which backend a file goes to, and comes from
 
-    def sends(self, task_id: str = "") -> None:
+    def about_to_send(self, task_id: str = "") -> None:
         """A task, or a chord, is about to be sent: files among its arguments go here."""
         last_used.set(self)
         sending.set((self, task_id))
 
-    def encoded(self, data: Any) -> bytes | str:
+    def encode(self, data: Any) -> bytes | str:
         """What `result_serializer` makes of ``data``; files in it go here, and with the task whose meta it is.
 
         Raises:
@@ -88,16 +88,15 @@ class FilesOfTasks:
         """
         token = storing.set((self, data.get("task_id") if isinstance(data, dict) else None))
         try:
-            payload: bytes | str = dumps(data, serializer=self._serializer)[2]
+            return dumps(data, self._serializer)
         except EncodeError as exc:
             if self._serializer not in ABLE and _has_file(data):
                 raise EncodeError(f"{self._serializer} cannot hold an S3File: {exc}. {REMEDY}") from exc
             raise
         finally:
             storing.reset(token)
-        return payload
 
-    def noticed(self, task_id: str, found: Object) -> None:
+    def about_to_decode(self, task_id: str, found: Object) -> None:
         """A result was read and is about to be decoded: files in it come from here."""
         last_used.set(self)
         if state_of(found.metadata) in states.READY_STATES:

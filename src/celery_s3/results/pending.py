@@ -23,10 +23,15 @@ logger = get_logger(__name__)
 
 
 class Pending:
-    """The results that somebody has subscribed to."""
+    """The results that somebody has subscribed to.
 
-    def __init__(self, watcher: Watcher) -> None:
+    Arguments:
+        follows: told of each, before it is watched.
+    """
+
+    def __init__(self, watcher: Watcher, follows: Callable[[AsyncResult], object]) -> None:
         self._watcher = watcher
+        self._follows = follows
         #: how each is forgotten about, by its identity: two results may be of one task
         self._cancel: dict[int, Callable[[], None]] = {}
 
@@ -39,6 +44,7 @@ class Pending:
         name = id(result)
         if known_meta(result) is not None or name in self._cancel:
             return
+        self._follows(result)
         held = ref(result, lambda _: self._drop(name)) if weak else partial(_itself, result)
         done = partial(self._done, name, held)
         self._cancel[name] = self._watcher.watch(bytes_to_str(result.id), done)

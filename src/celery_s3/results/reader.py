@@ -62,7 +62,7 @@ class Reader:
         to_python: Celery's last step, which makes exceptions of what stands for them.
         to_result: makes a result of a child as it is stored.
         changed: told the id of a task whose result turned out to be another one while it was read.
-        noticed: told an id and what stands under it, before that is decoded.
+        about_to_decode: told an id and what stands under it, before that is decoded.
 
     All methods raise :class:`ResultNotRead` where the store fails, and :class:`UnreadableResult` for an object
     that is no result.
@@ -77,7 +77,7 @@ class Reader:
         to_python: Callable[[Meta], Meta],
         to_result: Callable[[Any], ResultBase],
         changed: Callable[[str], object],
-        noticed: Callable[[str, Object], object],
+        about_to_decode: Callable[[str, Object], object],
     ) -> None:
         self.results = results
         self.decoder = decoder
@@ -86,7 +86,7 @@ class Reader:
         self.to_python = to_python
         self.to_result = to_result
         self.changed = changed
-        self.noticed = noticed
+        self.about_to_decode = about_to_decode
 
     def exists(self, task_id: str) -> bool:
         """Whether there is anything, whatever its size."""
@@ -184,7 +184,7 @@ class Reader:
     def _decoded(self, id: str, whole: Whole, to_python: Callable[[Any], Meta]) -> Meta:
         """The meta in an object. Whatever goes wrong with its body is an error that names object and remedy."""
         about = whole.about
-        self.noticed(str(id), about)
+        self.about_to_decode(str(id), about)
         handled = sys.exception()
         try:
             return to_python(self.decoder.decode(whole))

@@ -25,10 +25,11 @@ from celery_s3.notices import Tell
 from celery_s3.notices.notice import watched
 from celery_s3.printable import get_logger
 from celery_s3.store.deadline import patient, retried_until
+from celery_s3.store.requests import Put
 
 from .write_once import Results, WriteOutcome
 
-__all__ = ["Prepared", "Recorder", "is_eager", "is_rerun"]
+__all__ = ["Prepared", "Recorder"]
 
 logger = get_logger(__name__)
 
@@ -54,6 +55,8 @@ class Recorder:
     Arguments:
         task_key: the key of a task's result.
         uploaded: how many files of a task this process has uploaded, by its id.
+        term_of: the seconds that a state lives which a request leads to, 0 for ever; ``None``: like any.
+        telling: what tells who waits of such a state, once it is stored or stands there already; ``None``: nobody does.
         patience: seconds for which a final state is tried to be stored.
     """
 
@@ -63,67 +66,71 @@ class Recorder:
         encoder: Encoder,
         task_key: Callable[[str], str],
         uploaded: Mapping[str, int],
+        term_of: Callable[[str, Any], float | None],
+        telling: Callable[[str, Any], Tell | None],
         patience: float,
     ) -> None:
         self.results = results
         self.encoder = encoder
         self.task_key = task_key
         self.uploaded = uploaded
+        self.term_of = term_of
+        self.telling = telling
         self.patience = patience
 
-    def prepare(
-        self,
-        meta: dict[str, Any],
-        task: str | None,
-        *,
-        expires: float | None,
-        rerun: bool = False,
-        unless_begun: bool = False,
-        eager: bool = False,
-        tell: Tell | None = None,
-    ) -> Prepared:
+    def prepare(self, meta: dict[str, Any], request: Any) -> Prepared:
         """Encode a meta, to be stored in one request where nobody else has stored another state of the task.
 
         Arguments:
-            task: the task's name, where it is known.
-            expires: the seconds that this result lives, 0 for ever; ``None``: like any.
-            rerun: another run of the task has probably left a state here.
-            unless_begun: leave a task alone that has begun.
-            eager: the task ran where it was called.
-            tell: called once the state is stored, or stands there already.
+            request: the task's; ``None`` or incomplete where another process reports for it.
 
         Raises:
+            ResultNotStored: there can be no key for such an id.
             kombu.exceptions.EncodeError: the serializer cannot hold the value.
         """
         id, state = meta["task_id"], meta["status"]
+        try:
+            key = self.task_key(id)
+        except ValueError as exc:
+            raise _not_stored(id, state, exc) from exc
         body, content_type = self.encoder.body(meta)
+        rerun, eager = _is_rerun(request), getattr(request, "is_eager", False)
         # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
         files = None if rerun else self.uploaded.get(id, 0)
-        beside = result_metadata(state, task, meta.get("children"), expires, files)
-        write = partial(self.results.write, rerun=rerun, unless_begun=unless_begun)
-        store = partial(self._store, id, state, eager, lambda key: write(key, body, state, beside, content_type), tell)
+        task, term = getattr(request, "task", None), self.term_of(state, request)
+        beside = result_metadata(state, task, meta.get("children"), term, files)
+        # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
+        by_id = request is None and state == states.REVOKED
+        write = partial(self.results.write, key, body, state, beside, content_type, rerun=rerun, unless_begun=by_id)
+        tell = None if eager else self.telling(state, request)
+        store = partial(self._store, id, state, eager, write, tell and partial(tell, key))
         return Prepared(body.size if isinstance(body, Chunks) else len(body), store)
 
     def _store(
-        self, id: Any, state: str, eager: bool, write: Callable[[str], WriteOutcome], tell: Tell | None
+        self,
+        id: Any,
+        state: str,
+        eager: bool,
+        write: Callable[[], WriteOutcome],
+        tell: Callable[[Put | None], None] | None,
     ) -> WriteOutcome:
         """Store a state.
 
         Raises:
-            ResultNotStored: the store failed and the state is final, or there can be no key for such an id.
+            ResultNotStored: the store failed and the state is final.
         """
         try:
-            key = self.task_key(id)
-            with self._tried(state, eager=eager), watched() as written:
-                outcome = write(key)
-        except (StoreError, ValueError) as exc:
-            what = f"{state} of task {id} was not stored: {exc}"
-            if isinstance(exc, StoreError) and state not in states.READY_STATES:
-                logger.warning("%s", what, extra={"s3_task": str(id)})
-                return WriteOutcome.DROPPED
-            raise ResultNotStored(what, str(id), state) from exc
-        if tell is not None:
-            tell(key, written[-1] if written and outcome is WriteOutcome.WRITTEN else None)
+            with self._tried(state, eager=eager):
+                if tell is None:
+                    return write()
+                with watched() as written:
+                    outcome = write()
+        except StoreError as exc:
+            if state in states.READY_STATES:
+                raise _not_stored(id, state, exc) from exc
+            logger.warning("%s", _not_stored(id, state, exc), extra={"s3_task": str(id)})
+            return WriteOutcome.DROPPED
+        tell(written[-1] if written and outcome is WriteOutcome.WRITTEN else None)
         return outcome
 
     def _tried(self, state: str, *, eager: bool) -> AbstractContextManager[None]:
@@ -133,12 +140,11 @@ class Recorder:
         return nullcontext() if eager else patient(self.patience)
 
 
-def is_rerun(request: Any) -> bool:
+def _is_rerun(request: Any) -> bool:
     """Whether a task's request says that it has run before, elsewhere perhaps: after a retry or a redelivery."""
     delivery = getattr(request, "delivery_info", None) or {}
     return bool(getattr(request, "retries", 0) or delivery.get("redelivered"))
 
 
-def is_eager(request: Any) -> bool:
-    """Whether a task's request says that it runs where it was called."""
-    return bool(getattr(request, "is_eager", False))
+def _not_stored(id: Any, state: str, exc: Exception) -> ResultNotStored:
+    return ResultNotStored(f"{state} of task {id} was not stored: {exc}", str(id), state)

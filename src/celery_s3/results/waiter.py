@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from contextlib import suppress
+from functools import partial
 from math import inf
+from typing import Any
 
 from celery import states
+from celery.result import ResultSet
 from kombu.utils.encoding import bytes_to_str
 
-from celery_s3.celery_private import AskingGroup, ParentCheck
+from celery_s3.celery_private import AskingGroup, Joined, ParentCheck
 from celery_s3.codec.chunks import LARGE
 from celery_s3.codec.lazy import is_partial
 from celery_s3.errors import CeleryS3Error
@@ -22,8 +25,9 @@ from celery_s3.store.deadline import retried_until
 from celery_s3.store.parallel import Pool
 
 from . import waiting
+from .groups import gather
 from .members import Members
-from .parents import OnInterval, Parents
+from .parents import OnInterval, Parents, before_groups
 from .reader import Meta, Reader, Replaced, ready
 
 __all__ = ["READY_IN", "Waiter", "in_notice", "with_value"]
@@ -141,6 +145,24 @@ class Waiter:
                 if on_message is not None:
                     on_message(meta)
                 yield id, meta
+
+    def group(
+        self, result: ResultSet, how: Joined, *, on_interval: OnInterval, **waiting: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield ``(id, meta)`` of each member as it becomes ready, ``(id, results)`` of a group in the group.
+
+        Arguments:
+            how: the values are wanted.
+            waiting: as for :meth:`many`.
+
+        Raises:
+            As :meth:`many`.
+        """
+        before: list[str] = []
+        if how.propagate:
+            on_interval, before = self.parents.watching(result, on_interval), before_groups(result)
+        fetch = partial(self.many, on_interval=on_interval, before=before, **waiting)
+        return gather(result, fetch, self.reader.without_value if how.callback else None)
 
     def _told(self, ids: Collection[str], timeout: float | None, before: Collection[str]) -> Subscription:
         """Be told of these tasks: what is stored from now on, which is why it comes before the first look.

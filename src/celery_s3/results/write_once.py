@@ -34,6 +34,7 @@ from celery_s3.store import ranges
 from celery_s3.store.api import CREATE, Create, Match, Object, Precondition, Store, Writer
 from celery_s3.store.deadline import remaining, retried_until
 from celery_s3.store.parallel import Pool
+from celery_s3.store.requests import Put
 
 __all__ = ["Results", "WriteOutcome"]
 
@@ -187,16 +188,12 @@ class Results:
         return WriteOutcome.WRITTEN
 
     def _put(self, draft: _Draft, precondition: Precondition) -> str:
-        body = draft.body
-        how: dict[str, Any] = {
-            "precondition": precondition,
-            "metadata": draft.metadata,
-            "content_type": draft.content_type,
-            "tags": expiry_tags(draft.metadata) if self.tagged else None,
-        }
-        if isinstance(body, Chunks):
-            return self.writer.write(draft.key, body, size=body.size, **how)
-        return self.store.put(draft.key, body, **how)
+        key, body, metadata, content_type = draft.key, draft.body, draft.metadata, draft.content_type
+        tags = expiry_tags(metadata) if self.tagged else {}
+        if not isinstance(body, Chunks):
+            return self.store.send(Put(key, body, precondition, metadata, content_type, tags))
+        how: dict[str, Any] = {"metadata": metadata, "content_type": content_type, "tags": tags}
+        return self.writer.write(key, body, size=body.size, precondition=precondition, **how)
 
     def _read_stored(self, key: str) -> Object | None:
         try:
@@ -258,7 +255,10 @@ class Results:
     def read(self, key: str) -> Object | None:
         """The object in one request, large ones in part; ``None`` where there is none or it has expired."""
         found = self._read_stored(key)
-        return None if found is None or self._expired(found) else found
+        if found is None:
+            return None
+        end = expires_at(found, self.expires)
+        return found if end is None or self.now() < end else None
 
     def whole(self, found: Object) -> Whole | None:
         """The rest of an object that :meth:`read` found, in parallel parts of one version of it.
@@ -298,10 +298,6 @@ class Results:
     def expires_at(self, found: Object) -> float | None:
         """When an object expires, in seconds since the epoch; ``None``: never."""
         return expires_at(found, self.expires)
-
-    def _expired(self, found: Object) -> bool:
-        end = expires_at(found, self.expires)
-        return end is not None and self.now() >= end
 
     def _expired_for_sure(self, found: Object) -> bool:
         """Whether it has, whatever this machine's clock says: then a SUCCESS may be replaced."""

@@ -13,7 +13,7 @@ from celery_s3.errors import Interrupted, Unreachable
 from celery_s3.settings import Settings
 
 from .api import Bucket
-from .deadline import allowed
+from .deadline import GRACE, remaining
 from .parallel import Threads
 from .requests import Request
 
@@ -57,11 +57,11 @@ class Bounded(Bucket):
             Unreachable: it was not even sent in that time.
         """
         seconds, by_itself = self._client.seconds(request)
-        left = allowed()
+        left = remaining()
         if by_itself and (left is None or seconds <= left):
             return self._client.send(request)
         if left is not None:
-            seconds = min(seconds, left)
+            seconds = min(seconds, max(left, GRACE))
         call = _Call(self._client, request)
         self._threads.submit(call)
         answered = False

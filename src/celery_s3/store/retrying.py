@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any, TypeVar
@@ -104,12 +103,29 @@ class Retrying(Bucket):
 
     def send(self, request: Request[A]) -> A:
         """Send a request until it is answered, or its budget is spent."""
-        budget = _Budget(self._policy, self._means)
+        began = self._means.clock()
+        try:
+            answer = self._inner.send(request)
+        except request.final:
+            raise
+        except AccessDenied as exc:
+            self._raise_if_missing(request, exc)
+            raise
+        except Transient as exc:
+            budget = _Budget(self._policy, self._means, began)
+            budget.spend(request.verb, exc)
+        else:
+            self._denied.succeeded = True
+            return answer
+        return self._try_again(request, budget)
+
+    def _try_again(self, request: Request[A], budget: _Budget) -> A:
+        """Send a request that has failed once."""
         try:
             while True:
                 try:
-                    with longer(budget.failures) if budget.failures else nullcontext():
-                        answer = self._try(request, again=budget.failures > 0)
+                    with longer(budget.failures):
+                        answer = self._try_unclear(request)
                 except request.final:
                     raise
                 except Transient as exc:
@@ -124,28 +140,33 @@ class Retrying(Bucket):
             if budget.waiting:
                 self._means.outage.get().left(answered=budget.answered)
 
-    def _try(self, request: Request[A], *, again: bool = False) -> A:
-        """Send a request once.
+    def _try_unclear(self, request: Request[A]) -> A:
+        """Send a request once, of which an earlier try may have been carried out.
 
         A refused write is final on the first try; on a later one it may be an earlier try of our own that landed
         unseen: then what is stored is what we write.
         """
         try:
             return self._inner.send(request)
+        except AccessDenied as exc:
+            self._raise_if_missing(request, exc)
+            raise
         except PreconditionFailed as refusal:
-            if not (again and isinstance(request, Put)):
+            if not isinstance(request, Put):
                 raise
             ours: A = self._etag_if_ours(request, refusal)
             return ours
-        except AccessDenied as exc:
-            if isinstance(request, Get) and self._denied.means_missing():
-                raise ObjectMissing(exc.detail, "get", exc.bucket, request.key, exc.status, exc.code) from exc
-            raise
+
+    def _raise_if_missing(self, request: Request[Any], denied: AccessDenied) -> None:
+        """Raise that what is denied is missing, if it is."""
+        if isinstance(request, Get) and self._denied.means_missing():
+            why = denied.detail, "get", denied.bucket, request.key, denied.status, denied.code
+            raise ObjectMissing(*why) from denied
 
     def _etag_if_ours(self, put: Put, refusal: PreconditionFailed) -> Any:
         """The etag of our own write, if that is what stands there."""
         try:
-            stored = self._try(Get(put.key, length=max(1, len(put.body))))
+            stored = self._try_unclear(Get(put.key, length=max(1, len(put.body))))
         except ObjectMissing as exc:
             if isinstance(put.precondition, Create):
                 why = "the write was refused, yet there is no object"
@@ -170,7 +191,10 @@ class _Means:
 
 
 class _Budget:
-    """The tries that one request has.
+    """The tries that a request has which has failed once.
+
+    Arguments:
+        began: when its first try did, by the clock.
 
     Attributes:
         failures: tries that have failed.
@@ -179,12 +203,12 @@ class _Budget:
         answered: the last try was.
     """
 
-    __slots__ = ("_means", "_policy", "_since", "_started", "answered", "conflicts", "failures", "waiting")
+    __slots__ = ("_began", "_means", "_policy", "_since", "answered", "conflicts", "failures", "waiting")
 
-    def __init__(self, policy: RetryPolicy, means: _Means) -> None:
+    def __init__(self, policy: RetryPolicy, means: _Means, began: float) -> None:
         self._policy = policy
         self._means = means
-        self._started = means.clock()
+        self._began = began
         self.failures = self.conflicts = 0
         self.waiting = self.answered = False
 
@@ -221,7 +245,7 @@ class _Budget:
 
     def _last(self, error: Transient) -> Transient:
         tries = "1 try" if self.failures == 1 else f"{self.failures} tries"
-        spent = f"{tries} in {self._means.clock() - self._started:.1f} s"
+        spent = f"{tries} in {self._means.clock() - self._began:.1f} s"
         detail = f"{error.detail.rstrip('.')}; {spent}" if error.detail else spent
         return type(error)(detail, error.operation, error.bucket, error.key, error.status, error.code)
 

@@ -55,7 +55,8 @@ class Routing(Bucket):
         Raises:
             ConfigurationError: `client` is 'obstore', and obstore cannot serve this request here.
         """
-        return self._client(request).send(request)
+        clients = self._obstore if self._is_for_obstore(request) else self._boto3
+        return clients.get().send(request)
 
     def close(self) -> None:
         """Let go of this process's connections."""
@@ -64,12 +65,11 @@ class Routing(Bucket):
             if client is not None:
                 client.close()
 
-    def _client(self, request: Request[Any]) -> Store:
-        return (self._obstore if self._is_for_obstore(request) else self._boto3).get()
-
     def _is_for_obstore(self, request: Request[Any]) -> bool:
         chosen = self._settings.client
-        if not _obstore_can(request) or chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
+        if type(request) not in _OF_OBSTORE or (isinstance(request, Delete) and request.if_match):
+            return False
+        if chosen == "boto3" or (len(request.body) > BIG and chosen == "auto"):
             return False
         # Whatever the settings say: were it obstore in a prefork parent, the children could not use it.
         if processes.prefork_parent():
@@ -90,10 +90,6 @@ class Routing(Bucket):
         if chosen == "obstore":
             raise ConfigurationError(f"`client` is 'obstore', but {why_not}: set it to 'auto'")
         return False
-
-
-def _obstore_can(request: Request[Any]) -> bool:
-    return type(request) in _OF_OBSTORE and not (isinstance(request, Delete) and request.if_match)
 
 
 # The clients are imported where they are made: a process needs one of them, rarely two.

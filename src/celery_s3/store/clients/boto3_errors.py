@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 from celery_s3.errors import BadCredentials, BadRequest, Interrupted, StoreError, TLSFailure, Unreachable
 from celery_s3.settings import Settings
 
-from .translate import Answer, Asked, answered, error_of
+from .translate import Answer, Subject, answered, error_of
 
 __all__ = ["call", "from_error", "is_failure", "translated"]
 
@@ -72,7 +72,7 @@ def is_failure(exc: BaseException) -> bool:
     return isinstance(exc, _FAILURES)
 
 
-def call(action: Callable[[], T], request: Asked, settings: Settings) -> T:
+def call(action: Callable[[], T], request: Subject, settings: Settings) -> T:
     """What a call of botocore returns.
 
     Raises:
@@ -81,7 +81,7 @@ def call(action: Callable[[], T], request: Asked, settings: Settings) -> T:
     return answered(action, is_failure, lambda exc: translated(exc, request, settings))
 
 
-def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreError:
+def translated(exc: BaseException, request: Subject, settings: Settings) -> StoreError:
     """The error to raise, with ``exc`` as its cause, freed of what S3 repeats of the request."""
     if isinstance(exc, ClientError):
         error = _of_answer(exc.response, request, settings)
@@ -95,7 +95,7 @@ def translated(exc: BaseException, request: Asked, settings: Settings) -> StoreE
     return error
 
 
-def from_error(entry: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
+def from_error(entry: Mapping[str, Any], request: Subject, settings: Settings) -> StoreError:
     """The error for one entry of ``Errors`` in the answer to DeleteObjects."""
     return Answer(None, entry.get("Code") or "", entry.get("Message") or "").error(request, settings)
 
@@ -115,7 +115,7 @@ def _kind(exc: BaseException) -> type[StoreError]:
     return next(_KINDS[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in _KINDS)
 
 
-def _of_answer(response: Mapping[str, Any], request: Asked, settings: Settings) -> StoreError:
+def _of_answer(response: Mapping[str, Any], request: Subject, settings: Settings) -> StoreError:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status, headers = metadata.get("HTTPStatusCode"), metadata.get("HTTPHeaders", {})
     code = str(error.get("Code") or "")

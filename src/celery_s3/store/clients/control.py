@@ -24,7 +24,7 @@ from celery_s3.store.retrying import Retrying, RetryPolicy
 
 from .stuck import break_connection
 from .timeouts import OF_A_PAGE, by_size
-from .translate import Asked
+from .translate import Subject
 
 __all__ = ["BLOCK", "Control", "Identity", "Upload"]
 
@@ -127,7 +127,7 @@ class _Client:
         if "s3" in vars(self):
             self.s3.close()
 
-    def translated(self, request: Asked, action: Callable[[], _T]) -> _T:
+    def translated(self, request: Subject, action: Callable[[], _T]) -> _T:
         """What a call of botocore returns; what it raises, as one of our errors."""
         from .boto3_errors import call
 

@@ -24,8 +24,8 @@ from .obstore_options import Use, credential_provider, new_store
 from .timeouts import SMALL, brief, by_size, long
 from .translate import (
     ADDRESSABLE,
-    Asked,
     Operation,
+    Subject,
     answered,
     check_headers,
     checked,
@@ -61,12 +61,13 @@ class ObstoreClient(Store):
         self._credentials: Callable[[], S3Credential] | None = None
         self._worked = False
         self._lock = threading.Lock()
+        self._brief = brief(settings)
 
     def send(self, request: Request[Any]) -> Any:
         """Make one request and return its answer; what obstore raises comes out as a :class:`StoreError`."""
         self._check(request)
         # Its runtime starts with the first store, and a thread at any call, as to look up a host's name.
-        act = partial(without_sigterm, partial(self._act, request))
+        act = partial(without_sigterm, self._act, request)
         try:
             answer = answered(act, is_failure, lambda exc: self._translated(exc, request))
         except ObjectMissing:
@@ -95,7 +96,7 @@ class ObstoreClient(Store):
                 return min(by_size(self._settings, len(request.body), _RATE), long(self._settings)), False
             case "reading":
                 return long(self._settings), True
-        return brief(self._settings), True
+        return self._brief, True
 
     def cut(self, thread: int) -> None:
         """Nothing to do: every request ends by itself, if late."""
@@ -147,7 +148,7 @@ class ObstoreClient(Store):
         with self._lock:
             self._stores = {}
 
-    def _translated(self, exc: BaseException, asked: Asked) -> StoreError:
+    def _translated(self, exc: BaseException, asked: Subject) -> StoreError:
         failure = getattr(self._credentials, "failure", None)
         if failure is not None and isinstance(exc, UnauthenticatedError) and "External AWS cred" in str(exc):
             from .boto3_errors import translated

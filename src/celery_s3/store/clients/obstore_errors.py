@@ -40,7 +40,7 @@ from celery_s3.errors import (
 )
 from celery_s3.settings import Settings
 
-from .translate import ROUTINE, Answer, Asked, error_of
+from .translate import ROUTINE, Answer, Subject, error_of
 
 __all__ = ["Failure", "is_failure"]
 
@@ -130,7 +130,7 @@ class Failure:
         """Whether the server sent the whole object where a range was asked for."""
         return "source: NotPartial," in self.debug
 
-    def error(self, request: Asked, settings: Settings, *, worked: bool) -> StoreError:
+    def error(self, request: Subject, settings: Settings, *, worked: bool) -> StoreError:
         """The error to raise, with the exception as its cause.
 
         Arguments:
@@ -140,7 +140,7 @@ class Failure:
         error.__cause__ = self.exc if isinstance(error, ROUTINE) else self._cause(settings)
         return error
 
-    def _error(self, request: Asked, settings: Settings, worked: bool) -> StoreError:
+    def _error(self, request: Subject, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._is_transient() else BadCredentials
             return error_of(kind, request, settings, f"no credentials: {self._reason()}", self.status)

@@ -33,8 +33,8 @@ __all__ = [
     "ADDRESSABLE",
     "ROUTINE",
     "Answer",
-    "Asked",
     "Operation",
+    "Subject",
     "answered",
     "bare",
     "check_headers",
@@ -122,7 +122,6 @@ _SEGMENT = r"(?!\.{0,2}(?:/|\Z))[^/\x00-\x1f\x7f\ud800-\udfff]+"
 ADDRESSABLE = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_PRINTABLE_ASCII = re.compile(r"[ -~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +138,13 @@ class Operation:
     url: str = ""
 
 
-#: What an error is about; either has an ``operation`` and a ``key``.
-Asked = Request[Any] | Operation
+#: What an error is about: either has an ``operation`` and a ``key``.
+Subject = Request[Any] | Operation
 
 
 def error_of(
     kind: type[StoreError],
-    request: Asked,
+    request: Subject,
     settings: Settings,
     detail: str = "",
     status: int | None = None,
@@ -157,7 +156,7 @@ def error_of(
     return kind(settings.redact(detail), request.operation, settings.bucket, request.key, status, code)
 
 
-def through(request: Asked, settings: Settings) -> str:
+def through(request: Subject, settings: Settings) -> str:
     """By which proxy a request was sent, for the end of a message; empty for none."""
     url = request.url if isinstance(request, Operation) else ""
     proxy = settings.proxies.to(url or settings.bucket_url)
@@ -204,7 +203,7 @@ class Answer:
     region: str = ""
     foreign: bool = False
 
-    def error(self, request: Asked, settings: Settings) -> StoreError:
+    def error(self, request: Subject, settings: Settings) -> StoreError:
         """The error to raise for this answer to ``request``: without detail where its class says all there is."""
         kind = meaning(self, request)
         if kind in ROUTINE:
@@ -218,7 +217,7 @@ class Answer:
         return error_of(kind, request, settings, detail, self.status, self.code)
 
 
-def meaning(answer: Answer, request: Asked) -> type[StoreError]:
+def meaning(answer: Answer, request: Subject) -> type[StoreError]:
     """The class that an answer to a request stands for."""
     if answer.region and answer.code in ("AuthorizationHeaderMalformed", ""):
         return WrongRegion
@@ -236,7 +235,7 @@ def _of_status(status: int | None) -> type[StoreError]:
     return _BY_STATUS.get(status, ServerFault if status >= 500 else BadRequest)
 
 
-def _absent(answer: Answer, request: Asked) -> type[StoreError]:
+def _absent(answer: Answer, request: Subject) -> type[StoreError]:
     """What a 404 says is missing; a web server's own page must not read as an absent result."""
     if answer.foreign:
         return BadRequest
@@ -252,11 +251,11 @@ def check_headers(metadata: Mapping[str, str], content_type: str) -> str:
     Control characters would end a header (obstore panics on them), others arrive changed or unsigned.
     """
     for name, value in metadata.items():
-        if not _NAME.fullmatch(name) or not _PRINTABLE_ASCII.fullmatch(value):
+        if not (_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
             return f"the metadata {name!r} is not printable ASCII"
         if value != value.strip():
             return f"the metadata {name!r} begins or ends with white space, which would not arrive"
-    return "" if _PRINTABLE_ASCII.fullmatch(content_type) else "the content type is not printable ASCII"
+    return "" if content_type.isascii() and content_type.isprintable() else "the content type is not printable ASCII"
 
 
 def cut(found: Object, start: int, length: int | None) -> Object:
