@@ -153,13 +153,17 @@ class ResultBackend(KeyValueStoreBackend):
 
 # -- settings
 
+#: Whether this Celery looks for all names of a setting in one place before it goes to the next, as :func:`setting`
+#: does: not before 5.7, and nobody knows of later ones.
+_LOOKS_PLACE_BY_PLACE = celery.VERSION[:2] == (5, 7)
+
 
 def setting(conf: Any, name: str) -> Any:
     """A setting of Celery as it is now, where it is asked for with each result.
 
     ``conf[name]`` takes as long as a small result is encoded in: it makes the other names of a setting anew each time.
     """
-    for mapping in conf.maps:
+    for mapping in conf.maps if _LOOKS_PLACE_BY_PLACE else ():
         for each in _names_of(name, conf.prefix, conf._keys):
             if each in mapping:
                 return mapping[each]

@@ -82,6 +82,9 @@ def test_a_setting_by_any_of_its_names(conf, expected):
     name = "task_always_eager"
     assert setting(conf, name) == conf[name] == expected
     conf.task_always_eager = not expected
+    # Celery before 5.7 goes by the name that it finds first, wherever that is.
+    assert setting(conf, name) == conf[name]
+    conf[f"{conf.prefix or ''}{name}".upper() if conf.prefix else name] = not expected
     assert setting(conf, name) == conf[name] == (not expected)
     with pytest.raises(KeyError):
         setting(conf, "no_such_setting")
