@@ -44,6 +44,10 @@ VISIBLE = 8
 SOON = 3.0
 #: Redis is looked through for messages to deliver again as often as that.
 RESTORED = 2
+#: A child is replaced after so many tasks.
+RECYCLED = 40
+#: Seconds for which the broker is cut off now and then.
+CUT = 2.0
 
 
 @dataclass
@@ -54,6 +58,10 @@ class Report:
     members: int = 0
     kills: int = 0
     kills_of_children: int = 0
+    #: the broker cut off for a moment
+    cuts: int = 0
+    #: chords whose applier came again, as a redelivered task's
+    applied_again: int = 0
     seconds: float = 0.0
     #: bodies that were published more than once, after their first sender died before it could note that
     twice: int = 0
@@ -123,6 +131,9 @@ class Round:
             "task_acks_late": True,
             "task_reject_on_worker_lost": True,
             "worker_prefetch_multiplier": 2,
+            "worker_max_tasks_per_child": RECYCLED,
+            # what a broker that was away for a moment does to a worker is not what a round is about
+            "worker_cancel_long_running_tasks_on_connection_loss": False,
             "worker_enable_remote_control": False,
         }
         self.app = Celery("chaos", set_as_current=False)
