@@ -172,9 +172,11 @@ class Round:
         It dies right before it sends: nothing but its claim is left of it.
         """
         del self.conf["broker_connection_timeout"]
-        self.conf |= {"worker_max_tasks_per_child": 4, "task_acks_late": False, "task_reject_on_worker_lost": False}
+        self.conf["worker_max_tasks_per_child"] = 4
         found = {}
         for name in ("main process lives", "worker dies too"):
+            late = name == "worker dies too"  # else nobody would have the task, and the look once an hour would be left
+            self.conf |= {"task_acks_late": late, "task_reject_on_worker_lost": late}
             self.given = {"CHAOS_LEASE": "30", "CHAOS_DIES": str(self.folder / f"died-{self.started}")}
             self.start()
             number = self.started

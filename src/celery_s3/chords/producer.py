@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
@@ -162,6 +163,7 @@ class _Stream:
             self._close(numbered=True)
 
     def _close(self, *, numbered: bool) -> None:
+        deque(self._next, maxlen=0)  # raises what the generator has: Celery would take that for its end
         self._body.options.pop(TICKET)
         manifest = self._manifest(list(self._results), self._body)
         self._ticket = self._chords.close(self._ticket, manifest, numbered=numbered)

@@ -257,9 +257,13 @@ class Chords:
         """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
 
         Returns:
-            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else.
+            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else, or its
+            header is still being generated.
         """
-        tree = self.tree(ticket)
+        size = ticket.size or self._size(ticket)
+        if not size:
+            return False
+        tree = self.tree(replace(ticket, size=size))
         leaves = tree.climb(tree.shape.top, 0, None)
         return leaves is None or self.decide(ticket, tree, leaves, act, mending=True, give_up=give_up)
 

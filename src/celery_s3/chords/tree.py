@@ -329,15 +329,15 @@ class Tree:
     def complete(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
         """As :meth:`read_node`, of a node that may be the last one of a header that is being generated.
 
-        A node of 32 parts is complete however many may follow. Where one is missing, the size is asked for, after the
-        own part was written: who writes into the last node of a level before the size is known leaves that to the
-        header's last task, which belongs to each of them and is sent once it is.
+        A node of 32 members is complete however many may follow. Else the size is asked for, after the parts were
+        written and read: where one is missing, and of 32 summaries, of which the last may be of fewer members. Who
+        writes into the last node of a level before the size is known leaves that to the header's last task, which
+        belongs to each of them and is sent once it is.
         """
         parts = self.read_node(level, slot, own, foreseen)
-        if parts is None and self._size is not None and (size := self._size()):
+        if (parts is None or level) and self._size is not None and (size := self._size()):
             self._size, self.shape = None, Shape(size)
-            if level <= self.shape.top:
-                return self.read_node(level, slot, own)
+            return self.read_node(level, slot, own) if level <= self.shape.top else None
         return parts
 
     def added(self, parts: Iterable[bytes]) -> dict[str, bytes] | None:
