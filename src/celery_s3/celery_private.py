@@ -20,6 +20,7 @@ from celery._state import _task_stack, get_current_task
 from celery.backends.base import KeyValueStoreBackend
 from celery.result import AsyncResult, ResultBase, ResultSet
 from celery.utils.collections import ConfigurationView
+from celery.utils.functional import _regen
 from kombu.serialization import registry
 from kombu.utils.encoding import bytes_to_str
 from vine import barrier
@@ -35,6 +36,7 @@ __all__ = [
     "asks_before_writing",
     "called_by_then",
     "current_task",
+    "generated_header",
     "hold_back",
     "how_joined",
     "is_chain",
@@ -423,6 +425,26 @@ def who_asks_for_children() -> Literal["keeping", "telling", ""]:
 #: to ask.
 DECODERS: Mapping[str, Callable[..., Any]] = registry._decoders
 ENCODERS: Mapping[str, Any] = registry._encoders
+
+
+#: Where a chord is applied.
+_APPLYING = canvas._chord.run.__code__
+
+
+def generated_header() -> Any | None:
+    """The header's tasks of the chord that is being applied, where a generator makes them; called in `apply_chord`.
+
+    They are made as Celery asks for them, one after the other; ``map(fn)`` lets ``fn`` see each before it is sent.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(10):
+        if frame is None:
+            return None
+        if frame.f_code is _APPLYING:
+            tasks = frame.f_locals["header"].tasks
+            return tasks if isinstance(tasks, _regen) else None
+        frame = frame.f_back
+    return None
 
 
 #: Celery before 5.6 gives all of a header the index that the chord itself has in an outer one.

@@ -337,6 +337,30 @@ def test_what_redis_returns(ours, request, name):
     assert ours.received(sent[0]) <= 1
 
 
+@pytest.mark.parametrize("groups", [False, True], ids=["of_tasks", "of_tasks_and_groups"])
+def test_a_generator_streams(ours, redis, tmp_path, groups):
+    """Each task of a generated header is sent as it is made: the first have run when the last ones are generated.
+
+    One that yields a group among tasks is gone through to its end from there on. (Redis joins no such.)
+    """
+    sides = {"ours": ours} if groups else {"ours": ours, "redis": redis}
+    for name, side in sides.items():
+        t, path = side.tasks, tmp_path / name
+
+        def header(t=t, path=path):
+            for number in range(70):
+                if number == 60:
+                    wait(lambda: len(lines(path)) > 40)
+                yield t.note.si(str(path), f"{number}")
+            if groups:
+                yield group(t.add.si(1), t.add.si(2))
+                yield t.add.si(3)
+
+        expected = [f"{number}" for number in range(70)] + ([[2, 3], 4] if groups else [])
+        assert outcome(chord(header(), t.echo.s()).apply_async()) == expected
+        assert len(lines(path)) == 70
+
+
 @pytest.mark.parametrize("how", [{"follow_parents": False}, {"propagate": False}], ids=str)
 def test_whose_error(ours, redis, how):
     """Who does not want parents to be followed gets the body's own failure, who wants none raised has it returned."""
@@ -412,6 +436,30 @@ def test_link_error(ours, redis, both, on_header, failing, request):
     assert notes
     assert error == NO_LUCK
     assert failing == "header" or not end.startswith("celery.exceptions.ChordError")
+
+
+def test_errbacks_of_a_nested_chord(ours, redis, tmp_path):
+    """A member's failure in a nested header calls the outer chord's errback once, and the outer body never runs.
+
+    Celery has linked it to the inner body too, which fails first.
+    """
+    found = {}
+    for name, side in {"ours": ours, "redis": redis}.items():
+        t, path = side.tasks, tmp_path / name
+        inner = chord([t.echo.si("t1"), t.fail.si()], t.echo.si("t2"))
+        whole = chord([t.echo.si("t3"), inner], t.note_value.s(str(path)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            whole.link_error(t.note_error.s(str(path)))
+        result = whole.apply_async()
+        wait(lambda path=path: lines(path))
+        if name == "ours":
+            wait(result.ready)
+        time.sleep(1)
+        found[name] = lines(path), side.app.backend.get_state(result.id)
+    redis.app.backend._pending_results.concrete.clear()  # nobody waits for them
+    # on Redis the outer chord waits for ever
+    assert found == {"ours": (["ChordError: Unlucky"], "FAILURE"), "redis": (["ChordError: Unlucky"], "PENDING")}
 
 
 def test_errbacks_of_a_group_body(both):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from celery_s3.chords.claim import Claim
 
 CONF = json.loads(os.environ["CHAOS_CONF"])
 EVENTS = Path(os.environ["CHAOS_EVENTS"])
+#: Where it is not there, a body's sender dies.
+DIES = Path(os.environ["CHAOS_DIES"]) if "CHAOS_DIES" in os.environ else None
 # The default is for brokers that are far away; a round would take minutes.
 claim.SHORTEST_LEASE = float(os.environ["CHAOS_LEASE"])
 
@@ -50,6 +53,9 @@ def error(task_id: str) -> None:
 def _before(sender: str, headers: dict[str, str], **_: object) -> None:
     if sender == "body":
         event("publishing", headers["id"])
+        if DIES and not DIES.exists():
+            DIES.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @after_task_publish.connect

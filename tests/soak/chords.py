@@ -30,7 +30,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from celery import Celery, chord
+from celery import Celery, Signature, chain, chord
+from celery.result import AsyncResult
 
 from celery_s3.dev.process import S3Server, environment, free_ports, spawn, stop, wait_until
 from celery_s3.dev.seaweed import SeaweedFS
@@ -44,6 +45,10 @@ VISIBLE = 8
 SOON = 3.0
 #: Redis is looked through for messages to deliver again as often as that.
 RESTORED = 2
+#: A child is replaced after so many tasks.
+RECYCLED = 40
+#: Seconds for which the broker is cut off now and then.
+CUT = 2.0
 
 
 @dataclass
@@ -54,6 +59,14 @@ class Report:
     members: int = 0
     kills: int = 0
     kills_of_children: int = 0
+    #: the broker cut off for a moment
+    cuts: int = 0
+    #: chords whose applier came again, as a redelivered task's
+    applied_again: int = 0
+    #: chords whose header was generated while it was sent
+    generated: int = 0
+    #: bodies that were sent again by a process that had no answer from the broker when it was cut off
+    unanswered: int = 0
     seconds: float = 0.0
     #: bodies that were published more than once, after their first sender died before it could note that
     twice: int = 0
@@ -123,12 +136,15 @@ class Round:
             "task_acks_late": True,
             "task_reject_on_worker_lost": True,
             "worker_prefetch_multiplier": 2,
+            "worker_max_tasks_per_child": RECYCLED,
             "worker_enable_remote_control": False,
         }
         self.app = Celery("chaos", set_as_current=False)
         self.app.conf.update(self.conf)
         self.workers: dict[int, subprocess.Popen[bytes]] = {}
         self.started = 0
+        #: more of the workers' environment
+        self.given: dict[str, str] = {}
         self.killed: set[int] = set()
         #: when workers were killed
         self.ends: dict[int, float] = {}
@@ -145,9 +161,40 @@ class Round:
             f"--hostname=w{self.started}@localhost",
         ]
         given = {"CHAOS_CONF": json.dumps(self.conf), "CHAOS_EVENTS": str(self.events), "CHAOS_LEASE": str(LEASE)}
+        given |= self.given
         path = os.pathsep.join([str(TASKS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = environment(**given, PYTHONPATH=path)
         self.workers[self.started] = spawn(command, self.log(self.started), env, self.folder, signal.SIGKILL)
+
+    def owner_killed(self) -> dict[str, float]:
+        """Seconds from the death of an owner, by the lease that a worker has by default, until its chord's body ran.
+
+        It dies right before it sends: nothing but its claim is left of it.
+        """
+        del self.conf["broker_connection_timeout"]
+        self.conf["worker_max_tasks_per_child"] = 4
+        found = {}
+        for name in ("main process lives", "worker dies too"):
+            late = name == "worker dies too"  # else nobody would have the task, and the look once an hour would be left
+            self.conf |= {"task_acks_late": late, "task_reject_on_worker_lost": late}
+            self.given = {"CHAOS_LEASE": "30", "CHAOS_DIES": str(self.folder / f"died-{self.started}")}
+            self.start()
+            number = self.started
+            header = [self.signature("member", number) for number in range(20)]
+            body = self.app.signature("body", kwargs={"size": 20})
+            result = chord(header, body, app=self.app).apply_async()
+            assert wait_until(lambda: Path(self.given["CHAOS_DIES"]).exists(), self.workers[number], 60)
+            died = time.time()
+            if name == "worker dies too":
+                self.end(number)
+                self.given = {"CHAOS_LEASE": "30"}
+                self.start()
+            while result.id not in self.seen("ran") and time.time() < died + 200:
+                time.sleep(0.1)
+            found[name] = round(time.time() - died, 1)
+            for worker in list(self.workers):
+                self.end(worker)
+        return found
 
     def log(self, number: int) -> Path:
         return self.folder / f"worker-{number}.log"
@@ -199,11 +246,33 @@ class Round:
             size = self.random.randint(*sizes)
             body = self.app.signature("body", kwargs={"size": size}, link_error=self.app.signature("error"))
             header = [self.signature("member", number) for number in range(size)]
-            result = chord(header, body, app=self.app).apply_async()
+            kind = self.random.random()
+            if kind < 0.25:
+                result = self.apply_twice(chain(self.signature("member", 0), chord(header, body, app=self.app)))
+            elif kind < 0.5:
+                result = chord(iter(header), body, app=self.app).apply_async()
+                self.report.generated += 1
+            else:
+                result = chord(header, body, app=self.app).apply_async()
             bodies[result.id] = result.parent.id
             self.report.members += size
         self.report.chords = chords
         return bodies
+
+    def apply_twice(self, canvas: Signature) -> AsyncResult:
+        """Send a canvas whose first task applies a chord; its message is delivered twice, as that of a dead worker."""
+        send = self.app.amqp.send_task_message
+
+        def twice(*args: object, **options: object) -> None:
+            for _ in range(2):
+                send(*args, **options)
+
+        self.app.amqp.send_task_message = twice
+        try:
+            return canvas.apply_async()
+        finally:
+            self.app.amqp.send_task_message = send
+            self.report.applied_again += 1
 
     def signature(self, name: str, number: int) -> object:
         return self.app.signature(name, args=(number, self.random.uniform(0, 0.02)), immutable=True)
@@ -212,8 +281,19 @@ class Round:
         """Kill until nine chords of ten are through, and then once more."""
         while len(self.seen("ran") & bodies.keys()) < 0.9 * len(bodies):
             time.sleep(self.random.expovariate(1 / self.pause))
-            self.kill_one()
+            if self.random.random() < 0.25:
+                self.cut()
+            else:
+                self.kill_one()
         self.kill_one()
+
+    def cut(self) -> None:
+        """Cut everybody off the broker, which answers nobody for a moment."""
+        with self.app.connection_for_read() as connection:
+            client = connection.default_channel.client
+            client.execute_command("CLIENT PAUSE", int(CUT * 1000), "ALL")
+            client.execute_command("CLIENT KILL", "TYPE", "normal")
+        self.report.cuts += 1
 
     def settle(self, bodies: dict[str, str], killed: float) -> None:
         """Wait for the rest; what a lease and a redelivery do not bring has lost a message, or is a problem."""
@@ -224,7 +304,10 @@ class Round:
 
     def explain(self, body: str, group: str) -> None:
         """Why a chord stands still: a message of it that is neither done with nor at the broker was lost there."""
-        (found,) = self.app.backend.repairs.survey.chords([group], settled=True)
+        found = next(self.app.backend.repairs.survey.chords([group], settled=True), None)
+        if found is None and not self.messages():
+            self.report.lost_by_redis += 1  # that of the task which applies it
+            return
         acknowledged = self.acknowledged()
         unfinished = self.unfinished(found.manifest.ids)
         lived = [self.ends.get(n, time.time()) - when for id, (n, when) in acknowledged.items() if id in unfinished]
@@ -284,7 +367,10 @@ class Round:
                 self.report.problems.append(f"{kind}: body {name}")
         for name, group in bodies.items():
             pids = publishings[name]
-            for pid in pids[:-1]:
+            for index, pid in enumerate(pids[:-1]):
+                if pid in pids[index + 1 :]:  # it lived, and was told of an error
+                    self.report.unanswered += 1
+                    continue
                 self.report.twice += 1
                 if pid not in self.killed or (group, pid) in marked:
                     self.report.problems.append(f"chord {group} sent again, though {pid} lived or noted it: {pids}")
@@ -300,15 +386,28 @@ def main() -> int:
     parser = argparse.ArgumentParser("tests/soak/chords.py", description="Kill workers while chords run.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--chords", type=int, default=200)
+    parser.add_argument("--members", type=int, default=100, help="of the largest chord")
+    parser.add_argument("--owner", action="store_true", help="measure the recovery from a killed owner, by real leases")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--output", type=Path, help="a file for the reports, a line of JSON each")
     arguments = parser.parse_args()
     failed = False
     with SeaweedFS() as server, redis() as broker_url, tempfile.TemporaryDirectory(prefix="celery-s3-soak-") as scratch:
+        if arguments.owner:
+            folder = Path(scratch) / "owner"
+            folder.mkdir()
+            line = json.dumps({"owner_killed": Round(server, broker_url, folder, arguments.seed).owner_killed()})
+            print(line, flush=True)
+            if arguments.output:
+                with arguments.output.open("a") as file:
+                    file.write(f"{line}\n")
+            return 0
         for number in range(arguments.rounds):
             folder = Path(scratch) / f"{number}"
             folder.mkdir()
-            report = Round(server, broker_url, folder, arguments.seed + number).run(arguments.chords, (10, 100))
+            report = Round(server, broker_url, folder, arguments.seed + number).run(
+                arguments.chords, (10, arguments.members)
+            )
             line = json.dumps({"round": number, "seed": arguments.seed + number, **asdict(report)})
             print(line, flush=True)
             if arguments.output:

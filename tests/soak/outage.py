@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,9 @@ class Report:
     #: the first ten of them
     lost: list[str] = field(default_factory=list)
     chords_hung: int = 0
+    #: tasks and chords of which a message never reached the worker: Redis hands one out before the worker has noted
+    #: that it has it, and when the connection is cut in between it is nowhere
+    lost_by_broker: int = 0
     bodies_twice: int = 0
     bodies_wrong: int = 0
     worker_ended: bool = False
@@ -196,7 +200,8 @@ class Trial:
         (folder / "events").touch()
         self.report = Report(row.name, row.load)
         self.results: dict[str, str] = {}
-        self.bodies: set[str] = set()
+        #: the group id and the members of each
+        self.bodies: dict[str, tuple[str, set[str]]] = {}
 
     def run(self) -> Report:
         began = time.monotonic()
@@ -338,7 +343,7 @@ class Trial:
             except CeleryS3Error:
                 self.report.refused += 1
                 continue
-            self.bodies.add(sent.id)
+            self.bodies[sent.id] = sent.parent.id, {member.id for member in sent.parent}
             self.expect("body", sent)
 
     def wait_for_group(self, awaited: GroupResult) -> None:
@@ -372,9 +377,22 @@ class Trial:
         self.report.caught_up = round(last - self.returned, 1)
         self.waiting.join(30)
         self.report.worker_ended = self.worker.poll() is not None
-        self.report.chords_hung = len(self.bodies & left.keys())
+        if self.row.kind == "broker":
+            lost = {id for id in left if self.never_came(id)}
+            self.report.lost_by_broker = len(lost)
+            left = {id: kind for id, kind in left.items() if id not in lost}
+        self.report.chords_hung = len(self.bodies.keys() & left.keys())
         lost = [f"{kind} {id}" for id, kind in left.items() if id not in self.bodies]
         self.report.finals_lost, self.report.lost = len(lost), lost[:10]
+
+    def never_came(self, id: str) -> bool:
+        """Whether a message of it did not reach the worker: its own, or that of a member of its chord."""
+        received = set(re.findall(r"\[([^\]]+)\] received", self.log.read_text(errors="replace")))
+        if id not in self.bodies:
+            return id not in received
+        group, members = self.bodies[id]
+        (found,) = self.app.backend.repairs.survey.chords([group], settled=True)
+        return bool(members - received) or (found.state == "sent" and id not in received)
 
     def judge(self) -> None:
         """What was written down meanwhile."""

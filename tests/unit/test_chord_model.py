@@ -20,7 +20,7 @@ from functools import partial
 import pytest
 from interleavings import Run, Step, explore
 
-from celery_s3.chords import Chords, Manifest, tree
+from celery_s3.chords import Chords, Manifest, Ticket, tree
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
@@ -63,6 +63,8 @@ class Chord:
         crash: a party, and the number of steps that it does.
         stall: at some moment, the lease of whatever claim there is passes.
         other: the second delivery of a member has another payload.
+        streamed: the header is generated: its size is told, at any moment, before the last member is sent.
+        lost: the member whose task is lost after its part was written: nobody goes up from it but its worker's message.
         one_process: all parties are threads of one process.
         pool: does what is done at the same time.
     """
@@ -72,6 +74,8 @@ class Chord:
     crash: tuple[str, int] | None = None
     stall: bool = False
     other: bool = False
+    streamed: bool = False
+    lost: int | None = None
     one_process: bool = False
     pool: type[Pool] = Pool
 
@@ -114,7 +118,11 @@ class World(Run):
         self._opened = False
         self._shared = self.chords_of("everybody")
         ids = tuple(f"t{index}" for index in range(chord.size))
-        self.ticket = self._shared.open("g", Manifest(ids, None, b"{}"))
+        self.manifest = Manifest(ids, None, b"{}")
+        if chord.streamed:
+            self.ticket = self._shared.begin("g", replace(self.manifest, ids=()))
+        else:
+            self.ticket = self._shared.open("g", self.manifest)
         self._opened = True
 
     # -- parties
@@ -128,7 +136,9 @@ class World(Run):
         return chords
 
     def begin(self) -> None:
-        for member in range(self.chord.size):
+        if self.chord.streamed:
+            self.start("producer", self.produce)
+        for member in range(self.chord.size - self.chord.streamed):
             self.start(f"{member}", partial(self.deliver, f"{member}", member, f"v{member}"))
         for member in self.chord.again:
             payload = f"other{member}" if self.chord.other else f"v{member}"
@@ -136,10 +146,23 @@ class World(Run):
         if self.chord.stall:
             self.start("clock", self.stall)
 
-    def deliver(self, process: str, member: int, payload: str) -> None:
+    def produce(self) -> None:
+        """What the applier of a generated header does last: it tells the size, and sends the last member."""
+        ticket = self.chords_of("producer").close(self.ticket, self.manifest, numbered=True)
+        last = self.chord.size - 1
+        self.deliver("producer", last, f"v{last}", ticket)
+
+    def deliver(self, process: str, member: int, payload: str, ticket: Ticket | None = None) -> None:
         """What the backend does with a member's final state."""
         chords = self.chords_of(process)
-        delivery = chords.deliver(self.ticket, f"t{member}", member, payload.encode())
+        ticket = ticket or self.ticket
+        delivery = chords.deliver(ticket, f"t{member}", member, payload.encode())
+        if member == self.chord.lost and not process.endswith("*"):
+            # its child dies here, and the report of it comes from the main process: that hands it on, if it must
+            delivery = chords.delivered(ticket, f"t{member}", member)
+            if delivery.completes_its_node():
+                self.timers.append(Timer(self.now, self.current(), partial(self.mend_from, member)))
+            return
         delivery.climb_quietly()
         complete = delivery.climb()
         if complete is not None and not chords.decide(delivery.ticket, *complete, self.act):
@@ -153,6 +176,14 @@ class World(Run):
         """What a child does that was told."""
         if not self.chords_of(process).follow(self.ticket, self.act):
             self.leave(process)
+
+    def mend_from(self, member: int) -> None:
+        """What a child does that was handed a lost one's part: it looks at the whole tree."""
+        chords = self.chords_of("mender")
+        tree = chords.tree(self.ticket)
+        leaves = tree.climb(0, member, None)
+        if leaves is not None and not chords.decide(self.ticket, tree, leaves, self.act, mending=True):
+            self.leave("mender")
 
     def act(self, parts, manifest, perhaps_sent):
         values = [payload.decode() for part in parts for payload in part]
@@ -318,6 +349,10 @@ def stroll(chord: Chord, seed: int) -> bool:
         Chord(2, again=(1,), other=True),
         Chord(2, again=(0,), one_process=True),
         Chord(2, again=(0,), pool=Backwards),
+        Chord(1, streamed=True),
+        Chord(2, streamed=True),
+        Chord(2, lost=0),
+        Chord(3, lost=2),
     ],
     ids=str,
 )
@@ -343,7 +378,13 @@ def test_a_stalled_owner(chord):
 @pytest.mark.timeout(7200 if "SOAK" in os.environ else 120)
 @pytest.mark.parametrize(
     "chord",
-    [Chord(4, again=(0,)), Chord(4, again=(3,), other=True), Chord(4, again=(1,), stall=True), Chord(5, again=(2, 4))],
+    [
+        Chord(4, again=(0,)),
+        Chord(4, again=(3,), other=True),
+        Chord(4, again=(1,), stall=True),
+        Chord(5, again=(2, 4)),
+        Chord(5, streamed=True),
+    ],
     ids=str,
 )
 def test_crashes_by_chance(chord):
@@ -355,7 +396,9 @@ def test_crashes_by_chance(chord):
 @soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    "chord", [Chord(4), Chord(3, again=(0,)), Chord(3, again=(2,)), Chord(2, again=(0,), stall=True)], ids=str
+    "chord",
+    [Chord(4), Chord(3, again=(0,)), Chord(3, again=(2,)), Chord(2, again=(0,), stall=True), Chord(3, streamed=True)],
+    ids=str,
 )
 def test_larger_without_a_crash(chord):
     """The same for larger ones, every order of everybody's steps."""

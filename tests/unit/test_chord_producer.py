@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from celery import Celery
+from celery import Celery, chord, group
 from celery.result import AsyncResult, GroupResult
 from chord_world import World
 
 from celery_s3.chords.manifest import Manifest
 from celery_s3.chords.producer import Producer
+from celery_s3.chords.survey import Survey
 from celery_s3.chords.ticket import TICKET, Ticket
 from celery_s3.errors import ServerFault
 from celery_s3.store.memory import Fault
@@ -102,6 +104,64 @@ def test_applied_again(app, world, caplog):
     assert apply() is None
     (line,) = caplog.messages
     assert "Chord new is applied again, and was decided before" in line
+
+
+class Stream:
+    """A chord with a generated header, as Celery applies it; its messages are noted, and sent nowhere."""
+
+    def __init__(self, app, world, header):
+        self.world, self.sent = world, []
+        self.producer = Producer(app, world.chords, lambda: True)
+        app.backend.apply_chord = lambda args, body, **_: self.producer.open(args[0], args[1], body)
+        app.backend.set_chord_size = lambda group, size: self.producer.sized(group)
+        app.amqp.send_task_message = self.note
+        self.body = chord(header, app.signature("body"), app=app).apply_async()
+
+    def note(self, producer, name, message, **_):
+        self.sent.append((message.headers["id"], message.headers["group_index"], message.body[2]["chord"].options))
+        self.sent[-1] = (*self.sent[-1][:2], Ticket.loads(dict(self.sent[-1][2][TICKET])))
+
+    @property
+    def manifest(self):
+        return Manifest.loads(self.world.store.get(f"base/celery-chords/{self.body.parent.id}/manifest").body)
+
+
+def test_a_generated_header(app, world):
+    """Tasks are sent as they are made, with a ticket that tells no size; the last one has it, and the manifest."""
+    stream = Stream(app, world, (app.signature("add", args=(number,)) for number in range(40)))
+    ids, indexes, tickets = zip(*stream.sent, strict=True)
+    assert [ticket.size for ticket in tickets] == [0] * 39 + [40]
+    assert indexes == tuple(range(40))
+    assert stream.manifest.ids == ids
+    assert {ticket.nonce for ticket in tickets} == {stream.manifest.nonce}
+    assert len(stream.producer._streams) == 0
+
+
+def test_a_generated_header_of_tasks_and_groups(app, world):
+    """From the first group on all is generated: those behind it find their places in the manifest."""
+    add = partial(app.signature, "add")
+    header = [*(add(args=(n,)) for n in range(20)), group([add(), add()], app=app), add()]
+    stream = Stream(app, world, (one for one in header))
+    sizes = [ticket.size for _, _, ticket in stream.sent]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {0, 23}
+    assert all(ticket.flat != bool(ticket.size) for _, _, ticket in stream.sent)
+    assert stream.manifest.nesting == [*range(20), [20, 21], 22]
+    early = [(id, index) for id, index, ticket in stream.sent if not ticket.size]
+    assert all(stream.manifest.ids[index] == id for id, index in early)
+
+
+def test_a_generator_that_fails(app, world):
+    """Its error is its sender's; what was sent waits for ever, as on Redis, and counts as a chord that runs."""
+
+    def header():
+        yield from (app.signature("add") for _ in range(5))
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        Stream(app, world, header())
+    found = next(one for one in Survey(world.chords, lambda id, since: None).chords() if one.group != "g")
+    assert (found.state, found.manifest.open) == ("running", True)
 
 
 def test_the_group_id_of_another_chord(app, world, caplog):

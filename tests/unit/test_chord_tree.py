@@ -80,6 +80,42 @@ def test_requests(size, order):
     assert world.requests("DELETE_OBJECTS") <= 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 32, 33, 1000, 1024])
+@pytest.mark.parametrize("told", ["first", "last"])
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_a_generated_header(size, told, order):
+    """A header whose size is told before its last member is sent, early or when all others have ended: the same."""
+    world = World(size)
+    world.store.delete("base/celery-chords/g/manifest")
+    ticket = world.chords.begin("g", replace(world.manifest, ids=()))
+    members = list(range(size - 1))
+    if order == "random":
+        random.Random(size).shuffle(members)
+    processes = [world.another() for _ in range(4)]
+
+    def finish(index, ticket):
+        world.chords = processes[index * 7 % 4]
+        world.ticket = ticket
+        world.finish(index)
+
+    def close():
+        return world.another().close(ticket, world.manifest, numbered=True)
+
+    if told == "first":
+        last = close()
+        for index in [*members[: size // 2], size - 1, *members[size // 2 :]]:
+            finish(index, last if index == size - 1 else ticket)
+    else:
+        for index in members:
+            finish(index, ticket)
+        assert not world.sent
+        finish(size - 1, close())
+    assert world.sent == [values(size)]
+    left = [entry.key.rpartition("/")[2] for entry in world.store.list("base/celery-chords/")]
+    assert left == ["claim", "manifest"]
+    assert world.requests("GET") <= (4 if order == "forward" else 6) * size + 10
+
+
 def test_only_manifest_and_claim_stay():
     """Once the body is sent, the parts are gone; manifest and claim stay as a tombstone."""
     world = World(40)

@@ -432,7 +432,8 @@ class S3Backend(ResultBackend):
             super().apply_chord(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Nothing to do: the manifest has it."""
+        """Write the manifest of a header that a generator makes; any other one has the size already."""
+        self.chord_producer.sized(group_id)
 
     def add_to_chord(self, chord_id: str, result: ResultBase) -> None:
         """Let a chord wait for a task that one of its members has added (``Task.add_to_chord``)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from celery import chord, group, maybe_signature
@@ -15,7 +16,7 @@ from celery_s3.celery_private import is_chain
 from .manifest import Manifest
 from .ticket import TICKET
 
-__all__ = ["body_in", "first_ids", "last_tasks", "size_hint", "without_ticket"]
+__all__ = ["body_in", "errbacks_of", "first_ids", "last_tasks", "mark_of_errback", "size_hint", "without_ticket"]
 
 #: Serializers whose decoding runs nothing, whoever made what is decoded.
 HARMLESS = frozenset({"json", "yaml", "msgpack", "typed+json"})
@@ -78,6 +79,19 @@ def last_tasks(body: Signature) -> Iterator[Context]:
         end.update(body.options)
         end.id, end.group, end.chain = body.id, body.options.get("group_id"), None
         yield end
+
+
+def errbacks_of(body: Signature) -> list[Any]:
+    """The errbacks that a body's failure calls."""
+    if isinstance(body, group):
+        return [errback for task in body.tasks for errback in errbacks_of(task)]
+    return list(body.options.get("link_error") or ())
+
+
+def mark_of_errback(errback: Any, serializer: str) -> str:
+    """What tells an errback from others, however often it has travelled."""
+    _, _, text = dumps([errback["task"], list(errback["args"]), errback["kwargs"]], serializer=serializer)
+    return sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()[:16]
 
 
 def size_hint(values: list[Any], serializer: str) -> str:

@@ -57,7 +57,7 @@ class Delivery:
 
     def completes_its_node(self) -> bool:
         """Whether somebody has to go up; for who does not, as that may take all values into memory."""
-        return self._tree.read_node(0, self._slot, self._own, self._foreseen) is not None
+        return self._tree.complete(0, self._slot, self._own, self._foreseen) is not None
 
     def go_on(self, chords: Service, act: Act, give_up: GiveUp) -> bool:
         """Go up, and decide if this completed the root; may be called again where it raises.

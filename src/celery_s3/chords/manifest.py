@@ -22,7 +22,7 @@ class Manifest:
     """One chord.
 
     Attributes:
-        ids: the task ids of the leaves of the header, in order.
+        ids: the task ids of the leaves of the header, in order; none while the header is being generated.
         nesting: ``None`` where the values are a plain list.
         body: the body's signature in the app's `task_serializer`.
         root: the root of the task that applied the chord, which its header inherits; ``None`` where none did.
@@ -39,6 +39,11 @@ class Manifest:
     def flat(self) -> bool:
         """Whether Celery's group indexes number the members without gap or repetition."""
         return self.nesting is None
+
+    @property
+    def open(self) -> bool:
+        """Whether the header's tasks are still being generated: its size is not known."""
+        return not self.ids
 
     def dumps(self) -> bytes:
         """A line of JSON, then the body."""
@@ -60,7 +65,7 @@ class Manifest:
         ids, nesting, root = tuple(head["ids"]), head.get("nesting"), head.get("root")
         nonce = head.get("nonce", "")
         strings = ("" if root is None else root, nonce, *ids)
-        if not (all(ids) and ids and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
+        if not (all(ids) and all(isinstance(one, str) for one in strings) and _nests(nesting, len(ids))):
             raise ValueError("the manifest's ids or nesting are none")
         return cls(ids, nesting, body, root, nonce)
 

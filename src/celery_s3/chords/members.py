@@ -24,6 +24,7 @@ from .delivery import Delivery
 from .host import Host
 from .manifest import leaf_ids
 from .mender import Left, Mender, mark_of
+from .parts import CALLED
 from .sender import Sender
 from .service import Chords
 from .ticket import TICKET, Ticket
@@ -220,7 +221,9 @@ class Members:
         ticket = Ticket.of(request)
         if ticket is None or not request.id or mark_of(request) is not None:
             return None
-        payload = self._host.encode([request.id, state, self._host.encode_result(result, state)])
+        called = getattr(request, CALLED, None)
+        value = [request.id, state, self._host.encode_result(result, state)]
+        payload = self._host.encode([*value, called] if called else value)
         return _Part(ticket, request, state, payload.encode() if isinstance(payload, str) else payload)
 
     def _deliver(self, part: _Part) -> Delivery | None:

@@ -164,7 +164,9 @@ class Mender:
                 extra={"s3_group": left.ticket.group},
             )
             return
-        seconds = BY_HAND if left.member else min(LONGEST, (self._chords.lease + 1) * 2**left.tries)
+        # A lease twice: what is handed on at once meets a claim that lives.
+        pause = (self._chords.lease + 1) * 2 ** max(0, left.tries - 1)
+        seconds = BY_HAND if left.member else min(LONGEST, pause)
         self._later(seconds, partial(self._look, left, time.monotonic() + seconds))
 
     def _look(self, left: Left, due: float) -> None:

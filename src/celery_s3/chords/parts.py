@@ -15,6 +15,7 @@ from typing import Any
 from celery_s3.errors import Untrusted
 
 __all__ = [
+    "CALLED",
     "INLINE_BYTES",
     "UNREADABLE",
     "Leaves",
@@ -34,6 +35,10 @@ INLINE_BYTES = 4 * 1024
 #: In the place of the payload of a part that cannot be trusted: this, and the text of the error. The chord goes on with
 #: it and fails in the end; an error raised by whoever reads the part would leave nobody to decide the chord.
 UNREADABLE = b"\x00celery-s3-unreadable\x00"
+
+#: The attribute of a request that has the marks of the errbacks which the task's failure has called; they stand behind
+#: its value.
+CALLED = "celery_s3_called"
 
 #: The parts of some members in order; ``None`` where one is too large to be carried along.
 Leaves = list[bytes | None]

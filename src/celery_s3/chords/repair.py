@@ -63,7 +63,7 @@ class Repair:
         Raises:
             CeleryS3Error: it is as far as it got; another attempt goes on from there.
         """
-        if not chord.decided:
+        if not chord.decided and not chord.manifest.open:
             self._finish(chord, chord.ticket, self.owner(chord.manifest))
         return next(self.survey.chords([chord.group], settled=True), None)
 
@@ -84,6 +84,9 @@ class Repair:
         chord = self.survey.read(folder)
         if chord is None or chord.decided:
             return True
+        if chord.manifest.open:
+            return False  # whoever generates it is at it, or has died: the header's last task was not sent
+        ticket = replace(ticket, size=len(chord.manifest.ids))
         watched = [slot for slot, id in enumerate(chord.manifest.ids) if id == member and (0, slot) not in chord.parts]
         lost = self.survey.lost(chord, watched)
         return self._finish(replace(chord, lost=lost), ticket, act, give_up) and len(lost) == len(watched)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from celery import chord, states
+from celery import chord, group, states
 from celery.canvas import Signature
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
@@ -16,12 +16,12 @@ from celery_s3.errors import BodyNotSent, MessageNotStored, NotRepaired, ResultN
 from celery_s3.interruptions import INTERRUPTIONS_OF_LARGE
 from celery_s3.printable import get_logger
 
-from .body import body_in, first_ids, last_tasks, size_hint, without_ticket
+from .body import body_in, errbacks_of, first_ids, last_tasks, mark_of_errback, size_hint, without_ticket
 from .claim import PUBLISHING
 from .decision import Act, Outcome, Ready
 from .host import Host
 from .manifest import Manifest, arrange
-from .parts import UNREADABLE
+from .parts import CALLED, UNREADABLE
 
 __all__ = ["Sender"]
 
@@ -71,6 +71,7 @@ class Sender:
             values = arrange(values, manifest.nesting)
         except ChordError as exc:
             logger.exception("Chord body %r is not sent", callback, extra={"s3_task": callback.id})
+            self._leave_out(callback, parts[0][0])
             return partial(self.fail, callback, exc)
         except TROUBLE:
             raise
@@ -145,7 +146,7 @@ class Sender:
     def _value(self, payload: bytes) -> Any:
         if payload.startswith(UNREADABLE):
             raise _chord_error(payload.removeprefix(UNREADABLE).decode(), None)
-        task_id, state, value = self._host.decode(payload)
+        task_id, state, value, *_ = self._host.decode(payload)
         if state in states.EXCEPTION_STATES:
             value = self._host.exception_to_python(value)
         if state in states.PROPAGATE_STATES:
@@ -154,6 +155,19 @@ class Sender:
         return value
 
     # -- the failure of a body
+
+    def _leave_out(self, callback: Signature, payload: bytes) -> None:
+        """Leave out the errbacks that were called already, for the failure of an inner chord of which this one fails.
+
+        Celery links what is linked to a chord to the bodies of its inner chords too.
+        """
+        called = [] if payload.startswith(UNREADABLE) else self._host.decode(payload)[3:]
+        if called and not isinstance(callback, group):
+            errbacks = callback.options.get("link_error") or ()
+            callback.options["link_error"] = [one for one in errbacks if self._mark(one) not in called[0]]
+
+    def _mark(self, errback: Any) -> str:
+        return mark_of_errback(errback, self._host.app.conf.task_serializer)
 
     def fail(self, callback: Signature, exc: ChordError) -> Outcome:
         """Store a body's failure, call its errbacks, and let who waits for its ends know."""
@@ -179,6 +193,7 @@ class Sender:
             if not self._host.task_result_exists(end.id):
                 self._host.store_result(end.id, exc, states.FAILURE, request=end)
             if end.chord:
+                setattr(end, CALLED, [self._mark(errback) for errback in errbacks_of(callback)])
                 self._host.on_chord_part_return(end, states.FAILURE, exc)
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 from celery_s3.errors import Garbled, ObjectMissing, PreconditionFailed
 from celery_s3.keys import chord_folder
 from celery_s3.printable import get_logger
 from celery_s3.processes import PerProcess, Remembered
-from celery_s3.store.api import CREATE, Object, Store
+from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.parallel import Pool
 
 from .claim import Claim
@@ -24,7 +26,7 @@ from .delivery import Delivery
 from .manifest import Manifest
 from .parts import Leaves, pack_part
 from .ticket import Ticket
-from .tree import Memory, Shape, Tree
+from .tree import OPEN, Memory, Shape, Tree
 
 __all__ = ["Chords"]
 
@@ -86,8 +88,17 @@ class Chords:
 
     def tree(self, ticket: Ticket) -> Tree:
         """The tree of a chord's parts."""
+        size, known = ticket.size, self._manifests.get((ticket.group, ticket.nonce))
+        asks = None
+        if not size:
+            size = len(known.ids) if known else OPEN
+            asks = None if known else partial(self._size, ticket)
         folder = self.folder(ticket.group)
-        return Tree(self.store, self.pool, Shape(ticket.size), folder, self._memory.get(), nonce=ticket.nonce)
+        return Tree(self.store, self.pool, Shape(size), folder, self._memory.get(), nonce=ticket.nonce, size=asks)
+
+    def _size(self, ticket: Ticket) -> int:
+        """How many members the header has; 0 while it is being generated."""
+        return len(self._remembered(ticket).ids)
 
     def claim(self, group: str) -> Claim:
         """The claim of a chord, for this party."""
@@ -120,6 +131,44 @@ class Chords:
                 return None
             manifest = standing
         return Ticket(group, len(manifest.ids), manifest.flat and numbered, manifest.nonce, prefix=self.prefix)
+
+    def begin(self, group: str, manifest: Manifest) -> Ticket | None:
+        """Write the manifest of a header that is generated while its tasks are sent; :meth:`close` tells its ids.
+
+        Returns:
+            ``None``: the chord was applied before, to its end.
+
+        Raises:
+            StoreError: nothing may be published then.
+        """
+        key = f"{self.folder(group)}manifest"
+        try:
+            self.store.put(key, manifest.dumps(), precondition=CREATE)
+        except PreconditionFailed:
+            standing = _manifest(self.store.get(key))
+            if not standing.open:
+                return None
+            manifest = standing
+        return Ticket(group, 0, True, manifest.nonce, prefix=self.prefix)
+
+    def close(self, ticket: Ticket, manifest: Manifest, *, numbered: bool) -> Ticket:
+        """Tell what the header of :meth:`begin` has become, before its last task is sent; the ticket of that one.
+
+        So the last node of each level is not complete before the size is known: whoever delivered before need not
+        be waited for, and nobody has to look after them.
+
+        Raises:
+            PreconditionFailed: the same group id was given to another chord meanwhile.
+        """
+        key = f"{self.folder(ticket.group)}manifest"
+        found = self.store.get(key)
+        manifest, standing = replace(manifest, nonce=ticket.nonce), _manifest(found)
+        try:
+            self.store.put(key, manifest.dumps(), precondition=Match(found.etag) if standing.open else CREATE)
+        except PreconditionFailed:
+            if _manifest(self.store.get(key)).ids != manifest.ids:
+                raise
+        return replace(ticket, size=len(manifest.ids), flat=manifest.flat and numbered)
 
     def manifest(self, ticket: Ticket) -> Manifest:
         """The manifest of a chord.
@@ -180,7 +229,7 @@ class Chords:
         """
         if ticket.slot is not None:
             return ticket.slot
-        if ticket.flat and index is not None and 0 <= index < ticket.size:
+        if ticket.flat and index is not None and 0 <= index < (ticket.size or OPEN):
             return index
         manifest = self._remembered(ticket)
         if task_id not in manifest.ids:
@@ -198,7 +247,8 @@ class Chords:
         found = self._manifests.get(name)
         if found is None:
             found = self.manifest(ticket)
-            self._manifests.put(name, found)
+            if not found.open:
+                self._manifests.put(name, found)
         return found
 
     # -- deciding
@@ -207,9 +257,13 @@ class Chords:
         """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
 
         Returns:
-            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else.
+            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else, or its
+            header is still being generated.
         """
-        tree = self.tree(ticket)
+        size = ticket.size or self._size(ticket)
+        if not size:
+            return False
+        tree = self.tree(replace(ticket, size=size))
         leaves = tree.climb(tree.shape.top, 0, None)
         return leaves is None or self.decide(ticket, tree, leaves, act, mending=True, give_up=give_up)
 

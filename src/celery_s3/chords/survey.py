@@ -182,6 +182,8 @@ class Survey:
             quiet=(now - touched).total_seconds(),
             parts=frozenset(folder.parts),
         )
+        if manifest.open:
+            return replace(chord, state="running", done=sum(level == 0 for level, _ in folder.parts))
         # A running chord has no claim; where all parts are there, one may have come since the listing.
         try:
             held = self.service.claim(folder.group).read() if folder.claim or done == size else None

@@ -18,7 +18,7 @@ class Ticket:
 
     Attributes:
         group: the group id of the chord's header.
-        size: how many members the header has.
+        size: how many members the header has; 0 where it was not known yet when the task was sent.
         flat: Celery's group index is the member's slot; else the manifest tells it.
         nonce: of the manifest.
         slot: of the member that added this task or one of its adders; ``None`` in the header itself.

@@ -39,9 +39,11 @@ from .parts import (
     unreadable,
 )
 
-__all__ = ["FAN_IN", "Memory", "Parts", "Shape", "Tree"]
+__all__ = ["FAN_IN", "OPEN", "Memory", "Parts", "Shape", "Tree"]
 
 FAN_IN = 32
+#: The size of a header that is still being generated: more than it will have.
+OPEN = FAN_IN**6
 #: Members that run at the same time end in nearly the order of their slots: who delivers one of the last so many slots
 #: of a node may well be the last one.
 LAST_SLOTS = 2
@@ -175,12 +177,24 @@ class Tree:
     Arguments:
         folder: the prefix of the chord's keys.
         nonce: tells this chord from an earlier one with the same keys, which ``memory`` may know.
+        size: of a header that may still be being generated (``shape`` is that of :data:`OPEN` members): asks for its
+            size, 0 if it is not known yet.
 
     Attributes:
         name: tells this chord from all others.
     """
 
-    def __init__(self, store: Store, pool: Pool, shape: Shape, folder: str, memory: Memory, *, nonce: str = "") -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        shape: Shape,
+        folder: str,
+        memory: Memory,
+        *,
+        nonce: str = "",
+        size: Callable[[], int] | None = None,
+    ) -> None:
         self.store = store
         self.pool = pool
         self.shape = shape
@@ -188,6 +202,7 @@ class Tree:
         self.memory = memory
         self.name = f"{folder}@{nonce}"
         self._nonce = nonce
+        self._size = size
 
     def key(self, level: int, slot: int) -> str:
         """The key of a part."""
@@ -311,6 +326,20 @@ class Tree:
         in_order = [parts[one] for one in node]
         return None if level == 0 and self.added(in_order) is None else in_order
 
+    def complete(self, level: int, slot: int, own: bytes | None, foreseen: Parts | None = None) -> list[bytes] | None:
+        """As :meth:`read_node`, of a node that may be the last one of a header that is being generated.
+
+        A node of 32 members is complete however many may follow. Else the size is asked for, after the parts were
+        written and read: where one is missing, and of 32 summaries, of which the last may be of fewer members. Who
+        writes into the last node of a level before the size is known leaves that to the header's last task, which
+        belongs to each of them and is sent once it is.
+        """
+        parts = self.read_node(level, slot, own, foreseen)
+        if (parts is None or level) and self._size is not None and (size := self._size()):
+            self._size, self.shape = None, Shape(size)
+            return self.read_node(level, slot, own) if level <= self.shape.top else None
+        return parts
+
     def added(self, parts: Iterable[bytes]) -> dict[str, bytes] | None:
         """The parts of all tasks that these members added, and those added in turn; ``None`` if one is missing."""
         found: dict[str, bytes] = {}
@@ -342,6 +371,7 @@ class Tree:
             All members' parts in order once the root is complete, else ``None``: somebody else goes on.
         """
         busy: list[str] = []
+        leaves: Leaves = []
         try:
             while True:
                 name = self._name(level, self.shape.node(level, slot))
@@ -350,12 +380,14 @@ class Tree:
                 if not self.memory.begin(name):
                     return None
                 busy.append(name)
-                parts = self.read_node(level, slot, own, foreseen)
+                parts = self.complete(level, slot, own, foreseen)
                 while parts is None:
+                    if level > self.shape.top:  # the header has ended with the node below: it was the root
+                        return leaves
                     if self.memory.end(busy[-1]):
                         busy.pop()
                         return None
-                    parts = self.read_node(level, slot, own)
+                    parts = self.complete(level, slot, own)
                 leaves = self._leaves(level, slot, parts)
                 if level == self.shape.top:
                     return leaves
@@ -419,6 +451,8 @@ class Tree:
         """The keys of all parts."""
         for level, count in enumerate(self.shape.counts):
             yield from (self.key(level, slot) for slot in range(count))
+        if self.shape.size == FAN_IN ** (self.shape.top + 1):
+            yield self.key(self.shape.top + 1, 0)  # of a full root, by who did not know yet that no more would come
         yield from (self.added_key(id) for id in self.added(leaf for leaf in leaves if leaf is not None) or ())
 
 

@@ -14,7 +14,6 @@ Its assumptions:
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ ABREAST = 64
 #: Seconds: Celery's default for `interval`, and for `result_chord_retry_interval`, which is also its first countdown.
 POLL = 0.5
 UNLOCK = 1.0
-#: Seconds after which who waits for a chord's body looks at the chord; the pauses double.
+#: Seconds. Of no chord here does an owner die.
 LEASE = 30.0
 
 _PARTS = "members' parts"
@@ -155,11 +154,6 @@ def _fetching(shape: Deployment) -> Iterator[Work]:
         group = shape.group if not shape.chord else 0
         in_vain = _group_looks(group, shape.wait) / group if group else _looks(shape.wait)
         yield Work("looks before it is there", "GET", fetched * in_vain)
-    if shape.chord and shape.wait >= LEASE:
-        # after 1, 3, 7, … leases
-        listings = math.floor(math.log2(shape.wait / LEASE + 1))
-        yield Work("is the chord stuck? a listing", "LIST", fetched * listings)
-        yield Work("is the chord stuck? its manifest", "GET", fetched * listings)
 
 
 def _gets(size: int) -> int:
