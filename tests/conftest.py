@@ -25,6 +25,7 @@ A server whose binary is missing skips its tests; under CI (``CI`` is set) it fa
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -80,6 +81,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="memory",
         help="where the tests that count requests store: in memory (default), or on SeaweedFS behind a proxy",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes ten seconds and more, mostly waiting; these begin first")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: none is left to run alone when all others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    # else each full collection of garbage looks through thousands of tests
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
