@@ -14,6 +14,7 @@
 ``fresh_bucket``    ``fresh_bucket(server)``: the name of a new bucket, gone after the test
 ``settings_for``    ``settings_for(server, **overrides)``: :class:`Settings`
 ``make_app``        ``make_app(server, broker="memory", **conf)``: a Celery app with our backend, closed at the end
+``no_files_in_use`` a process that has neither read nor sent a file so far
 ``worker``          ``worker(app, tasks, pool="prefork", concurrency=2, args=(), env={})``: a real worker, ready
 ``eventually``      ``eventually(condition, timeout=10)``: wait for a true value and return it
 ==================  =====================================================================================
@@ -57,6 +58,7 @@ from nursery import Nursery
 from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
+from celery_s3.files import whose
 from celery_s3.settings import Secret, Settings
 from devtools.proxy import Proxy
 from devtools.rabbitmq import installed, rabbitmq
@@ -277,6 +279,14 @@ def settings_for(prefix: str) -> Callable[..., Settings]:
         return Settings(**(values | overrides))
 
     return make
+
+
+@pytest.fixture
+def no_files_in_use() -> Iterator[None]:
+    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
+    yield
+    whose.last_used.reset(used)
+    whose.sending.reset(sending)
 
 
 @pytest.fixture
