@@ -14,6 +14,7 @@
 ``fresh_bucket``    ``fresh_bucket(server)``: the name of a new bucket, gone after the test
 ``settings_for``    ``settings_for(server, **overrides)``: :class:`Settings`
 ``make_app``        ``make_app(server, broker="memory", **conf)``: a Celery app with our backend, closed at the end
+``no_files_in_use`` a process that has neither read nor sent a file so far
 ``worker``          ``worker(app, tasks, pool="prefork", concurrency=2, args=(), env={})``: a real worker, ready
 ``eventually``      ``eventually(condition, timeout=10)``: wait for a true value and return it
 ==================  =====================================================================================
@@ -25,6 +26,7 @@ A server whose binary is missing skips its tests; under CI (``CI`` is set) it fa
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -34,7 +36,7 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from ipaddress import ip_address
@@ -51,16 +53,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from kombu.transport import filesystem
+from nursery import Nursery
 
 from celery_s3.dev.process import S3Server, ServerNotStarted, environment, free_ports, spawn, stop, tail, wait_until
 from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
+from celery_s3.files import whose
 from celery_s3.settings import Secret, Settings
 from devtools.proxy import Proxy
 from devtools.rabbitmq import installed, rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from nursery import Forked
 
 # No deadlines: the machine is shared. Under CI the same examples every time: a find there could not be repeated.
 hypothesis.settings.register_profile("celery-s3", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -77,6 +83,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="memory",
         help="where the tests that count requests store: in memory (default), or on SeaweedFS behind a proxy",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes ten seconds and more, mostly waiting; these begin first")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: none is left to run alone when all others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    # else each full collection of garbage looks through thousands of tests
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -263,6 +284,14 @@ def settings_for(prefix: str) -> Callable[..., Settings]:
 
 
 @pytest.fixture
+def no_files_in_use() -> Iterator[None]:
+    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
+    yield
+    whose.last_used.reset(used)
+    whose.sending.reset(sending)
+
+
+@pytest.fixture
 def broker_conf(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     def conf(name: str) -> dict[str, Any]:
         if name == "sqs":
@@ -347,10 +376,10 @@ class Worker:
         pid: of the main process, which is also the process group's id.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(self, process: Forked | subprocess.Popen[bytes], log: Path) -> None:
+        self._process = process
         self._log = log
-        self._process = spawn(command, log, env, cwd, signal.SIGKILL)
-        self.pid = self._process.pid
+        self.pid = process.pid
 
     @property
     def log(self) -> str:
@@ -387,8 +416,24 @@ class Worker:
         self._process.wait()
 
 
+@pytest.fixture(scope="session")
+def run_celery() -> Iterator[Callable[..., Forked | subprocess.Popen[bytes]]]:
+    """``run_celery(arguments, log, env, cwd, own=False)``: in a fork, or in an interpreter of its own."""
+    with ExitStack() as stack:
+        nursery = cache(lambda: stack.enter_context(closing(Nursery())))
+
+        def run(
+            arguments: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path, own: bool = False
+        ) -> Forked | subprocess.Popen[bytes]:
+            if own:
+                return spawn([sys.executable, "-m", "celery", *arguments], log, env, cwd, signal.SIGKILL)
+            return nursery().start(arguments, log, env, cwd)
+
+        yield run
+
+
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+def worker(tmp_path: Path, run_celery: Callable[..., Any]) -> Iterator[Callable[..., Worker]]:
     """Starts workers that end with the test.
 
     The tasks file makes its app from :data:`CONF_VARIABLE`, so that it has the configuration of the test's::
@@ -408,12 +453,17 @@ def worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         ) -> Worker:
             module = Path(tasks).resolve()
             name = f"worker-{uuid.uuid4().hex[:8]}"
-            command = [sys.executable, "-m", "celery", "-A", module.stem, "worker", "--loglevel=INFO"]
+            command = ["-A", module.stem, "worker", "--loglevel=INFO"]
             command += [f"--pool={pool}", f"--concurrency={concurrency}", f"--hostname={name}@localhost"]
             command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *args]
             # the tests' own AWS_* settings, not those that a server's child would get
             variables = {**os.environ, "PYTHONPATH": str(module.parent), CONF_VARIABLE: json.dumps(app.test_conf)}
-            one = Worker(command, tmp_path / f"{name}.log", variables | dict(env or {}), module.parent)
+            log = tmp_path / f"{name}.log"
+            # greenlets patch what is imported: too late where it is used already
+            process = run_celery(
+                command, log, variables | dict(env or {}), module.parent, pool in ("gevent", "eventlet")
+            )
+            one = Worker(process, log)
             stack.callback(one.end)
             one.wait_for(" ready.")
             return one

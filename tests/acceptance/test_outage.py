@@ -14,6 +14,7 @@ sys.path.insert(0, str(SOAK))
 import outage  # noqa: E402
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_forty_seconds_without_s3():
     """A server killed with -9 and back after 40 s, with tasks of every kind meanwhile; `make outage` has more.

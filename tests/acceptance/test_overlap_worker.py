@@ -14,6 +14,7 @@ sys.path.insert(0, str(SOAK))
 import overlap  # noqa: E402
 
 
+@pytest.mark.long
 def test_children_are_killed():
     """Three children are killed with results under way: all tasks of them come again; `make overlap` has more."""
     if shutil.which("redis-server") is None:

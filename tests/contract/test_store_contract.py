@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -256,18 +257,14 @@ def test_list_starts_after_a_key(store: Store, prefix: str) -> None:
     assert [entry.key for entry in store.list(prefix, start_after=f"{prefix}b")] == [f"{prefix}c", f"{prefix}d"]
 
 
-def test_list_of_many_pages(store: Store, prefix: str) -> None:
-    """More keys than one page has come all, each once."""
+def test_list_of_many_pages(server: Any, prefix: str, settings_for: Callable[..., Settings], open_client: Any) -> None:
+    """More keys than one page has come all, each once, through every client."""
+    stores = [open_client(name, settings_for(server)) for name in ("obstore", "boto3")]
     keys = [f"{prefix}{number:04}" for number in range(1005)]
-    pool = [
-        threading.Thread(target=lambda part: [store.put(key, b"") for key in part], args=(keys[i::8],))
-        for i in range(8)
-    ]
-    for thread in pool:
-        thread.start()
-    for thread in pool:
-        thread.join()
-    assert [entry.key for entry in store.list(prefix)] == keys
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: stores[0].put(key, b""), keys))
+    for store in stores:
+        assert [entry.key for entry in store.list(prefix)] == keys
 
 
 def test_list_of_nothing(store: Store, prefix: str) -> None:

@@ -30,19 +30,13 @@ from celery_s3.operate.budget import Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.store.clients.control import Control
 
+pytestmark = pytest.mark.usefixtures("no_files_in_use")
+
 MIB = 1024 * 1024
 DATA = os.urandom(1024)
 LARGE = os.urandom(MIB) * 20 + b"the end"
 DAY = 86_400
 SEAL = {"seal_keys": [base64.b64encode(b"1" * 32).decode()]}
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process():
-    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
-    yield
-    whose.last_used.reset(used)
-    whose.sending.reset(sending)
 
 
 @pytest.fixture

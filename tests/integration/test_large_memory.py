@@ -18,7 +18,7 @@ import pytest
 from celery import Celery
 
 MIB = 1024 * 1024
-SIZE = 96 * MIB
+SIZE = 80 * MIB
 #: With two requests at a time: of an upload three parts of 8 MiB, each once more in the client or as the sealed frames
 #: that it is made of (48 MiB); of a download two of 4 MiB, in two libraries, and what the allocator keeps of as many;
 #: modules and buffers that come with the first of them. It is less than one N.

@@ -20,7 +20,6 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from celery_s3 import S3File
 from celery_s3.backends import s3
-from celery_s3.bucket import Opened
 from celery_s3.celery_private import ResultBackend
 from celery_s3.errors import (
     AccessDenied,
@@ -34,24 +33,8 @@ from celery_s3.errors import (
     UnreadableResult,
 )
 from celery_s3.metadata import files_in
-from celery_s3.store.counting import Tally
 from celery_s3.store.deadline import patience, remaining
-from celery_s3.store.memory import Fault, MemoryStore
-from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import MultipartWriter
-
-
-class Conditional:
-    def supported(self):
-        return True
-
-
-@pytest.fixture
-def store(monkeypatch):
-    store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
-    monkeypatch.setattr(s3, "open_store", lambda settings: opened)
-    return store
+from celery_s3.store.memory import Fault
 
 
 @pytest.fixture

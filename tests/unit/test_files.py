@@ -22,8 +22,6 @@ from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, loads
 
 from celery_s3 import S3File, typed
-from celery_s3.backends import s3
-from celery_s3.bucket import Opened
 from celery_s3.errors import AccessDenied, ConfigurationError, FileNotRead, FileNotStored, Throttled
 from celery_s3.files import file as files_file
 from celery_s3.files import objects as files_objects
@@ -31,34 +29,12 @@ from celery_s3.files import whose
 from celery_s3.files.pointer import Pointer
 from celery_s3.files.source import PIECE
 from celery_s3.keys import FILES, file_folder
-from celery_s3.store.counting import Tally
-from celery_s3.store.memory import Fault, MemoryStore
-from celery_s3.store.parallel import Pool
-from celery_s3.store.uploads import MultipartWriter
+from celery_s3.store.memory import Fault
+
+pytestmark = pytest.mark.usefixtures("no_files_in_use")
 
 DATA = b"%PDF-1.7 " + bytes(range(256)) * 3
 SERIALIZERS = ["json", "pickle", "typed+json"]
-
-
-class Conditional:
-    def supported(self):
-        return True
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process():
-    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
-    yield
-    whose.last_used.reset(used)
-    whose.sending.reset(sending)
-
-
-@pytest.fixture
-def store(monkeypatch):
-    store, pool = MemoryStore(), Pool(4)
-    opened = Opened(store, store, MultipartWriter(store, pool), Tally(), Conditional(), pool)
-    monkeypatch.setattr(s3, "open_store", lambda settings: opened)
-    return store
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 from celery_s3.store.uploads import MultipartWriter
 
-
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process():
-    used, sending = whose.last_used.set(None), whose.sending.set((None, None))
-    yield
-    whose.last_used.reset(used)
-    whose.sending.reset(sending)
+pytestmark = pytest.mark.usefixtures("no_files_in_use")
 
 
 @pytest.fixture

@@ -455,6 +455,7 @@ def test_without_success_the_last_write_stands(plans):
 
 def test_forgetting_among_writers():
     """A forget in between deletes; whatever is stored after it obeys the same rule."""
+    followed = 0
     for turns in TURNS:
         world = Interleaved(["STARTED", "SUCCESS"], ["forget", "FAILURE"]).run(turns)
         runs = [list(run) for gone, run in itertools.groupby(world.history, lambda found: found is None) if not gone]
@@ -462,6 +463,8 @@ def test_forgetting_among_writers():
             states = [state for state, _ in run]
             if "SUCCESS" in states:
                 assert set(states[states.index("SUCCESS") :]) == {"SUCCESS"}
+                followed += states[-2:] == ["SUCCESS", "SUCCESS"]
+    assert followed
 
 
 STATES = ["STARTED", "RETRY", "FAILURE", "SUCCESS", "REVOKED", "PROGRESS"]
