@@ -94,8 +94,11 @@ class Recorder:
 
         Raises:
             kombu.exceptions.EncodeError: the serializer cannot hold the value.
+            ValueError: there is no id, as of a task that calls `update_state` and was itself called as a function.
         """
         id, state = meta["task_id"], meta["status"]
+        if not id:
+            self.task_key(id)
         body, content_type = self.encoder.body(meta)
         # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
         files = None if rerun else self.uploaded.get(id, 0)

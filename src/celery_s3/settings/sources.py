@@ -114,6 +114,8 @@ def from_url(url: str | None, mistakes: list[str]) -> Iterator[Given]:
 
 def _split(url: str) -> tuple[str, str, Query]:
     """Bucket, path and query of a URL."""
+    if url.partition(":")[0] == "celery_s3":
+        raise Wrong("the URL begins with celery-s3://, with a hyphen, and this one has an underscore")
     # not only before the host: a secret may hold `/`, `?` or `#`, and then the `@` behind it is in path or query
     if "@" in url:
         raise Wrong(_NO_CREDENTIALS)
