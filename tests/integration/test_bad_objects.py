@@ -145,7 +145,7 @@ def test_bucket_that_is_not_there(make_app, seaweed):
 
 @pytest.mark.parametrize("meta", [{"lines": [1, 7]}, "disk full", 28])
 def test_failure_with_a_meta_of_its_own(counted, stored, meta):
-    """A FAILURE whose meta names no exception is one to its group, and Celery's ValueError to who asks for its value."""
+    """A FAILURE whose meta names no exception is one to its group, and Celery's ValueError to who wants its value."""
     app = counted()
     result = stored(app, meta, "FAILURE")
     group = app.GroupResult(uuid(), [stored(app, 1), app.AsyncResult(result.id)], app=app)
