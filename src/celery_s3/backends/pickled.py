@@ -98,7 +98,7 @@ def _settings(conf: Mapping[str, Any]) -> dict[str, Any]:
     ours = next((given for name in DICT_NAMES if isinstance(given := conf.get(name), Mapping)), None)
     if ours is not None:
         kept[DICT_NAMES[0]] = {
-            name: value for name, value in ours.items() if _may_travel(ALIASES.get(name, name), value)
+            name: value for name, value in ours.items() if _may_travel(str(ALIASES.get(name, name)), value)
         }
     return kept
 
