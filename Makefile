@@ -30,7 +30,7 @@ OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak overlap outage outage-pools bench docs clean
+.PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak overlap outage outage-pools bench docs site dist clean
 
 help:  ## Print this list
 	@echo "celery-s3: a Celery result backend on S3"; echo
@@ -101,6 +101,15 @@ docs: $(VENV)/.with-demo  ## Bring the generated parts of the documentation up t
 	@$(BIN)/python -m devtools.reference.settings docs/settings.md
 	@$(BIN)/python -m devtools.reference.commands docs/commands.md
 	@$(BIN)/python -m devtools.reference.servers README.md docs/servers.md
+
+site: $(VENV)/.with-site  ## Build the documentation site in build/site, with every link followed
+	@$(BIN)/python -m devtools.site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file devtools/mkdocs.yml
+	@echo "== build/site/index.html"
+
+dist: $(VENV)/.with-dist  ## Build wheel and source distribution in dist/, and look at what they say of themselves
+	@rm -rf dist; $(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## Remove virtualenvs, caches and build products
 	@rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

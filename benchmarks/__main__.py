@@ -65,7 +65,7 @@ def _arguments() -> argparse.Namespace:
         nargs="?",
         const="",
         metavar="RUN.json",
-        help="measure nothing; write the README's table from this run, else from the latest full one",
+        help="measure nothing; write tables and picture from this run, else from the latest full one",
     )
     return parser.parse_args()
 
@@ -182,10 +182,12 @@ def _latest() -> Path:
 
 
 def _readme(path: Path) -> None:
-    readme = ROOT / "README.md"
-    block = report.markdown(json.loads(path.read_text()), path.stem)
-    readme.write_text(report.into_readme(readme.read_text(), block))
-    print(f"README.md has the table of {path.name}.")
+    run = json.loads(path.read_text())
+    path.with_suffix(".svg").write_text(chart.svg(run))
+    blocks = {ROOT / "README.md": report.summary, ROOT / "benchmarks" / "README.md": report.markdown}
+    for page, block in blocks.items():
+        page.write_text(report.into_page(page.read_text(), block(run, path.stem)))
+    print(f"README.md and benchmarks/README.md have the figures of {path.name}.")
 
 
 if __name__ == "__main__":

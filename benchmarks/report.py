@@ -1,4 +1,4 @@
-"""A run as text: on the screen, and as the README's table."""
+"""A run as text: on the screen, in benchmarks/README.md, and what the README shows of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .rows import CONTENDERS, ROWS, Goal, Row
 
-__all__ = ["cell_text", "into_readme", "markdown", "notes", "table", "title", "verdict"]
+__all__ = ["SHOWN", "cell_text", "into_page", "markdown", "notes", "number", "summary", "table", "title", "verdict"]
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -38,18 +38,18 @@ def cell_text(row: Row, cell: Run) -> str:
 
 
 def _spread(samples: Sequence[float], unit: str) -> str:
-    text = f"{_number(median(samples))} {unit}"
+    text = f"{number(median(samples))} {unit}"
     if len(samples) == 1:
         return text
-    last = f"P90 {_number(_p90(samples))}, " if len(samples) >= _ENOUGH else ""
-    return f"{text} ({last}{_number(min(samples))}-{_number(max(samples))})"
+    last = f"P90 {number(_p90(samples))}, " if len(samples) >= _ENOUGH else ""
+    return f"{text} ({last}{number(min(samples))}-{number(max(samples))})"
 
 
 def _p90(samples: Sequence[float]) -> float:
     return sorted(samples)[round(0.9 * (len(samples) - 1))]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -120,8 +120,8 @@ def table(run: Run) -> Iterator[list[str]]:
 def notes(run: Run) -> list[str]:
     """What the numbers rest on."""
     machine, versions, floor = run["machine"], run["versions"], run["cells"]["floor"]["obstore"]["samples"]
-    alone = ", ".join(f"{verb} {_number(median(floor[f'obstore {verb} cpu']))} ms" for verb in ("PUT", "GET"))
-    bare = ", ".join(f"{verb} {_number(median(floor[f'bytes {verb} cpu']))} ms" for verb in ("PUT", "GET"))
+    alone = ", ".join(f"{verb} {number(median(floor[f'obstore {verb} cpu']))} ms" for verb in ("PUT", "GET"))
+    bare = ", ".join(f"{verb} {number(median(floor[f'bytes {verb} cpu']))} ms" for verb in ("PUT", "GET"))
     return [
         MEANING,
         *_private(run),
@@ -134,7 +134,7 @@ def notes(run: Run) -> list[str]:
 def _private(run: Run) -> Iterator[str]:
     cells = run["cells"].get("first", {})
     told = [
-        f"{name} {_number(median(cells[key]['samples']['private']))} MB"
+        f"{name} {number(median(cells[key]['samples']['private']))} MB"
         for key, name in CONTENDERS.items()
         if "private" in cells.get(key, {}).get("samples", {})
     ]
@@ -142,17 +142,41 @@ def _private(run: Run) -> Iterator[str]:
         yield f"Of the memory added, private to the process (the rest is shared with its siblings): {', '.join(told)}."
 
 
+#: What the README tells; the rest is behind a link.
+SHOWN = ("store", "group", "chord-200")
+
+
 def markdown(run: Run, name: str) -> str:
-    """The README's block: the table without our own goals, notes and where the run is kept."""
-    head, *lines = [" | ".join(text.replace("|", "\\|") for text in line[:-2]) for line in table(run)]
-    body = [f"| {head} |", "|" + "---|" * (head.count(" | ") + 1), *(f"| {line} |" for line in lines)]
-    link = f"[The raw run](benchmarks/runs/{name}.json), [its chart](benchmarks/runs/{name}.svg),"
-    told = [*notes(run), f"{link} and [how it is measured](benchmarks/README.md): `make bench`."]
-    return "\n".join([*body, "", *told])
+    """The block of benchmarks/README.md: the table without our own goals, notes and where the run is kept."""
+    lines = [line[:-2] for line in table(run)]
+    return "\n".join([*_table(lines), "", *notes(run), f"[The raw run](runs/{name}.json): `make bench`."])
 
 
-def into_readme(readme: str, block: str) -> str:
-    """The README with its block replaced.
+def summary(run: Run, name: str) -> str:
+    """The README's block: the medians of a few kinds of work, and their picture."""
+    rows = [row for row in ROWS if row.key in SHOWN and row.key in run["cells"]]
+    lines = [["Work", *CONTENDERS.values()], *([title(row, run), *_medians(row, run)] for row in rows)]
+    picture = f"![The same as bars](benchmarks/runs/{name}.svg)"
+    machine = f"{run['machine']['cpus']} CPUs, {run['date'][:10]}"
+    told = f"Medians ({machine}). [All rows, their spread, and how it is measured](benchmarks/README.md#results)."
+    return "\n".join([*_table(lines), "", told, "", picture])
+
+
+def _medians(row: Row, run: Run) -> Iterator[str]:
+    for key in CONTENDERS:
+        cell = run["cells"][row.key].get(key)
+        yield "-" if cell is None else f"{number(_median(row.goals[0], cell))} {row.goals[0].unit}"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield f"| {' | '.join(text.replace('|', '&#124;') for text in line)} |"
+        if number == 0:
+            yield "|" + "---|" * len(line)
+
+
+def into_page(readme: str, block: str) -> str:
+    """A page with its block replaced.
 
     Raises:
         ValueError: it has no place for one.
@@ -160,5 +184,5 @@ def into_readme(readme: str, block: str) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md needs the lines {BEGIN} and {END}, between which the table goes")
+        raise ValueError(f"the page needs the lines {BEGIN} and {END}, between which the table goes")
     return f"{before}{BEGIN}\n{block}\n{END}{after}"

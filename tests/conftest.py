@@ -72,6 +72,10 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("celery-s3", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("celery-s3")
 
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that these tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: Where a tasks file of ``worker`` finds its configuration, as JSON.
 CONF_VARIABLE = "CELERY_S3_TEST_CONF"
 

@@ -26,8 +26,7 @@ __all__ = ["SETTINGS", "show"]
 #: What to paste, to have this on AWS.
 SETTINGS = (
     'broker_url = "sqs://"',
-    'result_backend = "celery_s3.backends.S3Backend"',
-    's3_backend_settings = {"bucket": "my-bucket", "aws_region": "eu-central-1"}',
+    'result_backend = "celery-s3://my-bucket/results?region=eu-central-1"',
 )
 _PRICES = price_table()["s3-standard"]
 

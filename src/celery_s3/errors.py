@@ -8,6 +8,7 @@
     ├── BodyNotSent                 a chord's body waits for the broker → bring that back: it is tried again
     ├── NoRemoteControl             workers cannot be asked → look where the message says
     ├── UnreadableResult            the object is no result → give this process what the message names, or forget it
+    │   └── NoException             a FAILURE was stored with a meta that names no exception → store one that does
     ├── ResultNotStored             a result was not stored → as its cause; nobody will see the state
     ├── ResultNotRead               a result was not fetched → as its cause; the task is not concerned
     ├── MessageNotStored            arguments were not stored → send the task again: nothing was sent
@@ -44,8 +45,8 @@
                 └── Interrupted     time-out, reset or truncated answer
 
 Some are also what Celery, kombu and Python know by other names: ConfigurationError is an ImproperlyConfigured,
-ResultNotStored a BackendStoreError, ResultNotRead and UnreadableResult a BackendGetMetaError, NotEncodable an
-EncodeError, NotDecodable and NotDecompressed a DecodeError, FileNotRead an OSError.
+ResultNotStored a BackendStoreError, ResultNotRead and UnreadableResult a BackendGetMetaError, NoException a ValueError,
+NotEncodable an EncodeError, NotDecodable and NotDecompressed a DecodeError, FileNotRead an OSError.
 
 The clients translate what their library raises into this tree (``store/clients/*_errors.py``); everything above them
 knows only these classes. No message ever holds a secret.
@@ -78,6 +79,7 @@ __all__ = [
     "KeyUnavailable",
     "MessageNotRead",
     "MessageNotStored",
+    "NoException",
     "NoRemoteControl",
     "NotDecodable",
     "NotDecompressed",
@@ -143,6 +145,10 @@ class _OfResult(CeleryS3Error):
 
 class UnreadableResult(_OfResult, BackendGetMetaError):
     """The object under a result's key is not a result that this process can read."""
+
+
+class NoException(UnreadableResult, ValueError):
+    """A task has stored FAILURE, or another state of failure, with a meta from which no exception can be made."""
 
 
 class ResultNotRead(_OfResult, BackendGetMetaError):
@@ -235,7 +241,10 @@ class StoreError(CeleryS3Error):
         """What went wrong, without the place and the remedy."""
         answer = " ".join(str(part) for part in (self.status, self.code) if part)
         detail = self.detail.rstrip(".")
-        return self.what + (f" ({answer})" if answer else "") + (f": {detail}" if detail else "")
+        return self._what() + (f" ({answer})" if answer else "") + (f": {detail}" if detail else "")
+
+    def _what(self) -> str:
+        return self.what
 
     def __str__(self) -> str:
         asked = " ".join(filter(None, (self.operation or "request", self._place)))
@@ -287,11 +296,17 @@ class AccessDenied(Refused):
 class BadCredentials(Refused):
     """The server does not know the credentials, or there are none to sign with."""
 
-    what = "the credentials are missing, wrong or expired, or this machine's clock is off"
+    what = "the credentials are wrong or expired"
     remedy = (
         "Check `aws_access_key_id`, `aws_secret_access_key`, `session_token`, `profile` or the AWS environment,"
         " and the system clock."
     )
+
+    def _what(self) -> str:
+        if self.code == "RequestTimeTooSkewed":
+            return "the credentials are not taken, since this machine's clock is off"
+        # nobody was asked
+        return self.what if self.status or self.code else "there are no credentials to sign with"
 
 
 class WrongRegion(Refused):

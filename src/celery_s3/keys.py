@@ -83,9 +83,9 @@ def encode_id(id: object) -> str:
     Raises:
         ValueError: the id is empty, or is no text that UTF-8 can hold.
     """
-    id = bytes_to_str(id) if isinstance(id, bytes) else str(id)
     if not id:
-        raise ValueError("task_id must not be empty: an S3 result needs an id to be stored under")
+        raise ValueError(f"task_id must not be empty. Got {id} instead.")  # Celery's own words
+    id = bytes_to_str(id) if isinstance(id, bytes) else str(id)
     try:
         id.encode()
     except UnicodeEncodeError as exc:

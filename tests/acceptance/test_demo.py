@@ -23,7 +23,6 @@ from devtools import ROOT
 
 pytestmark = pytest.mark.timeout(150)
 
-QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
 TITLES = ["succeeds", "fails", "retries", "no result", "large result", "group of 200", "chord of 50"]
 
 
@@ -184,33 +183,6 @@ def test_no_server_for_this_platform(temp: Path, tmp_path: Path) -> None:
     code, output = demo.finish()
     assert code == 1
     assert "macOS on Intel" in output
-    assert 'result_backend = "celery_s3.backends.S3Backend"' in output
+    assert 'result_backend = "celery-s3://my-bucket/results?region=eu-central-1"' in output
     assert "Traceback" not in output
     assert demo.left() == []
-
-
-def test_the_quickstart_without_an_account(tmp_path: Path) -> None:
-    """The code that docs/quickstart.md has one paste runs, as it stands there."""
-    _needs_seaweedfs()
-    blocks = re.findall(r"```python\n(.*?)```", QUICKSTART.read_text(encoding="utf-8"), re.DOTALL)
-    for name, mark in {"tasks.py": "@app.task", "local.py": "SeaweedFS()"}.items():
-        (tmp_path / name).write_text(next(block for block in blocks if mark in block))
-    local = subprocess.Popen(
-        [sys.executable, "local.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    worker = None
-    try:
-        assert local.stdout is not None
-        assert "are running" in local.stdout.readline()
-        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency=1"]
-        with (tmp_path / "worker.log").open("wb") as log:
-            worker = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        client = "from tasks import add; print(add.delay(2, 3).get(timeout=30))"
-        said = subprocess.run([sys.executable, "-c", client], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert said.stdout == "5\n", said.stderr + (tmp_path / "worker.log").read_text()
-    finally:
-        if worker:
-            worker.terminate()
-            worker.wait(20)
-        local.communicate("\n", timeout=20)
-    assert local.returncode == 0

@@ -85,7 +85,7 @@ def test_missing_credentials(backend_for, check):
     """Nobody says any keys."""
     check(
         backend_for(aws_access_key_id=None, aws_secret_access_key=None),
-        "the credentials are missing",
+        "there are no credentials to sign with",
         "`aws_access_key_id`, `aws_secret_access_key`, `session_token`, `profile` or the AWS environment",
     )
 
@@ -94,8 +94,7 @@ def test_wrong_secret(seaweed, backend_for, check):
     """The key id is right and the secret is not."""
     check(
         backend_for(aws_secret_access_key=SECRET),
-        "credentials are missing, wrong or expired",
-        "(403 SignatureDoesNotMatch)",
+        "the credentials are wrong or expired (403 SignatureDoesNotMatch)",
         "`aws_secret_access_key`",
     )
 
@@ -126,7 +125,7 @@ def test_a_profile_without_keys(backend_for, check, monkeypatch, tmp_path):
     (tmp_path / "config").write_text("[profile empty]\nregion = us-east-1\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     keys = {"aws_access_key_id": None, "aws_secret_access_key": None}
-    check(backend_for(profile="empty", **keys), "the credentials are missing", "`profile`")
+    check(backend_for(profile="empty", **keys), "there are no credentials to sign with", "`profile`")
 
 
 def test_a_credential_process_that_fails(backend_for, check, monkeypatch, tmp_path):
@@ -134,7 +133,7 @@ def test_a_credential_process_that_fails(backend_for, check, monkeypatch, tmp_pa
     (tmp_path / "config").write_text("[profile broken]\ncredential_process = false\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     keys = {"aws_access_key_id": None, "aws_secret_access_key": None}
-    check(backend_for(profile="broken", **keys), "the credentials are missing", "`profile`")
+    check(backend_for(profile="broken", **keys), "there are no credentials to sign with", "`profile`")
 
 
 def test_a_credential_process_that_hangs(seaweed, make_app, monkeypatch, tmp_path):

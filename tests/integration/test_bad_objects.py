@@ -45,8 +45,6 @@ BAD = {
     "compressed by somebody else": (gzip.compress(json.dumps(GOOD).encode()), "application/json"),
     "no exception": (failure(exc_type="system", exc_message=["true"], exc_module="os"), "application/json"),
     "a function for an exception": (failure(exc_type="eval", exc_message=["1"], exc_module="builtins"), ""),
-    "exception without type": (failure(exc_message="x"), "application/json"),
-    "exception as text": (b'{"status": "FAILURE", "result": "KeyError"}', "application/json"),
     "unhashable status": (b'{"status": [], "result": 1}', "application/json"),
     "status that is no text": (b'{"status": null, "result": 1}', "application/json"),
 }
@@ -143,3 +141,17 @@ def test_bucket_that_is_not_there(make_app, seaweed):
     app = make_app(seaweed, s3_backend_settings={"bucket": "no-such-bucket"})
     with pytest.raises(BackendGetMetaError, match=r"bucket does not exist.*Create it"):
         assert app.AsyncResult(uuid()).state
+
+
+@pytest.mark.parametrize("meta", [{"lines": [1, 7]}, "disk full", 28])
+def test_failure_with_a_meta_of_its_own(counted, stored, meta):
+    """A FAILURE whose meta names no exception is one to its group, and Celery's ValueError to who wants its value."""
+    app = counted()
+    result = stored(app, meta, "FAILURE")
+    group = app.GroupResult(uuid(), [stored(app, 1), app.AsyncResult(result.id)], app=app)
+    assert (result.state, result.ready(), result.failed()) == ("FAILURE", True, True)
+    assert (group.ready(), group.failed(), group.completed_count()) == (True, True, 1)
+    for use in (result.get, lambda: result.result, lambda: group.get(timeout=10)):
+        with pytest.raises(ValueError, match=f"{result.id} has stored FAILURE.*`exc_type` and `exc_message`") as caught:
+            use()
+        assert isinstance(caught.value, UnreadableResult)

@@ -129,6 +129,17 @@ def test_sealed(doctor):
     assert found["sealing"]["text"] == "what is sealed can be opened"
 
 
+def test_a_key_that_anybody_may_read(doctor, tmp_path):
+    """A key file of mode 0644 is objected to, with the command that mends it; one of 0640 is not."""
+    file = tmp_path / "results.key"
+    file.write_text("A" * 43 + "=")
+    file.chmod(0o644)
+    found = doctor(seal_keys=f"file:{file}")[1]["sealing"]
+    assert (found["level"], found["remedy"]) == ("WARN", f"chmod o= {file}")
+    file.chmod(0o640)
+    assert doctor(seal_keys=f"file:{file}")[1]["sealing"]["level"] == "OK"
+
+
 def test_versioned_bucket(doctor, moto_s3, fresh_bucket):
     """Old versions are billed until a rule removes them; what `init` adds is enough."""
     bucket = fresh_bucket(moto_s3)

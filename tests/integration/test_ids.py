@@ -144,7 +144,7 @@ def test_impossible_ids(counted, stored, spends, id, why):
         ):
             with pytest.raises(ValueError, match=why):
                 use()
-        with pytest.raises(ResultNotStored, match=why):
+        with pytest.raises(ResultNotStored if id else ValueError, match=why):
             app.backend.store_result(id, 1, "SUCCESS")
 
 
@@ -158,3 +158,15 @@ def test_no_id(counted):
     """None is no id."""
     with pytest.raises(ValueError, match="valid id"):
         counted().AsyncResult(None)
+
+
+def test_state_without_id(counted, spends):
+    """A task that was called as a function has no id, and its `update_state` is the ValueError that it is in Celery."""
+    app = counted()
+
+    @app.task(bind=True)
+    def job(self):
+        self.update_state(state="PROGRESS", meta={})
+
+    with spends(), pytest.raises(ValueError, match=r"task_id must not be empty\. Got None"):
+        job()

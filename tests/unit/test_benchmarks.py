@@ -75,13 +75,13 @@ def test_the_readme_gets_the_runs_table_and_keeps_the_rest() -> None:
     from benchmarks import report
 
     readme = f"# Title\n{report.BEGIN}\nold\n{report.END}\nthe rest\n"
-    once = report.into_readme(readme, report.markdown(run(), "a-run"))
+    once = report.into_page(readme, report.markdown(run(), "a-run"))
     assert "old" not in once
     assert "0.20 ms (0.20-0.40); 1 PUT" in once
-    assert "benchmarks/runs/a-run.json" in once
+    assert "(runs/a-run.json)" in once
     assert once.startswith("# Title\n")
     assert once.endswith("\nthe rest\n")
-    assert report.into_readme(once, report.markdown(run(), "a-run")) == once
+    assert report.into_page(once, report.markdown(run(), "a-run")) == once
 
 
 def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
@@ -89,7 +89,7 @@ def test_a_readme_without_a_place_for_the_table_is_an_error() -> None:
     from benchmarks import report
 
     with pytest.raises(ValueError, match="bench:begin"):
-        report.into_readme("# Title\n", "table")
+        report.into_page("# Title\n", "table")
 
 
 def test_the_chart_is_an_svg_with_a_bar_for_each_backend() -> None:

@@ -209,6 +209,7 @@ def test_credentials_in_a_url_are_refused_without_being_printed(url):
         ("celery-s3://results/a\nb", "cannot be read"),
         ("celery-s3://results/#a", "cannot be read"),
         ("redis://results", "cannot be read"),
+        ("celery_s3://results", "begins with celery-s3://, with a hyphen"),
         ("celery-s3://results?region=a1&region=b1", "`aws_region` is given 2 times"),
         ("celery-s3://results?region=a1&aws_region=b1", "`aws_region` is given 2 times"),
         ("celery-s3://results?regoin=a1", "'regoin' in the URL is unknown: did you mean `aws_region`?"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ from celery_s3.store.deadline import remaining
 from .acknowledgements import Acknowledgements
 from .consumer import Consumer
 from .overlap import Overlap
+from .pickled import pickled
 from .storing import Storing
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ class S3Backend(ResultBackend):
         """Bucket and prefix; there is never a secret to include."""
         return self.settings.uri
 
-    def __reduce__(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
+    def __reduce__(self) -> Any:
+        return pickled(self)
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         """Whether ``result_backend_always_retry`` may try again: not once a caller's ``timeout`` is over."""

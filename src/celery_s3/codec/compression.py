@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kombu.compression import compress, encoders, get_decoder, get_encoder
@@ -33,6 +34,8 @@ LIMIT, TIMES = 128 * 1024 * 1024, 100
 #: Bytes in which a method's content type ends.
 LONGEST_NAME = 128
 
+#: What people call the methods that kombu may know, the usual ones first.
+_NAMES = ("gzip", "zstd", "brotli", "bzip2", "lzma")
 #: What to install for the methods that kombu knows only with another package.
 _PACKAGES = {
     **dict.fromkeys(("zstd", "zstandard", "application/zstd"), "'celery-s3[zstd]'"),
@@ -59,10 +62,19 @@ def compression_method(name: str | None, setting: str = "result_compression") ->
     try:
         get_encoder(name)
     except KeyError as exc:
-        package, known = _PACKAGES.get(name), ", ".join(sorted(encoders()))
-        remedy = f"it needs a package: pip install {package}" if package else f"use one of {known}"
+        package = _PACKAGES.get(name)
+        remedy = f"it needs a package: pip install {package}" if package else f"use {', '.join(_known())}"
         raise ConfigurationError(f"{setting} is {name!r}, which kombu does not know here: {remedy}.") from exc
     return name
+
+
+def _known() -> list[str]:
+    """The methods that kombu has here; those of an application's own by their content types."""
+    named = {}
+    for name in _NAMES:
+        with suppress(KeyError):
+            named[get_encoder(name)[1]] = name
+    return [*named.values(), *sorted(set(encoders()) - set(named))]
 
 
 def compress_payload(payload: bytes | str, method: str, threshold: int) -> tuple[bytes, ...]:

@@ -36,6 +36,9 @@ class Local:
         self, source: str | os.PathLike[str] | IO[bytes], name: str | None, content_type: str | None, size: int | None
     ) -> None:
         self.source: Source
+        if isinstance(source, bytes | bytearray | memoryview):
+            kind = type(source).__name__
+            raise TypeError(f"S3File takes a path or a binary file object, not {kind}: write S3File(io.BytesIO(…))")
         if isinstance(source, str | os.PathLike):
             # absolute: the current directory may be another one when it is uploaded
             self.source, found = PathSource(Path(source).absolute(), check_size(size)), Path(source).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from celery import states
 from celery.result import ResultBase
@@ -14,7 +14,7 @@ from kombu.exceptions import DecodeError
 from celery_s3.codec.decoding import Decoder, Whole
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.codec.raw import preamble_of
-from celery_s3.errors import NotDecompressed, ResultNotRead, StoreError, UnreadableResult
+from celery_s3.errors import NoException, NotDecompressed, ResultNotRead, StoreError, UnreadableResult
 from celery_s3.interruptions import brief, reraise_interruption
 from celery_s3.metadata import SEAL, are_children, children_in, state_of
 from celery_s3.store.api import Object
@@ -179,7 +179,25 @@ class Reader:
             raise DecodeError("no status and result in it")
         if not are_children(meta.get("children")):
             raise DecodeError("its children are no results")
-        return self.to_python(meta)
+        try:
+            return self.to_python(meta)
+        except (TypeError, ValueError) as exc:
+            if meta["status"] not in states.EXCEPTION_STATES:
+                raise
+            return self._without_exception(meta, exc)
+
+    def _without_exception(self, meta: Meta, exc: Exception) -> Meta:
+        """A meta of which all is known but the exception: who asks for that gets Celery's error, and nobody else."""
+        task_id, state = str(meta.get("task_id", "")), meta["status"]
+        message = (
+            f"{exc}. Task {task_id} has stored {state} with a meta of its own: give that `exc_type` and `exc_message`"
+            " beside the rest."
+        )
+
+        def refuse() -> NoReturn:
+            raise NoException(message, task_id) from exc
+
+        return LazyMeta({name: value for name, value in meta.items() if name != "result"}, refuse)
 
     def _decoded(self, id: str, whole: Whole, to_python: Callable[[Any], Meta]) -> Meta:
         """The meta in an object. Whatever goes wrong with its body is an error that names object and remedy."""

@@ -87,11 +87,14 @@ class Recorder:
         Raises:
             ResultNotStored: there can be no key for such an id.
             kombu.exceptions.EncodeError: the serializer cannot hold the value.
+            ValueError: there is no id, as of a task that calls `update_state` and was itself called as a function.
         """
         id, state = meta["task_id"], meta["status"]
         try:
             key = self.task_key(id)
         except ValueError as exc:
+            if not id:
+                raise
             raise _not_stored(id, state, exc) from exc
         body, content_type = self.encoder.body(meta)
         rerun, eager = _is_rerun(request), getattr(request, "is_eager", False)

@@ -37,7 +37,13 @@ class SealKeys(ValueKind):
         given = value if isinstance(value, list | tuple) else [value]
         if not given:
             raise Wrong(f"is an empty list: give {self.description}, or leave it out")
-        return tuple(Secret(_key(one.reveal() if isinstance(one, Secret) else one)) for one in given)
+        texts = (one.reveal() if isinstance(one, Secret) else one for one in given)
+        return tuple(Secret(_key(one), _file(one)) for one in texts)
+
+
+def _file(value: object) -> str:
+    text = str(value)
+    return os.path.expanduser(text.removeprefix("file:")) if text.startswith("file:") else ""
 
 
 def _key(value: object) -> str:
@@ -54,7 +60,7 @@ def _key(value: object) -> str:
             raise Wrong("what stands behind `env:` is not the name of a variable: letters, digits and `_`")
         return _of_32_bytes(_variable(name), f"the variable {shown(name)}")
     if text.startswith("file:"):
-        path = os.path.expanduser(text.removeprefix("file:"))
+        path = _file(text)
         return _of_32_bytes(_content(path), f"the file {shown(path)}")
     return _of_32_bytes(text, "a key")
 

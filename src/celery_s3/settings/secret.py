@@ -8,12 +8,17 @@ MASK = "********"
 
 
 class Secret:
-    """A value that masks itself wherever it is printed."""
+    """A value that masks itself wherever it is printed.
 
-    __slots__ = ("_value",)
+    Attributes:
+        file: the path of the file that it was read from, empty where it was none.
+    """
 
-    def __init__(self, value: str) -> None:
+    __slots__ = ("_value", "file")
+
+    def __init__(self, value: str, file: str = "") -> None:
         self._value = value
+        self.file = file
 
     def reveal(self) -> str:
         """The value itself, to be kept out of locals of what may raise: error trackers show those."""

@@ -14,10 +14,10 @@ from .kinds import BasePath, Token, ValueKind, Wrong, shown
 from .options import ALIASES, OPTIONS
 from .seal_keys import SealKeys
 
-__all__ = ["Given", "from_celery", "from_dict", "from_url"]
+__all__ = ["DICT_NAMES", "Given", "from_celery", "from_dict", "from_url"]
 
 #: The names under which Celery hands out the one dict: with new-style or Django-style settings, and with 1.0.1's.
-_DICT_NAMES = ("s3_backend_settings", "CELERY_S3_BACKEND_SETTINGS", "S3_BACKEND_SETTINGS")
+DICT_NAMES = ("s3_backend_settings", "CELERY_S3_BACKEND_SETTINGS", "S3_BACKEND_SETTINGS")
 _DICT = "s3_backend_settings"
 _SCHEMES = ("celery-s3", "s3")
 _CREDENTIAL = re.compile("key|secret|token|passw|credential", re.IGNORECASE)
@@ -67,7 +67,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 def from_dict(conf: Mapping[str, Any], mistakes: list[str]) -> Iterator[Given]:
     """The dict, whichever of its names the application uses. ``None`` counts as not given."""
-    found = [given for name in _DICT_NAMES if (given := conf.get(name)) is not None]
+    found = [given for name in DICT_NAMES if (given := conf.get(name)) is not None]
     if any(given is not found[0] for given in found[1:]):
         mistakes.append(f"{_DICT} is given twice, also as CELERY_S3_BACKEND_SETTINGS: keep one")
     if not found:
@@ -114,6 +114,8 @@ def from_url(url: str | None, mistakes: list[str]) -> Iterator[Given]:
 
 def _split(url: str) -> tuple[str, str, Query]:
     """Bucket, path and query of a URL."""
+    if url.partition(":")[0] == "celery_s3":
+        raise Wrong("the URL begins with celery-s3://, with a hyphen, and this one has an underscore")
     # not only before the host: a secret may hold `/`, `?` or `#`, and then the `@` behind it is in path or query
     if "@" in url:
         raise Wrong(_NO_CREDENTIALS)

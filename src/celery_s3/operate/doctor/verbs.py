@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from contextlib import closing
 from dataclasses import replace
 
@@ -135,7 +137,13 @@ def sealed(case: Case) -> Finding:
             found = opened.store.get(key).body
         except StoreError as exc:
             return denied(exc, case.settings, ["s3:PutObject", "s3:GetObject"])
-    return ok("what is sealed can be opened") if found == b"sealed" else fail("sealed bytes come back changed")
+    if found != b"sealed":
+        return fail("sealed bytes come back changed")
+    exposed = [key.file for key in case.settings.seal_keys if key.file and os.stat(key.file).st_mode & stat.S_IROTH]
+    if exposed:
+        files = " ".join(map(shlex.quote, exposed))
+        return warn(f"any user of this machine may read the keys in {files}", f"chmod o= {files}")
+    return ok("what is sealed can be opened")
 
 
 def delete(case: Case) -> Finding:

@@ -143,7 +143,8 @@ class Failure:
     def _error(self, request: Subject, settings: Settings, worked: bool) -> StoreError:
         if self._asked_for_credentials():
             kind = Unreachable if worked and self._is_transient() else BadCredentials
-            return error_of(kind, request, settings, f"no credentials: {self._reason()}", self.status)
+            answer = f"who gives them answered {self.status}: " if self.status else ""  # it was not S3
+            return error_of(kind, request, settings, answer + self._reason())
         if self.status is not None:
             return self._answer(self.status).error(request, settings)
         if failed := _DELETE_FAILED.search(self.debug):
