@@ -115,13 +115,24 @@ def expensive(requests: Mapping[str, int]) -> bool:
     return sum(requests.values()) > FREE
 
 
-def confirm(question: str) -> None:
-    """Ask on a terminal; elsewhere ``--yes`` should have been said.
+def confirm(question: str, *, number: int = 0, instead: str = "--yes") -> None:
+    """Ask on a terminal; elsewhere an option should have been given.
+
+    Arguments:
+        number: ask for this number to be typed, where a yes is given too easily.
+        instead: the option that says so beforehand.
 
     Raises:
         click.Abort: the answer is no.
         click.ClickException: there is nobody to ask.
     """
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.ClickException(f"{question} Nobody can be asked here: say --yes.")
-    click.confirm(question, abort=True, err=True)
+    if not _somebody_is_there():
+        raise click.ClickException(f"{question} Nobody can be asked here: say {instead}.")
+    if not number:
+        click.confirm(question, abort=True, err=True)
+    elif click.prompt(f"{question} Type {number} to go on", default="", show_default=False, err=True) != str(number):
+        raise click.Abort
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
