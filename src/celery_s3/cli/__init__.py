@@ -27,6 +27,7 @@ COMMANDS = (
     "forget",
     "init",
     "ls",
+    "migrate",
     "policy",
     "show",
     "sweep",

@@ -195,12 +195,12 @@ class Inventory:
     def _entries(self) -> Iterator[Entry]:
         listed, start = Extent(), len(self.layout.results)
         self.listed = listed
-        for entry in self._pages(self.layout.results):
+        for entry in self.pages(self.layout.results):
             self.budget.position = entry.key[start:]
             listed.add(entry)
             yield entry
 
-    def _pages(self, prefix: str) -> Iterator[Entry]:
+    def pages(self, prefix: str) -> Iterator[Entry]:
         """What is listed under a prefix; each page is a request."""
         self.budget.reserve("LIST")
         for number, entry in enumerate(self.store.list(prefix), 1):
@@ -320,7 +320,7 @@ class Inventory:
         files = self.files
         if files is None:
             return folders
-        for entry in self._pages(files.prefix):
+        for entry in self.pages(files.prefix):
             folders.setdefault(files.folder_of(entry), []).append(entry)
         return folders
 
