@@ -137,6 +137,7 @@ def test_ls_json(proj, proxy):
         "id": "one",
         "state": "SUCCESS",
         "task": "proj.tasks.job",
+        "files": None,
         "storage_class": "STANDARD",
         "key": key,
     }
@@ -624,7 +625,7 @@ def test_url_json(proj, proxy):
     """The same for programs."""
     proj.store("hush", id="one")
     record = proj.json("url", "one")
-    assert set(record) == {"id", "url", "expires", "size"}
+    assert set(record) == {"id", "url", "expires", "size", "files"}
     assert "X-Amz-Expires=3600&" in record["url"]
 
 

@@ -249,6 +249,24 @@ class Inventory:
         expires, files = time_of(self.expires_at(seen)), files_in(seen.metadata)
         return Found(found.id, entry, self.clock(), state, task, expires, files)
 
+    def files_of_each(self, results: Iterable[Found]) -> dict[str, Extent]:
+        """How much the files of results are, by id, of those that are known to have some; a request each."""
+        files = self.files
+        owners = [found for found in results if found.files]
+        if files is None:
+            return {}
+
+        def measured(one: Found) -> Extent:
+            extent = Extent()
+            for entry in self.store.list(files.prefix + file_folder(one.id)):
+                if entry.modified <= one.entry.modified:
+                    extent.add(entry)
+            return extent
+
+        return dict(
+            zip((one.id for one in owners), self.pool.map(measured, self._reserved(owners, "LIST")), strict=True)
+        )
+
     # -- deleting
 
     def forget(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
