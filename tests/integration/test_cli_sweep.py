@@ -202,7 +202,7 @@ def test_interrupted(counted, stored, later, command, monkeypatch):
 
     monkeypatch.setattr(sweep.Sweep, "_delete", second)
     done = command(app)
-    assert done.exit_code == 1
+    assert done.exit_code == 130
     assert done.stderr.startswith("Deleted 20 objects, ")
     assert "Run it again for the rest." in done.stderr
 
@@ -353,7 +353,8 @@ def test_after_a_migration(seaweed, make_app, stored, later, command, mine, pref
     assert "Left alone: 2 objects, " in command(ours).stdout
     assert celerys.AsyncResult(old.id).get(timeout=5) == "a year of these"
     celerys.backend._s3_resource.meta.client.close()
-    assert command(ours, "--adopt").stdout.splitlines()[-1].startswith("Deleted 2 objects, ")
+    assert "say --yes" in command(ours, "--adopt").stderr
+    assert command(ours, "--adopt", "--yes").stdout.splitlines()[-1].startswith("Deleted 2 objects, ")
     assert mine(ours) == set()
 
 

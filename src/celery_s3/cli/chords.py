@@ -19,6 +19,8 @@ from celery_s3.errors import CeleryS3Error
 from celery_s3.operate.inventory import Found
 from celery_s3.store.api import Entry
 
+from .command import command as s3_command
+from .command import program
 from .context import dry_run_option, json_option, with_backend
 from .output import bar, counted, duration, print_json, print_table, printable
 from .query import confirm, inventory_of, yes_option
@@ -39,7 +41,7 @@ class _Found(NamedTuple):
     was: str = ""
 
 
-@click.command("chords")
+@s3_command("chords", example="--repair")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "settled", is_flag=True, help="Also chords that are sent or failed, of the last 15 days.")
 @click.option("--repair", is_flag=True, help="Mend what is stuck: send what is complete and unsent.")
@@ -59,7 +61,8 @@ def command(
     decided. It shows each task with its arguments, and asks: without `seal_keys` whoever may write to the bucket may
     have written them.
 
-    An ID that is no group's takes a look at each chord of the last 15 days, one request. Needs s3:ListBucket; --repair also the broker. The exit code is 0 only when nothing is stuck.
+    An ID that is no group's takes a look at each chord of the last 15 days, one request. Needs s3:ListBucket; --repair
+    also the broker. The exit code is 0 only when nothing is stuck.
     """
     chords, missing = _of(backend, ids) if ids else (list(backend.repairs.survey.chords(settled=settled)), ids)
     found = [_Found(chord) for chord in chords]
@@ -181,7 +184,7 @@ def _print(backend: S3Backend, found: Sequence[_Found], dry_run: bool) -> None:
     if dry_run:
         click.echo(f"--repair would mend {would}.")
     elif stuck and not mended:
-        click.echo("Mend them with `celery -A … s3 chords --repair`.")
+        click.echo(f"Mend them with `{program()} chords --repair`.")
 
 
 def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from celery_s3.operate.doctor import Case, Finding, examine
 from celery_s3.store.clients.control import Control
 from celery_s3.store.routing import Routing
 
+from .command import command as s3_command
 from .context import json_option, terminated_like_interrupted, with_backend
 from .findings import exit_code, print_counts, print_finding
 from .output import print_json, print_table
@@ -20,7 +21,7 @@ from .output import print_json, print_table
 __all__ = ["command"]
 
 
-@click.command("doctor")
+@s3_command("doctor", example="")
 @click.option(
     "--thorough",
     is_flag=True,

@@ -12,6 +12,8 @@ import click
 
 from celery_s3.operate.doctor import Finding, Level
 
+from .command import with_program
+
 __all__ = ["exit_code", "print_counts", "print_finding"]
 
 _COLORS: dict[Level, str] = {"OK": "green", "WARN": "yellow", "FAIL": "red", "SKIP": "bright_black"}
@@ -22,8 +24,8 @@ _INDENT = 22
 def print_finding(finding: Finding) -> Finding:
     """Print a finding, and give it back."""
     level = click.style(finding.level.ljust(6), fg=_COLORS[finding.level], bold=finding.level == "FAIL")
-    lines = _wrapped(finding.text) + [
-        f"→ {line}" if not n else f"  {line}" for n, line in enumerate(_wrapped(finding.remedy))
+    lines = _wrapped(with_program(finding.text)) + [
+        f"→ {line}" if not n else f"  {line}" for n, line in enumerate(_wrapped(with_program(finding.remedy)))
     ]
     click.echo(level + finding.step.ljust(_INDENT - 6) + lines[0])
     for line in lines[1:]:
@@ -48,4 +50,4 @@ def _wrapped(text: str) -> list[str]:
     if not sys.stdout.isatty():
         return [plain] if plain else []
     width = max(30, shutil.get_terminal_size().columns - _INDENT - 2)
-    return textwrap.wrap(plain, width, break_on_hyphens=False)
+    return textwrap.wrap(plain, width, break_on_hyphens=False, break_long_words=False)

@@ -18,6 +18,8 @@ from celery_s3.settings.kinds import Wrong
 from celery_s3.settings.options import OPTIONS
 from celery_s3.store.clients.control import Control
 
+from .command import command as s3_command
+from .command import with_program
 from .context import dry_run_option, json_option, with_backend
 from .output import counted, print_json, printable
 from .query import confirm, yes_option
@@ -27,7 +29,7 @@ __all__ = ["command"]
 _COLORS = {"+": "green", "-": "red", "=": "bright_black", "!": "yellow"}
 
 
-@click.command("init")
+@s3_command("init", example="--dry-run")
 @yes_option
 @click.option(
     "--delete",
@@ -136,7 +138,7 @@ def _make(found: Plan, settings: Settings, *, agreed: int | None, quiet: bool) -
             remark = change.make()
         except CeleryS3Error as exc:
             found.note(change.what, exc, settings)
-            click.echo(f"{change.what}: not done: {why(exc, settings, change.what)}.", err=True)
+            click.echo(with_program(f"{change.what}: not done: {why(exc, settings, change.what)}."), err=True)
             if change.what == "bucket":
                 break
         else:
@@ -153,9 +155,9 @@ def _print(backend: S3Backend, found: Plan, *, err: bool) -> None:
     for change in found.changes:
         _print_lines(change.what, change.lines, err=err)
     for what, trouble in found.troubles.items():
-        click.echo(f"{what}: not known: {trouble}.", err=True)
+        click.echo(with_program(f"{what}: not known: {trouble}."), err=True)
     for warning in (*(f"{what}: {lack}." for what, lack in found.lacking.items()), *found.warnings):
-        click.echo(click.style(f"warning: {warning}", fg="yellow"), err=True)
+        click.echo(click.style(with_program(f"warning: {warning}"), fg="yellow"), err=True)
     if not found.changes:
         click.echo("Nothing to change.", err=err)
 

@@ -12,14 +12,15 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.operate.inventory import Found, Inventory
 from celery_s3.store.extent import Extent
 
+from .command import command as s3_command
 from .context import json_option, with_backend
 from .output import counted, data_size, duration, print_json, print_table
-from .query import filter_of, filter_options, inventory_of, yes_option
+from .query import filter_of, filter_options, inventory_of, no_such_state, place, yes_option
 
 __all__ = ["command"]
 
 
-@click.command("ls")
+@s3_command("ls", example="--state FAILURE --since 1d")
 @filter_options
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many at most.")
 @yes_option
@@ -40,7 +41,8 @@ def command(backend: S3Backend, limit: int, yes: bool, as_json: bool, **wanted: 
     Needs s3:ListBucket and s3:GetObject.
     """
     inventory = inventory_of(backend, yes=yes)
-    found = inventory.newest(filter_of(**wanted), limit)
+    wanted_ones = filter_of(**wanted)
+    found = inventory.newest(wanted_ones, limit)
     files, now = inventory.files_of_each(found), datetime.now(UTC)
     if inventory.unreadable:
         click.echo(f"{len(inventory.unreadable):,} could not be read, as {inventory.unreadable[0]}", err=True)
@@ -49,7 +51,8 @@ def command(backend: S3Backend, limit: int, yes: bool, as_json: bool, **wanted: 
         return
     if found:
         print_table(("ID", "STATE", "TASK", "AGE", "SIZE"), [_row(one, files.get(one.id), now) for one in found])
-    click.echo(_summary(found, inventory), err=True)
+    hint = "" if found else no_such_state(backend, wanted_ones)
+    click.echo(hint or _summary(found, inventory, place(backend)), err=True)
 
 
 def _record(found: Found, files: Extent | None, now: datetime) -> dict[str, Any]:
@@ -83,6 +86,6 @@ def _age(found: Found, now: datetime) -> float:
     return max(0.0, (now - found.entry.modified).total_seconds())
 
 
-def _summary(found: Sequence[Found], inventory: Inventory) -> str:
+def _summary(found: Sequence[Found], inventory: Inventory, where: str) -> str:
     stored = inventory.listed
-    return f"{len(found):,} shown of {stored.count:,} results, {data_size(stored.size)} in all."
+    return f"{len(found):,} shown of {stored.count:,} results in {where}, {data_size(stored.size)} in all."

@@ -12,6 +12,7 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.expiry.terms import Terms
 from celery_s3.operate.migration import Migration
 
+from .command import command as s3_command
 from .context import json_option
 from .findings import exit_code, print_counts, print_finding
 from .output import print_json
@@ -23,7 +24,7 @@ __all__ = ["command"]
 _CELERYS = ("s3", "celery.backends.s3:S3Backend", "celery.backends.s3.S3Backend")
 
 
-@click.command("migrate")
+@s3_command("migrate", example="")
 @yes_option
 @json_option
 @click.pass_context

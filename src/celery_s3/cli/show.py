@@ -20,6 +20,7 @@ from celery_s3.operate.inventory import time_of
 from celery_s3.store.api import Object
 
 from .body import print_raw, size_of_bytes, write_file
+from .command import command as s3_command
 from .context import json_option, with_backend
 from .files import fetch, files_of, files_of_result, told
 from .lookup import stored
@@ -37,7 +38,7 @@ MEMBERS = 500
 EXTENDED = ("worker", "queue", "retries", "args", "kwargs")
 
 
-@click.command("show")
+@s3_command("show", example="6f1c0a52-3a0e-4c0e-9a35-0d4c6f2f9a11")
 @click.argument("id")
 @click.option("--raw", is_flag=True, help="Print the bytes of the stored body, and nothing else.")
 @click.option(

@@ -10,6 +10,8 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.files.objects import LONGEST_LINK
 from celery_s3.store.clients.control import Control
 
+from .command import command as s3_command
+from .command import program
 from .context import json_option, with_backend
 from .files import file_record, files_of_result
 from .lookup import stored
@@ -25,7 +27,7 @@ def _checked(ctx: click.Context, option: click.Parameter, seconds: float) -> int
     return int(seconds)
 
 
-@click.command("url")
+@s3_command("url", example="6f1c0a52-3a0e-4c0e-9a35-0d4c6f2f9a11 --expires 1d")
 @click.argument("id")
 @click.option(
     "--expires", type=duration, default="1h", show_default=True, callback=_checked, help="How long it works, up to 7d."
@@ -51,7 +53,7 @@ def command(backend: S3Backend, id: str, expires: int, raw: bool, as_json: bool)
     if sealed and not (files or raw):
         raise click.ClickException(
             f"There is no link to the result of {printable(id)}: it is sealed by `seal_keys`, and nobody can read it by"
-            " one. `celery -A … s3 show` prints it; --raw links to the sealed bytes."
+            f" one. `{program()} show` prints it; --raw links to the sealed bytes."
         )
     links = [{**file_record(file), "url": file.url(expires)} for file in files]
     url = links[0]["url"] if links else Control(backend.settings).presign(found.key, expires)

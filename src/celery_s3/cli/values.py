@@ -19,7 +19,7 @@ import click
 from celery_s3.files.file import S3File
 
 from .files import file_record
-from .output import COLORS, printable
+from .output import COLORS, console, printable
 
 __all__ = ["jsonable", "one_line", "print_fields", "print_traceback", "print_value"]
 
@@ -100,7 +100,6 @@ def _print_code(text: str, language: str) -> None:
     if not (sys.stdout.isatty() and find_spec("rich")):
         click.echo(safe)
         return
-    from rich.console import Console
     from rich.syntax import Syntax
 
-    Console().print(Syntax(safe, language, theme="ansi_dark", background_color="default", word_wrap=True))
+    console().print(Syntax(safe, language, theme="ansi_dark", background_color="default", word_wrap=True))

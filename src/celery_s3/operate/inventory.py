@@ -306,9 +306,9 @@ class Inventory:
 
     # -- files
 
-    def files_of(self, ids: Iterable[str]) -> list[str]:
-        """The keys of the files that go with these results; a request for each id, and one more where there are any."""
-        files, results = self.files, (found for found in self.known(ids) if found.files != 0)
+    def files_with(self, known: Iterable[Found]) -> list[str]:
+        """The keys of the files that go with these results; a request for each that may have some."""
+        files, results = self.files, (found for found in known if found.files != 0)
         if files is None:
             return []
 
