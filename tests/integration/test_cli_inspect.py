@@ -609,6 +609,34 @@ def test_ctrl_c(proj, proxy):
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
+# -- stats
+
+
+def test_stats(proj):
+    """Kinds and ages are exact and cost a listing each; states and tasks are told of those that were looked at."""
+    for number in range(5):
+        proj.store("x" * 100, id=f"done-{number}")
+    proj.store(ValueError("no"), states.FAILURE, id="failed")
+    proj.app.GroupResult("crowd", [proj.app.AsyncResult("failed")]).save()
+    proj.backend.store.put(f"{proj.backend.settings.base}somebody-elses", b"x")
+    told = proj.json("stats")
+    assert {kind: extent["count"] for kind, extent in told["kinds"].items()}.items() >= {
+        "results": 6,
+        "groups": 1,
+    }.items()
+    assert [(age["up_to"], age["count"]) for age in told["ages"]][::4] == [(3600, 6), (None, 0)]
+    looked = told["looked_at"]
+    assert {state: extent["count"] for state, extent in looked["states"].items()} == {"SUCCESS": 5, "FAILURE": 1}
+    assert looked["tasks"]["proj.tasks.job"]["count"] == looked["results"] == 6
+    assert told["requests"]["GET"] == 6
+    done = proj.run("stats", "--look", "2")
+    assert "A request for each 1,000 objects, and up to 2 requests for states." in done.stderr
+    assert re.search(r"^results +6 +[\d.]+ K?B +█{24}$", done.stdout, re.M)
+    assert re.search(r"^STATE +OF 2 ", done.stdout, re.M)
+    assert done.requests["GET"] == 2
+    assert "GET" not in proj.run("stats", "--look", "0").requests
+
+
 # -- one grammar
 
 

@@ -23,7 +23,7 @@ GROUPS = {
     "Set up": ("init", "doctor", "policy", "migrate", "dev"),
     "Look": ("ls", "show", "wait", "url", "chords"),
     "Clean up": ("forget", "sweep"),
-    "Measure": ("bench", "cost"),
+    "Measure": ("stats", "bench", "cost"),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 #: Ctrl-C, as shells have it.
