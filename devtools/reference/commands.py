@@ -22,6 +22,10 @@ _HEAD = """\
 `pip install 'celery-s3[cli]'` it shows progress, and values in colour. `-C` before the command, the variable NO_COLOR
 and `TERM=dumb` switch colours off.
 
+**Without an app**, for who has a bucket and nothing else, the same commands are `celery-s3 …`, also by `pipx run` or
+`uvx`: `celery-s3 --url 'celery-s3://bucket/prefix?region=eu-central-1' doctor`, or with the variable
+CELERY_RESULT_BACKEND. Credentials are found as by AWS' own tools. `--broker` names the broker where one is needed.
+
 A **duration** is a number of seconds or has units: `90`, `90s`, `5m`, `2h`, `7d`, `1h30m`. What **deletes or sends**
 something tells how many there are and asks; `--yes` answers beforehand, and is needed where there is no terminal. What
 takes more than 1,000 **requests** says so first. The **exit code** is 0 only when all is well; an error is told in one

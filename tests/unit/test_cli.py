@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from celery_s3 import __version__
 from celery_s3.cli import COMMANDS, output, query, s3
+from celery_s3.cli.alone import main
 from celery_s3.cli.chords import _names
 from devtools.reference import commands
 
@@ -78,6 +79,26 @@ def test_help_can_be_pasted():
     assert run("--version").output == f"celery-s3 {__version__}\n"
     headings = re.findall(r"^(\w[\w ]+):$", run("-h").output, re.M)
     assert headings == ["Options", "Set up", "Look", "Clean up", "Measure", "Example"]
+
+
+def test_without_an_app():
+    """`celery-s3 --url …` is the same commands for who has a bucket alone; lines to paste name it as it was called."""
+    url = "celery-s3://some-bucket/base?region=eu-west-1"
+
+    def alone(*arguments, **variables):
+        return CliRunner(env={"CELERY_RESULT_BACKEND": None, **variables}).invoke(
+            main, arguments, prog_name="celery-s3"
+        )
+
+    for told in (alone("--url", url, "policy"), alone("policy", CELERY_RESULT_BACKEND=url)):
+        assert told.exit_code == 0, told.output
+        assert "arn:aws:s3:::some-bucket/base/celery-task-meta-*" in told.stdout
+    assert alone("ls", "-h").output.startswith("Usage: celery-s3 ls [OPTIONS]\n")
+    assert alone("--url", url, "ls", "-h").output.startswith(f"Usage: celery-s3 --url '{url}' ls ")
+    assert "`bucket`: is missing" in alone("policy").output
+    told = alone("--url", "celery-s3://key:secret@bucket", "policy")
+    assert told.exit_code == 1
+    assert "secret@" not in told.output
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, "asked"])

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
-__all__ = ["HELP", "Command", "command", "nearest", "program", "with_program"]
+__all__ = ["ALONE", "HELP", "Command", "command", "nearest", "program", "with_program"]
 
+#: The program without an app, and what the context knows of how it was called.
+ALONE = "celery-s3"
 HELP = ["-h", "--help"]
 #: How messages name this program, from wherever they come.
 _NAMELESS = "celery -A … s3"
@@ -56,8 +58,8 @@ def program(*, needs_app: bool = True) -> str:
     """What stands before a command's name, as whoever reads it would type it: ``celery -A proj s3``."""
     ctx = click.get_current_context(silent=True)
     root = ctx.find_root() if ctx else None
-    if root is not None and (alone := root.meta.get(__name__)):
-        return str(alone)
+    if root is not None and root.info_name == ALONE:
+        return str(root.meta.get(ALONE, ALONE))
     app = root.params.get("app") if root is not None else None
     named = getattr(app, "main", app) or "proj"
     return f"celery -A {named} s3" if needs_app else "celery s3"
