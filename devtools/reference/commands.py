@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
-from celery_s3.cli import s3
+from celery_s3.cli import GROUPS, s3
+from celery_s3.cli.command import Command
 
 __all__ = ["page"]
 
@@ -18,28 +19,44 @@ _HEAD = """\
 # Commands
 
 `celery -A proj s3 …` looks after the results that Celery keeps in S3. It comes with the package; with
-`pip install 'celery-s3[cli]'` its tables fit the terminal. The exit code is 0 only when all is well; an error is told
-in one line and makes it 1, a wrong option 2.
+`pip install 'celery-s3[cli]'` it shows progress, and values in colour. `-C` before the command, the variable NO_COLOR
+and `TERM=dumb` switch colours off.
+
+**Without an app**, for who has a bucket and nothing else, the same commands are `celery-s3 …`, also by `pipx run` or
+`uvx`: `celery-s3 --url 'celery-s3://bucket/prefix?region=eu-central-1' doctor`, or with the variable
+CELERY_RESULT_BACKEND. Credentials are found as by AWS' own tools. `--broker` names the broker where one is needed.
+
+A **duration** is a number of seconds or has units: `90`, `90s`, `5m`, `2h`, `7d`, `1h30m`. What **deletes or sends**
+something tells how many there are and asks; `--yes` answers beforehand, and is needed where there is no terminal. What
+takes more than 1,000 **requests** says so first. The **exit code** is 0 only when all is well; an error is told in one
+line and makes it 1, a wrong option 2, Ctrl-C 130.
 """
 
 
 def page() -> str:
     """Every command with its help and its options, as Markdown."""
     context = click.Context(s3, info_name="celery -A proj s3")
-    commands = [command for name in s3.list_commands(context) if (command := s3.get_command(context, name))]
-    lines = [_HEAD, "| Command | |", "|---|---|", *map(_entry, commands), ""]
-    return "\n".join([*lines, *(line for command in commands for line in _section(command, context))])
+    found = {name: s3.get_command(context, name) for name in s3.list_commands(context)}
+    commands = {name: command for name, command in found.items() if isinstance(command, Command)}
+    groups = [line for title, names in GROUPS.items() for line in _group(title, [commands[name] for name in names])]
+    return "\n".join([_HEAD, *groups, *(line for one in commands.values() for line in _section(one, context))])
+
+
+def _group(title: str, commands: Iterable[Command]) -> list[str]:
+    return [f"| {title} | |", "|---|---|", *map(_entry, commands), ""]
 
 
 def _entry(command: click.Command) -> str:
     return f"| [`{command.name}`](#{command.name}) | {command.get_short_help_str(200)} |"
 
 
-def _section(command: click.Command, parent: click.Context) -> Iterator[str]:
+def _section(command: Command, parent: click.Context) -> Iterator[str]:
     context = click.Context(command, parent=parent, info_name=command.name)
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    path = context.command_path if command.needs_app else f"celery s3 {command.name}"
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
     yield f"## {command.name}\n\n```\n{usage}\n```\n"
     yield _help(command) + "\n"
+    yield f"For example:\n\n```console\n$ {command.line(command.name)}\n```\n"
     yield "| Option | |\n|---|---|"
     options = (one for one in command.params if isinstance(one, click.Option) and not one.hidden)
     yield from (_option(option) for option in options)

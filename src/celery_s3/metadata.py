@@ -7,6 +7,7 @@ celery-state        results             the state, percent-encoded where it is n
 celery-task         results             the task's name
 celery-children     results             the children as JSON, where they fit
 celery-files        results             how many files the task uploaded; ``?``: nobody knows
+celery-saved        saved groups        nothing but that this package saved it
 celery-expires      results, files      a term of its own, in seconds after Last-Modified; 0: for ever
 celery-file         files               the file's name, percent-encoded
 celery-upload       large objects       a random mark, by which an upload whose answer was lost knows its object
@@ -14,7 +15,8 @@ celery-seal         sealed objects      how the object was sealed, see :mod:`cel
 ==================  ==================  ============================================================================
 
 S3 allows 2 KB of it in all. The body of a result says all of this too: the metadata is what a reader wants to know
-without the body. Most results have no term of their own: `result_expires` of whoever reads them tells. Only the
+without the body; and by it the sweep tells what this package has written from what another backend left under the same
+keys. Most results have no term of their own: `result_expires` of whoever reads them tells. Only the
 server's clock stamps both ends of a life, and each write of a state begins it anew, as everywhere else.
 """
 
@@ -38,6 +40,7 @@ __all__ = [
     "EXPIRY_TAG_DAYS",
     "EXPIRY_TAG_DEFAULT",
     "FILE_NAME",
+    "SAVED",
     "SEAL",
     "TERM_HEADER",
     "UPLOAD",
@@ -46,6 +49,7 @@ __all__ = [
     "expires_at",
     "expiry_tags",
     "files_in",
+    "is_ours",
     "result_metadata",
     "state_of",
     "task_of",
@@ -63,12 +67,17 @@ _UNKNOWN = "?"
 _CHILDREN = "celery-children"
 _CHILDLESS = ("[]", "null")
 _EXPIRES = "celery-expires"
+_SAVED = "celery-saved"
+#: The user metadata of a saved group.
+SAVED = {_SAVED: "1"}
 #: What every file has, and nothing else.
 FILE_NAME = "celery-file"
 #: The mark of a large object's upload.
 UPLOAD = "celery-upload"
 #: How a sealed object was sealed.
 SEAL = "celery-seal"
+#: What has one of these was written by this package; Celery's own backend and celery-s3 1.0.1 write none.
+_OURS = frozenset((_STATE, _SAVED, _EXPIRES, SEAL))
 #: S3 allows 2 KB of user metadata in all, names included; a seal takes 100 bytes, with AWS KMS 350.
 _ROOM = 1600
 
@@ -118,6 +127,11 @@ def state_of(stored: Mapping[str, str]) -> str | None:
     """The state that the user metadata tells, ``None`` where another writer left none."""
     state = stored.get(_STATE)
     return unquote(state) if state else None
+
+
+def is_ours(stored: Mapping[str, str]) -> bool:
+    """Whether this package wrote the result or saved group, as its user metadata tells; other backends' have none."""
+    return not _OURS.isdisjoint(stored)
 
 
 def task_of(stored: Mapping[str, str]) -> str | None:

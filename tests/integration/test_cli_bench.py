@@ -88,6 +88,24 @@ def test_an_interrupt_leaves_nothing(seaweed, make_app, concurrency):
     assert left(backend) == []
 
 
+def test_an_interrupt_keeps_what_is_measured(seaweed, make_app, monkeypatch):
+    """Ctrl-C shows the rows that are complete by then, and ends it with 130."""
+    app = make_app(seaweed)
+    each = Bench._each
+
+    def enough(self, operation, *more):
+        if operation == "get":
+            raise KeyboardInterrupt
+        return each(self, operation, *more)
+
+    monkeypatch.setattr(Bench, "_each", enough)
+    done = bench(app, "--count", "2", "--json")
+    assert done.exit_code == 130
+    told = json.loads(done.stdout)
+    assert ([row["operation"] for row in told["rows"]], told["complete"]) == (["put", "conditional put"], False)
+    assert left(app.backend) == []
+
+
 def test_signals_clean_up(seaweed, make_app, tmp_path):
     """SIGTERM ends the command, and nothing stays."""
     app = make_app(seaweed)

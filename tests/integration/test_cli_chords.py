@@ -151,7 +151,29 @@ def test_json(proj):
         "done": 3,
         "size": 3,
         "body": "proj.total",
+        "missing": None,
     }
+
+
+def test_by_any_id(proj):
+    """A chord is found by the id that one holds: the body's, a member's or the group's; what it waits for is listed."""
+    members = [proj.app.signature("proj.member") for _ in range(3)]
+    body = chord(members, proj.app.signature("proj.total"), app=proj.app).apply_async()
+    group, ids = body.parent, [member.id for member in body.parent.results]
+    proj.deliver(group.id, ids, 0)
+    proj.backend.store_result(ids[1], None, states.STARTED, request=Context({"id": ids[1], "task": "proj.member"}))
+    other = proj.apply(2)
+    missing = [{"id": ids[1], "state": "STARTED", "task": "proj.member"}]
+    missing.append({"id": ids[2], "state": "PENDING", "task": None})
+    for id in (body.id, ids[2], group.id):
+        _, (record,) = proj.json(id)
+        assert (record["group"], record["missing"]) == (group.id, missing)
+    told = proj.celery("chords", ids[0], "never-was")
+    assert told.exit_code == 1
+    assert f"{group.id} waits for 2 members:" in told.stdout
+    assert re.search(rf"^{ids[1]}  STARTED  proj.member$", told.stdout, re.M)
+    assert other not in told.stdout
+    assert "There is no chord of never-was" in told.stderr
 
 
 def test_repair(proj):
@@ -198,7 +220,7 @@ def test_chosen_chords(proj):
     code, (record,) = proj.json(second)
     assert (code, record["state"]) == (1, "stuck")
     done = proj.celery("chords", "nobody")
-    assert (done.exit_code, done.stderr) == (1, "There is no chord nobody.\n")
+    assert (done.exit_code, done.stderr) == (1, "There is no chord of nobody: no group, body or member has that id.\n")
 
 
 def test_all(proj):
@@ -288,7 +310,7 @@ def test_ids_cannot_play_with_the_terminal(proj, capsys):
     told = capsys.readouterr().out
     assert "g\\x1b[2J is stuck" in told
     assert "\x1b" not in told
-    assert "There is no chord no\\x1bsuch." in proj.celery("chords", "no\x1bsuch").stderr
+    assert "There is no chord of no\\x1bsuch: " in proj.celery("chords", "no\x1bsuch").stderr
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_json_and_dry_run(counted, stored, later, command, mine):
         "count": 1,
         "bytes": size,
         "looked": 2,
+        "foreign": {"count": 0, "bytes": 0},
         "uploads": 0,
         "complete": True,
         "saved_per_month": None,
@@ -201,7 +202,7 @@ def test_interrupted(counted, stored, later, command, monkeypatch):
 
     monkeypatch.setattr(sweep.Sweep, "_delete", second)
     done = command(app)
-    assert done.exit_code == 1
+    assert done.exit_code == 130
     assert done.stderr.startswith("Deleted 20 objects, ")
     assert "Run it again for the rest." in done.stderr
 
@@ -332,6 +333,29 @@ def test_others_objects(counted, later, command, mine):
     later(20 * DAY)
     assert "chords  1" in command(app).stdout
     assert mine(app) == theirs
+
+
+def test_after_a_migration(seaweed, make_app, stored, later, command, mine, prefix, caplog):
+    """A year of results of Celery's own backend outlives the change of a line: the daily cleanup and a sweep leave it
+    alone and say so, and Celery's own backend reads it again; `--adopt` alone deletes it."""
+    names = {"bucket": seaweed.bucket, "region": seaweed.region, "endpoint_url": seaweed.endpoint_url}
+    names |= {"access_key_id": seaweed.access_key, "secret_access_key": seaweed.secret_key, "base_path": prefix}
+    conf = {f"s3_{name}": value for name, value in names.items()}
+    celerys, ours = make_app(seaweed, result_backend="s3", **conf), make_app(seaweed)
+    old = stored(celerys, "a year of these")
+    celerys.GroupResult(uuid(), [old]).save()
+    stored(ours, "ours"), ours.GroupResult(uuid(), [old]).save()
+    later(400 * DAY)
+    with caplog.at_level("INFO", "celery_s3"):
+        ours.backend.cleanup()
+    assert "deleted results 1, groups 1 (" in caplog.text
+    assert "2 that another backend wrote stay: `celery s3 sweep --adopt`" in caplog.text
+    assert "Left alone: 2 objects, " in command(ours).stdout
+    assert celerys.AsyncResult(old.id).get(timeout=5) == "a year of these"
+    celerys.backend._s3_resource.meta.client.close()
+    assert "say --yes" in command(ours, "--adopt").stderr
+    assert command(ours, "--adopt", "--yes").stdout.splitlines()[-1].startswith("Deleted 2 objects, ")
+    assert mine(ours) == set()
 
 
 def test_sealed(seaweed, make_app, stored, later, mine):

@@ -28,7 +28,7 @@ def at(server):
     return move
 
 
-@pytest.mark.parametrize("expires", [60, 60.0, timedelta(minutes=1)])
+@pytest.mark.parametrize("expires", [60, 60.0, "60", timedelta(minutes=1)])
 def test_boundary(counted, stored, at, expires, spends):
     """A result lives as long as `result_expires` says, and up to a second longer, never shorter."""
     app = counted(result_expires=expires)
@@ -199,8 +199,17 @@ def test_failures_like_any(counted, stored):
 
 def test_failure_term_that_makes_no_sense(make_app, seaweed):
     """A setting that is no length of time is an error that names it, when the backend is made."""
-    with pytest.raises(ConfigurationError, match="result_failure_expires is 'soon': give seconds or a timedelta"):
+    with pytest.raises(ConfigurationError, match="`result_failure_expires` is 'soon': give seconds or a timedelta"):
         make_app(seaweed, result_failure_expires="soon").backend.get_task_meta("x")
+
+
+def test_terms_are_told_with_the_other_mistakes(make_app, seaweed):
+    """`result_expires` that is no length of time, as a variable that is empty, stands beside what else is wrong."""
+    app = make_app(seaweed, result_expires="", s3_backend_settings={"concurrency": 0})
+    with pytest.raises(ConfigurationError) as told:
+        app.backend.get_task_meta("x")
+    assert "`result_expires` is '': give seconds or a timedelta; 0 means for ever" in str(told.value)
+    assert "concurrency" in str(told.value)
 
 
 def test_expired_success_is_overwritten(counted, stored, at, spends):

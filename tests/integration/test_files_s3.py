@@ -401,7 +401,7 @@ def test_command_by_id(counted, stored, command, path):
         stored(app, S3File(path), id=id)
     stored(app, 1, id="plain")
     told, requests = command(app, "forget", "one", "plain", "nope", "--yes")
-    assert (told, requests) == ("Forgot 3 results.\n", {"GET": 3, "LIST": 1, "DeleteObjects": 1})
+    assert (told[:16], requests) == ("Forgot 2 results", {"GET": 4, "LIST": 1, "DeleteObjects": 1})
     assert [key.partition("/")[0] for key in keys(app)] == ["two"]
 
 
@@ -603,3 +603,62 @@ def test_states(counted, stored, path):
     stored(app, S3File(path), states.SUCCESS, id=id)
     app.AsyncResult(id).forget()
     assert keys(app) == []
+
+
+# -- the other commands
+
+
+def test_commands_fetch_files(counted, stored, command, path, tmp_path):
+    """`show --output` writes the file and not its pointer, `ls` adds its bytes, JSON tells what it is."""
+    app = counted()
+    one = stored(app, S3File(path))
+    target = tmp_path / "fetched"
+    command(app, "show", one.id, "--output", str(target))
+    assert target.read_bytes() == DATA
+    command(app, "show", one.id, "--raw", "--output", str(target))
+    assert json.loads(target.read_bytes())["task_id"] == one.id
+    (row,) = json.loads(command(app, "ls", "--json")[0])
+    assert row["files"] == {"count": 1, "bytes": len(DATA)}
+    assert "KB (1 file)" in command(app, "ls")[0]
+    record = json.loads(command(app, "show", one.id, "--json")[0])["result"]
+    digest = hashlib.sha256(DATA).hexdigest()
+    about = {"type": "S3File", "name": "report.pdf", "size": 1024, "content_type": "application/pdf", "sha256": digest}
+    assert record == about
+    shown = command(app, "show", one.id)[0]
+    assert '"name": "report.pdf"' in shown
+    assert "--output FILE fetches the file" in shown
+
+
+def test_commands_fetch_several_files(counted, stored, command, path, tmp_path):
+    """Several files of a result go into a folder that exists, none over the other."""
+    app = counted()
+    one = stored(app, {"first": S3File(path), "second": [S3File(io.BytesIO(b"other"), name="report.pdf")]})
+    obj = CLIContext(app=app, no_color=True, workdir=None)
+    told = CliRunner().invoke(s3, ["show", one.id, "--output", str(tmp_path / "new")], obj=obj)
+    assert told.exit_code == 1
+    assert "There are 2 files: report.pdf, report.pdf. Name a folder that exists." in told.stderr
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command(app, "show", one.id, "--output", str(folder))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        "report.pdf": DATA,
+        "2-report.pdf": b"other",
+    }
+
+
+def test_commands_link_to_files(make_app, seaweed, stored, path):
+    """`url` links to the file; of a sealed result there is none, unless the sealed bytes are asked for."""
+    app = make_app(seaweed)
+    obj = CLIContext(app=app, no_color=True, workdir=None)
+    one = stored(app, [S3File(path)])
+    done = CliRunner().invoke(s3, ["url", one.id], obj=obj, catch_exceptions=False)
+    assert urllib.request.urlopen(done.stdout.strip()).read() == DATA
+    assert "can read the 1 file (1.0 KB) until" in done.stderr
+    sealed = make_app(seaweed, s3_backend_settings=SEAL)
+    two, obj = stored(sealed, "secret"), CLIContext(app=sealed, no_color=True, workdir=None)
+    done = CliRunner().invoke(s3, ["url", two.id], obj=obj)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "it is sealed by `seal_keys`" in done.stderr
+    done = CliRunner().invoke(s3, ["url", two.id, "--raw"], obj=obj)
+    assert b"secret" not in urllib.request.urlopen(done.stdout.strip()).read()
+    assert "nothing more without `seal_keys`" in done.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from celery.bin.base import CLIContext
@@ -45,6 +47,11 @@ class Bucket:
         obj = CLIContext(app=self.app, no_color=True, workdir=None)
         told = json.loads(CliRunner().invoke(s3, ["init", "--dry-run", "--json"], obj=obj).stdout)
         return {one["what"]: one["lines"] for one in told["changes"]}
+
+
+@pytest.fixture(autouse=True)
+def _somebody_is_there(monkeypatch):
+    monkeypatch.setattr("celery_s3.cli.query._somebody_is_there", lambda: True)
 
 
 @pytest.fixture
@@ -140,6 +147,44 @@ def test_foreign_objects(bucket):
     bucket.init(input="y\n")
     assert bucket.control.lifecycle() == bucket.backend.lifecycle_rules()
     assert bucket.changes() == {}  # asked once
+
+
+@pytest.fixture
+def old(bucket, monkeypatch):
+    """A bucket with three results, and the time more than a year later."""
+    bucket.control.create()
+    for number in range(3):
+        bucket.backend.store.put(bucket.backend.layout.result_key(f"old-{number}"), b"{}")
+    later = SimpleNamespace(time=lambda: time.time() + 400 * 86_400)
+    monkeypatch.setattr("celery_s3.operate.init.time", later)
+    return bucket
+
+
+def test_what_the_rules_delete_at_once(old):
+    """Old results that a new rule deletes are counted, and their number is asked for; a yes is not enough."""
+    for answer, code in (("y\n", 1), ("2\n", 1), ("3\n", 0)):
+        assert old.control.lifecycle() == []
+        told = old.init(input=answer, code=code)
+        assert f"- 3 of the 3 objects that stand under {old.backend.layout.results} now" in told.output
+        assert "They delete 3 objects that stand there now. Type 3 to go on" in told.output
+    assert old.control.lifecycle() == old.backend.lifecycle_rules()
+
+
+def test_what_the_rules_delete_where_nobody_is_asked(old):
+    """With --yes, as many must have been allowed by number; the other changes are made meanwhile."""
+    done = old.init("--yes", "--delete", "2", code=1)
+    assert "lifecycle: not done: --yes is not enough for it: it deletes 3 objects; say --delete 3" in done.stderr
+    assert old.control.lifecycle() == []
+    told = json.loads(old.init("--yes", "--delete", "3", "--json").stdout)
+    assert [(one["what"], one["deletes"], one["made"]) for one in told["changes"]] == [("lifecycle", 3, True)]
+
+
+def test_nobody_to_ask(bucket, monkeypatch):
+    """Elsewhere than on a terminal nothing is changed without --yes, which it says."""
+    monkeypatch.setattr("celery_s3.cli.query._somebody_is_there", lambda: False)
+    assert "say --yes" in bucket.init(code=1).stderr
+    with pytest.raises(BucketMissing):
+        bucket.control.region()
 
 
 def test_the_rules_of_an_earlier_base_path(moved):

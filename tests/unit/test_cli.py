@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from celery import Celery, chain, chord, group
 from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
-from celery_s3.cli import COMMANDS, output, s3
+from celery_s3 import __version__
+from celery_s3.cli import COMMANDS, output, query, s3
+from celery_s3.cli.alone import main
 from celery_s3.cli.chords import _names
 from devtools.reference import commands
 
@@ -60,8 +63,117 @@ def test_documentation_is_up_to_date():
 
 
 def test_unknown_command():
-    """A command that does not exist is a usage error."""
-    assert run("what").exit_code == 2
+    """A command that does not exist is a usage error, with a suggestion where one is like it."""
+    assert run("what-else-is-there").exit_code == 2
+    told = run("doctr")
+    assert told.exit_code == 2
+    assert "No such command 'doctr'. Did you mean doctor?" in told.output
+
+
+def test_help_can_be_pasted():
+    """Usage and example name the app before the command; -h is --help; --version tells this package's."""
+    told = run("ls", "-h").output
+    assert told.startswith("Usage: celery -A proj s3 ls [OPTIONS]\n")
+    assert told.endswith("Example:\n  celery -A proj s3 ls --state FAILURE --since 1d\n")
+    assert run("cost", "-h").output.startswith("Usage: celery s3 cost [OPTIONS]\n")
+    assert run("--version").output == f"celery-s3 {__version__}\n"
+    headings = re.findall(r"^(\w[\w ]+):$", run("-h").output, re.M)
+    assert headings == ["Options", "Set up", "Look", "Clean up", "Measure", "Example"]
+
+
+def test_without_an_app():
+    """`celery-s3 --url …` is the same commands for who has a bucket alone; lines to paste name it as it was called."""
+    url = "celery-s3://some-bucket/base?region=eu-west-1"
+
+    def alone(*arguments, **variables):
+        return CliRunner(env={"CELERY_RESULT_BACKEND": None, **variables}).invoke(
+            main, arguments, prog_name="celery-s3"
+        )
+
+    for told in (alone("--url", url, "policy"), alone("policy", CELERY_RESULT_BACKEND=url)):
+        assert told.exit_code == 0, told.output
+        assert "arn:aws:s3:::some-bucket/base/celery-task-meta-*" in told.stdout
+    assert alone("ls", "-h").output.startswith("Usage: celery-s3 ls [OPTIONS]\n")
+    assert alone("--url", url, "ls", "-h").output.startswith(f"Usage: celery-s3 --url '{url}' ls ")
+    assert "`bucket`: is missing" in alone("policy").output
+    told = alone("--url", "celery-s3://key:secret@bucket", "policy")
+    assert told.exit_code == 1
+    assert "secret@" not in told.output
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, "asked"])
+def test_ctrl_c_is_130(monkeypatch, raised):
+    """Ctrl-C ends any command with 130, as shells have it, also while it asks; a no ends it with 1."""
+
+    def end(**_):
+        if raised is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
+    command = s3.get_command(click.Context(s3), "cost")
+    monkeypatch.setattr(command, "callback", end)
+    assert run("cost").exit_code == 130
+    monkeypatch.setattr(command, "callback", lambda **_: (_ for _ in ()).throw(click.Abort()))
+    assert run("cost").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("no_color", "variables", "colored"),
+    [
+        (False, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm"}, False),
+        (False, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (False, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colors(no_color, variables, colored):
+    """`celery --no-color`, NO_COLOR and TERM=dumb switch all colours off, whatever the terminal can do."""
+    command = s3.get_command(click.Context(s3), "cost")
+
+    def show(**_):
+        output.print_table(("ID", "STATE"), [("a", "FAILURE")])
+        with output.console().capture() as captured:
+            output.console().print("[red]x[/]")
+        click.echo(captured.get() + click.style("y", fg="red"))
+
+    obj = CLIContext(app=Celery("other", set_as_current=False), no_color=no_color, workdir=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NO_COLOR", raising=False)
+        patch.setattr(command, "callback", show)
+        told = CliRunner(env=variables).invoke(s3, ["cost"], obj=obj, color=True)
+    assert told.exit_code == 0, told.output
+    assert ("\x1b[" in told.output) is colored
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("1.5", 1.5), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("7d", 604_800)]
+)
+def test_durations(text, seconds):
+    """A duration is written the same way for every option: a number of seconds, or with units."""
+    assert query.duration(text) == seconds
+    for wrong in (f"-{text}", f"{text} ", "", "nan", "5 m", "soon"):
+        with pytest.raises(click.BadParameter, match="is no duration"):
+            query.duration(wrong)
+
+
+@pytest.mark.parametrize("columns", [120, 60, 40])
+def test_tables_break_no_word(monkeypatch, capsys, columns):
+    """On a terminal of any width ids and words stay whole, and lines fit where their words do."""
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True, raising=False)
+    id, task, text = (
+        "5b0ac9f6-0e0a-4a0e-9a35-0d4c6f2f9a11",
+        "proj.reports.tasks.monthly",
+        "some words to be wrapped " * 4,
+    )
+    output.print_table(("ID", "STATE", "TASK"), [(id, "FAILURE", task), ("short", "", "")])
+    output.print_table(("NAME", "TEXT"), [("a", text)])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert all(any(word in line for line in lines) for word in (id, "FAILURE", task, "wrapped"))
+    assert max(map(len, lines)) <= columns
 
 
 def test_another_backend():

@@ -17,7 +17,7 @@ from celery_s3.expiry.stale_uploads import StaleUploads
 from celery_s3.expiry.sweep import Sweep, areas
 from celery_s3.expiry.terms import DAY, Terms
 from celery_s3.keys import Layout
-from celery_s3.metadata import expires_at, result_metadata, term_asked, term_metadata, term_of
+from celery_s3.metadata import SAVED, expires_at, result_metadata, term_asked, term_metadata, term_of
 from celery_s3.store.api import Object
 from celery_s3.store.clients.control import Upload
 from celery_s3.store.memory import Fault, MemoryStore
@@ -66,7 +66,7 @@ class Bucket:
 
     def sweep(self, results=DAY, failures=DAY, messages=15 * DAY, remains=(), **options):
         terms = Terms(results, failures, 15 * DAY, 15 * DAY, messages)
-        chosen = {name: options.pop(name) for name in ("batch", "thorough") if name in options}
+        chosen = {name: options.pop(name) for name in ("batch", "thorough", "adopt") if name in options}
         now = options.pop("now", lambda: self.time)
         listing = areas(LAYOUT, terms, **chosen)
         return Sweep(self.store, self.pool, listing, lambda: iter(remains), self.uploads, now=now, **options)
@@ -89,7 +89,7 @@ def bucket():
 
 def test_what_has_expired_goes(bucket):
     """Expired results, groups and messages are deleted and told by kind; the rest stays, and is not even read."""
-    old = [bucket.put("old", DAY + 1), bucket.write(LAYOUT.groups + "g", DAY + 1)]
+    old = [bucket.put("old", DAY + 1), bucket.write(LAYOUT.groups + "g", DAY + 1, SAVED)]
     old.append(bucket.write(LAYOUT.messages + hashlib.sha256(b"m").hexdigest(), 15 * DAY + 1))
     young = {bucket.put("young", DAY - 1), bucket.write(LAYOUT.messages + "0" * 64, DAY), "celery-s3-probe"}
     bucket.write("celery-s3-probe", 999 * DAY)
@@ -138,6 +138,20 @@ def test_own_terms(bucket):
     assert garbage not in bucket.keys
     bucket.sweep(thorough=True).run()
     assert bucket.keys == kept
+
+
+def test_what_another_backend_wrote(bucket):
+    """However old, it stays and is counted, until a sweep is told to adopt it; ours beside it go as ever."""
+    theirs = {bucket.write(LAYOUT.results + "theirs", 400 * DAY), bucket.write(LAYOUT.groups + "theirs", 400 * DAY)}
+    young = bucket.write(LAYOUT.results + "young", 60)
+    bucket.put("ours", DAY + 1)
+    bucket.write(LAYOUT.groups + "ours", DAY + 1, SAVED)
+    for dry_run in (True, False):
+        done = bucket.sweep(dry_run=dry_run).run()
+        assert (done.count, done.foreign.count, done.foreign.size) == (2, 2, 10)
+    assert bucket.keys == theirs | {young}
+    done = bucket.sweep(adopt=True).run()
+    assert (done.count, done.foreign.count, bucket.keys) == (2, 0, {young})
 
 
 def test_own_terms_where_results_stay_for_ever(bucket):

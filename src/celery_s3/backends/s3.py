@@ -30,6 +30,7 @@ from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
+from celery_s3.metadata import SAVED
 from celery_s3.notices import Notices
 from celery_s3.outbox import Outbox
 from celery_s3.results.pending import Pending
@@ -227,7 +228,7 @@ class S3Backend(ResultBackend):
 
     def set(self, key: str | bytes, value: bytes | str) -> None:
         """Write an object, whatever stands there."""
-        self.store.put(self._full(key), str_to_bytes(value), content_type=self.content_type)
+        self.store.put(self._full(key), str_to_bytes(value), content_type=self.content_type, metadata=SAVED)
 
     def delete(self, key: str | bytes) -> None:
         """Delete an object; one that does not exist counts as deleted."""
@@ -489,9 +490,9 @@ class S3Backend(ResultBackend):
         """The lifecycle rules that the bucket should have, for one that keeps versions or not."""
         return self.expiry.rules(versioned=versioned)
 
-    def sweep(self, *, dry_run: bool = False, thorough: bool = False) -> Sweep:
+    def sweep(self, **options: bool) -> Sweep:
         """A sweep, ready to run: see :meth:`celery_s3.expiry.service.Expiry.sweep`."""
-        return self.expiry.sweep(dry_run=dry_run, thorough=thorough)
+        return self.expiry.sweep(**options)
 
     def cleanup(self) -> None:
         """What Celery's daily task `celery.backend_cleanup` does: delete what has expired; or what its message asks."""

@@ -12,8 +12,9 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.costs.prices import Prices, bill, list_prices
 from celery_s3.operate.bench import Bench, Plan, Row
 
+from .command import command as s3_command
 from .context import dry_run_option, json_option, terminated_like_interrupted, with_backend
-from .output import data_size, print_json, print_table, printable
+from .output import data_size, print_json, print_table, printable, progress
 
 __all__ = ["command"]
 
@@ -21,7 +22,7 @@ TITLES = ("OPERATION", "SAMPLES", "MEDIAN", "P90", "P99", "REQUESTS/S")
 SHARES = (0.5, 0.9, 0.99)
 
 
-@click.command("bench")
+@s3_command("bench", example="--count 50 --size 100000")
 @click.option("--count", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Objects of each kind.")
 @click.option("--size", type=click.IntRange(0, 2**26), default=1024, show_default=True, help="Bytes of each.")
 @click.option(
@@ -37,8 +38,9 @@ SHARES = (0.5, 0.9, 0.99)
 def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run: bool, as_json: bool) -> None:
     """Measure put, conditional put, get and list.
 
-    On the configured bucket, from this machine, through the client and the retries that workers use, under a prefix
-    of its own that is removed in the end, also when you interrupt it. It says beforehand what that costs.
+    On the configured bucket, from this machine, through the client and the retries that workers use, under a prefix of
+    its own that is removed in the end, also when you interrupt it: what is measured by then is shown. It says
+    beforehand what that costs.
 
     A sample of `get many` is all objects, of `list` one listing of them. The first request, which connects, is not
     measured. Needs s3:PutObject, s3:GetObject, s3:DeleteObject, and s3:ListBucket for the listing: where only that is
@@ -54,25 +56,34 @@ def command(backend: S3Backend, count: int, size: int, concurrency: int, dry_run
         if as_json:
             print_json({"plan": asdict(plan), "requests": plan.requests, "dollars": plan.dollars(prices)})
         return
-    bench = Bench(backend.store, backend.tally, backend.layout, plan)
-    rows = _measured(bench)
+    rows: list[Row] = []
+    with progress("Measuring", plan.samples) as moved:
+        bench = Bench(backend.store, backend.tally, backend.layout, plan, moved=moved)
+        interrupted = _measure(bench, rows)
     dollars = sum(item.dollars for item in bill(bench.spent, prices))
     if as_json:
-        print_json({"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars})
-    else:
+        told = {"plan": asdict(plan), "rows": [_record(row) for row in rows], "dollars": dollars}
+        print_json(told | {"complete": interrupted is None})
+    elif rows:
         print_table(TITLES, [_row(row) for row in rows])
         click.echo(f"{data_size(size)} each. It cost ${dollars:.4f} at {_list_price(prices)}; everything is removed.")
+    if interrupted is not None:
+        raise interrupted
     _fail_if_denied(rows)
 
 
-def _measured(bench: Bench) -> list[Row]:
+def _measure(bench: Bench, rows: list[Row]) -> KeyboardInterrupt | None:
+    """Add the rows as they come; what was raised where somebody had enough of it."""
     try:
         with terminated_like_interrupted():
-            return list(bench.rows())
+            rows.extend(bench.rows())
+    except KeyboardInterrupt as exc:
+        return exc
     except BaseException as exc:
         for note in getattr(exc, "__notes__", ()):
             click.echo(printable(note), err=True)
         raise
+    return None
 
 
 def _fail_if_denied(rows: Sequence[Row]) -> None:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import click
+from celery import states
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.chords.body import body_in
 from celery_s3.chords.manifest import Manifest
 from celery_s3.chords.survey import Chord
 from celery_s3.errors import CeleryS3Error
+from celery_s3.operate.inventory import Found
+from celery_s3.store.api import Entry
 
+from .command import command as s3_command
+from .command import program
 from .context import dry_run_option, json_option, with_backend
-from .output import bar, duration, print_json, print_table, printable
-from .query import confirm, yes_option
+from .output import bar, counted, duration, print_json, print_table, printable
+from .query import confirm, inventory_of, yes_option
 
 __all__ = ["command"]
 
 NEEDY = ("stuck", "complete")
+#: Missing members whose states are read, each with a request.
+MEMBERS = 500
 #: Columns of a terminal that leave room for a bar.
 WIDE = 110
 
@@ -33,8 +41,8 @@ class _Found(NamedTuple):
     was: str = ""
 
 
-@click.command("chords")
-@click.argument("groups", nargs=-1, metavar="[GROUP_ID]...")
+@s3_command("chords", example="--repair")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "settled", is_flag=True, help="Also chords that are sent or failed, of the last 15 days.")
 @click.option("--repair", is_flag=True, help="Mend what is stuck: send what is complete and unsent.")
 @yes_option
@@ -42,34 +50,82 @@ class _Found(NamedTuple):
 @json_option
 @with_backend
 def command(
-    backend: S3Backend, groups: Sequence[str], settled: bool, repair: bool, yes: bool, dry_run: bool, as_json: bool
+    backend: S3Backend, ids: Sequence[str], settled: bool, repair: bool, yes: bool, dry_run: bool, as_json: bool
 ) -> None:
     """List chords in flight and mend stuck ones.
 
-    All of them, or those with these GROUP_IDs. A chord is running, complete (about to be claimed), claimed (being
-    sent) or stuck: all parts are there and nobody went on, whoever claimed it died, or a member has a result but no
-    part. --repair mends that from what is stored. It may run beside workers, and sends nothing that is decided.
-    It shows each task with its arguments, and asks: without `seal_keys` whoever may write to the bucket may have
-    written them.
+    All of them, or those of these IDs: of the group, of the body (which `apply_async()` returns) or of a member. Of
+    these, the members that are missing are listed with their state. A chord is running, complete (about to be claimed),
+    claimed (being sent) or stuck: all parts are there and nobody went on, whoever claimed it died, or a member has a
+    result but no part. --repair mends that from what is stored. It may run beside workers, and sends nothing that is
+    decided. It shows each task with its arguments, and asks: without `seal_keys` whoever may write to the bucket may
+    have written them.
 
-    Needs s3:ListBucket; --repair also the broker. The exit code is 0 only when nothing is stuck.
+    An ID that is no group's takes a look at each chord of the last 15 days, one request. Needs s3:ListBucket; --repair
+    also the broker. The exit code is 0 only when nothing is stuck.
     """
-    found = [_Found(chord) for chord in backend.repairs.survey.chords(groups, settled=settled or bool(groups))]
+    chords, missing = _of(backend, ids) if ids else (list(backend.repairs.survey.chords(settled=settled)), ids)
+    found = [_Found(chord) for chord in chords]
     if repair and not dry_run:
         backend.app.loader.import_default_modules()
         if not yes:
             _ask(backend, [one.chord for one in found if one.chord.state in NEEDY])
         found = [_mended(backend, one.chord) for one in found]
     found.sort(key=lambda one: -one.chord.age)
+    awaited = {one.chord.group: _awaited(backend, one.chord) for one in found} if ids else {}
     if as_json:
-        print_json([_record(backend, one) for one in found])
+        print_json([_record(backend, one) | {"missing": awaited.get(one.chord.group)} for one in found])
     else:
         _print(backend, found, repair and dry_run)
-    missing = set(groups) - {one.chord.group for one in found}
-    for group in sorted(missing):
-        click.echo(f"There is no chord {printable(group)}.", err=True)
+        _print_awaited(awaited)
+    for id in missing:
+        click.echo(f"There is no chord of {printable(id)}: no group, body or member has that id.", err=True)
     if missing or any(one.chord.state == "stuck" for one in found):
         raise SystemExit(1)
+
+
+def _of(backend: S3Backend, ids: Sequence[str]) -> tuple[list[Chord], list[str]]:
+    """The chords of these ids, whatever of a chord's they are, and the ids that belong to none."""
+    survey = backend.repairs.survey
+    found = {chord.group: chord for chord in survey.chords(ids, settled=True)}
+    left = set(ids) - found.keys()
+    if left:
+        for _, chord in backend.pool.stream(survey.read, survey.folders()):
+            if isinstance(chord, BaseException):
+                raise chord
+            if chord is not None and (known := left & {*chord.manifest.ids, _body_id(backend, chord.manifest)}):
+                found[chord.group] = survey.examined(chord)
+                left -= known
+    return list(found.values()), sorted(left)
+
+
+def _body_id(backend: S3Backend, manifest: Manifest) -> str:
+    try:
+        return str(body_in(manifest, backend.app, trusted=backend.mending.trusted).id)
+    except Exception:  # noqa: BLE001 (whatever a decoder makes of it)
+        return ""
+
+
+def _awaited(backend: S3Backend, chord: Chord) -> list[dict[str, str | None]]:
+    """The members that have not delivered, with their states and tasks; a request each."""
+    if chord.decided:
+        return []
+    ids = [id for slot, id in enumerate(chord.manifest.ids) if (0, slot) not in chord.parts]
+    if len(ids) > MEMBERS:
+        return [{"id": id, "state": None, "task": None} for id in ids]
+    known = {found.id: found for found in inventory_of(backend, yes=True).known(ids)}
+    pending = Found("", Entry("", 0, datetime.now(UTC)), state=states.PENDING)
+    return [{"id": id, "state": known.get(id, pending).state, "task": known.get(id, pending).task} for id in ids]
+
+
+def _print_awaited(awaited: Mapping[str, Sequence[Mapping[str, str | None]]]) -> None:
+    for group, members in awaited.items():
+        if members:
+            click.echo(f"\n{printable(group)} waits for {counted(len(members), 'member')}:")
+            rows = [(str(one["id"]), one["state"] or "?", one["task"] or "?") for one in members[:MEMBERS]]
+            print_table(("MEMBER", "STATE", "TASK"), rows)
+            if len(members) > MEMBERS:
+                click.echo(f"… and {len(members) - MEMBERS:,} more: --json lists all.")
 
 
 def _ask(backend: S3Backend, needy: Sequence[Chord]) -> None:
@@ -128,7 +184,7 @@ def _print(backend: S3Backend, found: Sequence[_Found], dry_run: bool) -> None:
     if dry_run:
         click.echo(f"--repair would mend {would}.")
     elif stuck and not mended:
-        click.echo("Mend them with `celery -A … s3 chords --repair`.")
+        click.echo(f"Mend them with `{program()} chords --repair`.")
 
 
 def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:

@@ -16,10 +16,14 @@ from celery_s3.costs.model import Deployment, Work, celery_own, celery_s3, cost_
 from celery_s3.costs.prices import Item, Prices, bill, price_table, prices_name, storage_cost
 from celery_s3.costs.workers import ask_workers
 
+from .command import command as s3_command
 from .context import json_option, with_backend
 from .output import data_size, print_json, print_table
+from .query import between, duration
 
 __all__ = ["command"]
+
+DAY = 86_400
 
 #: The backends by the names that the table shows, each with its model.
 MODELS = {"celery-s3": celery_s3, "Celery's own s3": celery_own}
@@ -39,7 +43,7 @@ class _Between(click.FloatRange):
         return number
 
 
-@click.command("cost")
+@s3_command("cost", example="--tasks 1000000 --wait 5s", needs_app=False)
 @click.option(
     "--tasks",
     type=click.IntRange(1, 10**12),
@@ -59,14 +63,22 @@ class _Between(click.FloatRange):
 )
 @click.option(
     "--wait",
-    type=_Between(0, 86_400),
-    default=0.0,
+    type=duration,
+    callback=between(0, 86_400),
+    default="0",
     show_default=True,
-    help="Seconds that the client waits in get(); 0: the result is there already.",
+    help="How long the client waits in get(), up to 1d; 0: the result is there already.",
 )
 @click.option("--group", type=click.IntRange(0, 100_000), default=0, help="The tasks are fetched in groups of so many.")
 @click.option("--chord", type=click.IntRange(0, 10_000), default=0, help="They are the headers of chords of so many.")
-@click.option("--keep", type=_Between(0, 36_500), default=1.0, show_default=True, help="Days until it is deleted.")
+@click.option(
+    "--keep",
+    type=duration,
+    callback=between(0, 36_500 * DAY),
+    default="1d",
+    show_default=True,
+    help="How long until it is deleted.",
+)
 @click.option(
     "--prices",
     "file",
@@ -75,7 +87,12 @@ class _Between(click.FloatRange):
 )
 @click.option("--measured", is_flag=True, help="Ask running workers instead what they have asked of S3.")
 @click.option(
-    "--timeout", type=_Between(0.1, 86_400), default=2.0, show_default=True, help="Seconds to wait for the workers."
+    "--timeout",
+    type=duration,
+    callback=between(0.1, 86_400),
+    default="2s",
+    show_default=True,
+    help="How long to wait for the workers.",
 )
 @json_option
 @click.pass_context
@@ -91,6 +108,7 @@ def command(
     asked by remote control, which SQS does not have; there, each logs the same when it ends.
     """
     prices = price_table(file)
+    shape["keep"] /= DAY
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if measured and given & shape.keys():
         raise click.UsageError("--measured tells what was asked: it takes no shape.")

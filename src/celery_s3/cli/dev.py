@@ -15,6 +15,8 @@ from celery_s3.dev.seaweed import SeaweedFS
 from celery_s3.dev.sqs import SQSServer
 from celery_s3.settings.kinds import Text, Wrong
 
+from .command import command as s3_command
+
 __all__ = ["command"]
 
 #: The first line of a file that this command has written.
@@ -35,7 +37,7 @@ def _bucket(text: str) -> str:
         raise click.BadParameter(f"{exc}.") from exc
 
 
-@click.command("dev")
+@s3_command("dev", example="--dir ./s3-data", needs_app=False)
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),

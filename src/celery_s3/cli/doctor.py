@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
-from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, replace
 
@@ -13,21 +9,19 @@ import click
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.operate.capabilities import Tried, try_all
-from celery_s3.operate.doctor import Case, Finding, Level, examine
+from celery_s3.operate.doctor import Case, Finding, examine
 from celery_s3.store.clients.control import Control
 from celery_s3.store.routing import Routing
 
+from .command import command as s3_command
 from .context import json_option, terminated_like_interrupted, with_backend
+from .findings import exit_code, print_counts, print_finding
 from .output import print_json, print_table
 
 __all__ = ["command"]
 
-_COLORS: dict[Level, str] = {"OK": "green", "WARN": "yellow", "FAIL": "red", "SKIP": "bright_black"}
-#: Columns before the text: level and step.
-_INDENT = 22
 
-
-@click.command("doctor")
+@s3_command("doctor", example="")
 @click.option(
     "--thorough",
     is_flag=True,
@@ -58,7 +52,7 @@ def command(backend: S3Backend, as_json: bool, thorough: bool) -> None:
         if not as_json:
             click.echo(f"{backend.settings.uri}\n")
         findings = [
-            _redacted(backend, finding) if as_json else _print(_redacted(backend, finding)) for finding in found
+            _redacted(backend, finding) if as_json else print_finding(_redacted(backend, finding)) for finding in found
         ]
         reachable = all(one.level != "FAIL" for one in findings if one.step in ("bucket", "PUT"))
         tried = [_without_secrets(backend, one) for one in capabilities] if thorough and reachable else []
@@ -69,10 +63,8 @@ def command(backend: S3Backend, as_json: bool, thorough: bool) -> None:
         if tried:
             click.echo()
             print_table(("CAPABILITY", "VERDICT", "FOUND", "INSTEAD"), [_row(one) for one in tried])
-        counts = Counter(finding.level for finding in findings)
-        click.echo(f"\n{counts['OK']} OK, {counts['WARN']} WARN, {counts['FAIL']} FAIL, {counts['SKIP']} SKIP.")
-    if any(finding.level == "FAIL" for finding in findings):
-        raise SystemExit(1)
+        print_counts(findings)
+    raise SystemExit(exit_code(findings))
 
 
 def _case(backend: S3Backend, store: Routing) -> Case:
@@ -99,23 +91,3 @@ def _without_secrets(backend: S3Backend, tried: Tried) -> Tried:
 
 def _row(tried: Tried) -> tuple[str, ...]:
     return tried.name, tried.verdict, tried.found, tried.instead
-
-
-def _print(finding: Finding) -> Finding:
-    level = click.style(finding.level.ljust(6), fg=_COLORS[finding.level], bold=finding.level == "FAIL")
-    lines = _wrapped(finding.text) + [
-        f"→ {line}" if not n else f"  {line}" for n, line in enumerate(_wrapped(finding.remedy))
-    ]
-    click.echo(level + finding.step.ljust(_INDENT - 6) + lines[0])
-    for line in lines[1:]:
-        click.echo(" " * _INDENT + line)
-    return finding
-
-
-def _wrapped(text: str) -> list[str]:
-    """Lines that fit the terminal; elsewhere one line, so that other programs can read it."""
-    plain = "".join(char if char.isprintable() else " " for char in text)
-    if not sys.stdout.isatty():
-        return [plain] if plain else []
-    width = max(40, shutil.get_terminal_size().columns - _INDENT - 2)
-    return textwrap.wrap(plain, width, break_on_hyphens=False)

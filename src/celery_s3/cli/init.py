@@ -18,16 +18,27 @@ from celery_s3.settings.kinds import Wrong
 from celery_s3.settings.options import OPTIONS
 from celery_s3.store.clients.control import Control
 
+from .command import command as s3_command
+from .command import with_program
 from .context import dry_run_option, json_option, with_backend
-from .output import print_json, printable
+from .output import counted, print_json, printable
+from .query import confirm, yes_option
 
 __all__ = ["command"]
 
 _COLORS = {"+": "green", "-": "red", "=": "bright_black", "!": "yellow"}
 
 
-@click.command("init")
-@click.option("--yes", is_flag=True, help="Make the changes without asking.")
+@s3_command("init", example="--dry-run")
+@yes_option
+@click.option(
+    "--delete",
+    "agreed",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    help="With --yes: new rules may delete up to N of the objects that stand there now.",
+)
 @click.option(
     "--print",
     "form",
@@ -43,14 +54,23 @@ _COLORS = {"+": "green", "-": "red", "=": "bright_black", "!": "yellow"}
 @json_option
 @with_backend
 def command(
-    backend: S3Backend, yes: bool, form: str | None, moved_from: str | None, dry_run: bool, as_json: bool
+    backend: S3Backend,
+    yes: bool,
+    agreed: int,
+    form: str | None,
+    moved_from: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Create the bucket or bring it up to date.
 
     Public access is blocked, expired results and stale uploads are removed by lifecycle rules, and the encryption of
     the settings becomes the bucket's. Rules of others stay as they are, in their order. The difference is shown
-    before it is made; running it again changes nothing. Objects that celery-s3 has not written, and that a new rule
-    would delete, are named; then --yes is not enough to make that change.
+    before it is made; running it again changes nothing.
+
+    What a new rule would delete now is counted, results of an earlier backend too, and that number is asked for; where
+    nobody is asked, --delete must allow it. Objects that celery-s3 has not written are named; then only a person can
+    say yes. To count takes a request for each 1,000 objects.
 
     The exit code is 0 only when the bucket is as it should be: with --dry-run, when nothing is to change. What the
     server has no API for is a warning.
@@ -76,8 +96,10 @@ def command(
     if ask or not as_json:
         _print(backend, found, err=as_json)
     if ask:
-        click.confirm("\nMake these changes?", abort=True, err=as_json)
-    made = [] if dry_run else _make(found, backend.settings, unasked=yes, quiet=as_json)
+        doomed = sum(change.deletes for change in found.changes)
+        gone = f" They delete {counted(doomed, 'object')} that {'stand' if doomed > 1 else 'stands'} there now."
+        confirm(f"Make these changes?{gone if doomed else ''}", number=doomed)
+    made = [] if dry_run else _make(found, backend.settings, agreed=agreed if yes else None, quiet=as_json)
     if as_json:
         print_json(_record(found, made))
     if found.troubles or any(change not in made and change.what not in found.lacking for change in found.changes):
@@ -96,19 +118,27 @@ def _former(backend: S3Backend, base_path: str) -> Layout:
     return former
 
 
-def _make(found: Plan, settings: Settings, *, unasked: bool, quiet: bool) -> list[Change]:
-    """Make the changes; those that were made. Without a bucket there is nothing to go on with."""
+def _make(found: Plan, settings: Settings, *, agreed: int | None, quiet: bool) -> list[Change]:
+    """Make the changes; those that were made. Without a bucket there is nothing to go on with.
+
+    Arguments:
+        agreed: how many objects they may delete where nobody was asked; ``None``: somebody has seen all of it.
+    """
     made = []
     for change in found.changes:
-        if unasked and change.doubtful:
-            found.troubles[change.what] = "--yes is not enough for it: look at the lines with `!`, and run it without"
+        if agreed is not None and (change.doubtful or change.deletes > agreed):
+            found.troubles[change.what] = "--yes is not enough for it: " + (
+                "look at the lines with `!`, and run it without"
+                if change.doubtful
+                else f"it deletes {counted(change.deletes, 'object')}; say --delete {change.deletes}, or run it without"
+            )
             click.echo(f"{change.what}: not done: {found.troubles[change.what]}.", err=True)
             continue
         try:
             remark = change.make()
         except CeleryS3Error as exc:
             found.note(change.what, exc, settings)
-            click.echo(f"{change.what}: not done: {why(exc, settings, change.what)}.", err=True)
+            click.echo(with_program(f"{change.what}: not done: {why(exc, settings, change.what)}."), err=True)
             if change.what == "bucket":
                 break
         else:
@@ -125,9 +155,9 @@ def _print(backend: S3Backend, found: Plan, *, err: bool) -> None:
     for change in found.changes:
         _print_lines(change.what, change.lines, err=err)
     for what, trouble in found.troubles.items():
-        click.echo(f"{what}: not known: {trouble}.", err=True)
+        click.echo(with_program(f"{what}: not known: {trouble}."), err=True)
     for warning in (*(f"{what}: {lack}." for what, lack in found.lacking.items()), *found.warnings):
-        click.echo(click.style(f"warning: {warning}", fg="yellow"), err=True)
+        click.echo(click.style(with_program(f"warning: {warning}"), fg="yellow"), err=True)
     if not found.changes:
         click.echo("Nothing to change.", err=err)
 
@@ -139,7 +169,9 @@ def _print_lines(what: str, lines: Sequence[str], *, err: bool) -> None:
 
 def _record(found: Plan, made: Sequence[Change]) -> dict[str, Any]:
     return {
-        "changes": [{"what": one.what, "lines": one.lines, "made": one in made} for one in found.changes],
+        "changes": [
+            {"what": one.what, "lines": one.lines, "deletes": one.deletes, "made": one in made} for one in found.changes
+        ],
         "troubles": found.troubles,
         "lacking": found.lacking,
         "warnings": found.warnings,

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from celery_s3.printable import printable
 
-__all__ = ["COLORS", "bar", "counted", "data_size", "duration", "print_json", "print_table", "printable", "progress"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "COLORS",
+    "bar",
+    "console",
+    "counted",
+    "data_size",
+    "duration",
+    "print_json",
+    "print_table",
+    "printable",
+    "progress",
+    "wants_color",
+]
 
 #: The color of a cell that begins with the state of a chord or of a result.
 COLORS = {
@@ -53,32 +71,89 @@ def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: on a terminal by rich, if that is installed, so that it fits; elsewhere one line for each row."""
-    safe = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty() and find_spec("rich"):
-        _rich_table(titles, safe)
-    else:
-        _text_table(titles, safe)
+def wants_color(no_color: bool) -> bool:
+    """Whether there may be colours: not with `--no-color`, the variable NO_COLOR, or a terminal without any."""
+    return not (no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb")
 
 
-def _text_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def console(*, err: bool = False) -> Console:
+    """rich's console, with colours where :func:`click.echo` has them."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(cell, style=COLORS.get(cell.partition(" ")[0], "")) for cell in row))
-    for column in table.columns:
-        column.overflow = "fold"
-    Console().print(table)
+    ctx = click.get_current_context(silent=True)
+    plain = ctx is not None and ctx.color is False
+    return Console(stderr=err, color_system=None if plain else "auto", highlight=False)
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
+    """Print a table: one line for each row; on a terminal that is too narrow for it each row takes several.
+
+    No word and no id is ever broken: what is copied from the screen is whole.
+
+    Arguments:
+        err: on standard error.
+    """
+    safe = [[printable(cell) for cell in row] for row in rows]
+    looked_at = (sys.stderr if err else sys.stdout).isatty()
+    width = shutil.get_terminal_size().columns if looked_at else sys.maxsize
+    for line in _lines(titles, safe, width):
+        click.echo(line, err=err)
+
+
+def _lines(titles: Sequence[str], safe: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    if _width(titles, safe) <= width:
+        widths = _widths(titles, safe)
+        yield from (_joined(row, widths, bold=row is titles) for row in (titles, *safe))
+        return
+    # The first cell, an id most often, has a line of its own; below it stands the rest.
+    below = [list(row[1:]) for row in (titles, *safe)]
+    if _width(below[0], below[1:]) + 2 <= width:
+        widths = _widths(below[0], below[1:])
+        for row, rest in zip((titles, *safe), below, strict=True):
+            yield _styled(row[0], bold=row is titles)
+            yield "  " + _joined(rest, widths, bold=row is titles)
+        return
+    for row in safe:
+        yield _styled(row[0], bold=True)
+        for title, cell in zip(titles[1:], row[1:], strict=True):
+            if cell:
+                label = f"  {title}  " if title else "  "
+                first, *more = textwrap.wrap(
+                    cell,
+                    max(20, width),
+                    initial_indent=" " * len(label),
+                    subsequent_indent="    ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                ) or [label]
+                yield click.style(label, dim=True) + _styled(first[len(label) :])
+                yield from more
+
+
+def _widths(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+
+
+def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    widths = _widths(titles, rows)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _joined(row: Sequence[str], widths: Sequence[int], *, bold: bool = False) -> str:
+    last = max((number for number, cell in enumerate(row) if cell), default=0)
+    cells = [
+        _styled(cell, bold=bold) + " " * (width - len(cell) + 2 if number < last else 0)
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "".join(cells[: last + 1])
+
+
+def _styled(cell: str, *, bold: bool = False) -> str:
+    """A cell as it is shown; :func:`click.echo` takes the colours out where nobody looks."""
+    if bold:
+        return click.style(cell, bold=True)
+    color = COLORS.get(cell.partition(" ")[0])
+    return click.style(cell, fg=color) if color else cell
 
 
 def bar(done: int, total: int, width: int = 10) -> str:
@@ -118,9 +193,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], object]]:
     if not (sys.stderr.isatty() and find_spec("rich")):
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    with Progress(console=console(err=True), transient=True) as bars:
         task = bars.add_task(title, total=total)
         yield lambda count: bars.advance(task, count)

@@ -7,13 +7,14 @@ import click
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.operate import policy
 
+from .command import command as s3_command
 from .context import with_backend
 from .output import print_json
 
 __all__ = ["command"]
 
 
-@click.command("policy")
+@s3_command("policy", example="--role worker > policy.json")
 @click.option(
     "--role",
     type=click.Choice(policy.ROLES),
@@ -27,8 +28,6 @@ def command(backend: S3Backend, role: policy.Role) -> None:
     """Print the IAM policy with the least that a role needs.
 
     It allows the calls that the code makes, on the keys of these results alone, with the KMS key and the tags of the
-    settings. It makes no request, and prints JSON that IAM takes as it is:
-
-    celery -A proj s3 policy --role worker > policy.json
+    settings. It makes no request, and prints JSON that IAM takes as it is.
     """
     print_json(policy.document(backend.settings, role, backend.layout, messages=backend.terms.messages is not None))

@@ -11,6 +11,7 @@ from functools import reduce
 from typing import Any, TypeVar
 
 import click
+from celery import states
 
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.costs.prices import list_prices, requests_cost
@@ -18,7 +19,11 @@ from celery_s3.operate.budget import FREE, Budget
 from celery_s3.operate.inventory import Filter, Inventory
 from celery_s3.settings import Settings
 
+from .command import nearest
+from .output import printable
+
 __all__ = [
+    "between",
     "confirm",
     "duration",
     "expensive",
@@ -26,6 +31,8 @@ __all__ = [
     "filter_options",
     "inventory_of",
     "moment",
+    "no_such_state",
+    "place",
     "price",
     "yes_option",
 ]
@@ -33,14 +40,25 @@ __all__ = [
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
+_DURATION = re.compile(r"\d+(?:\.\d+)?|(?:\d+(?:\.\d+)?[smhdw])+")
 
 
 def duration(text: str) -> float:
-    """``90s``, ``2h``, ``7d`` or ``1h30m`` in seconds; the type of an option."""
+    """``90``, ``90s``, ``2h``, ``7d`` or ``1h30m`` in seconds; the type of an option."""
     if not _DURATION.fullmatch(text):
-        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15m, 2h, 7d or 1h30m.")
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)([smhdw])", text))
+        raise click.BadParameter(f"{text!r} is no duration: write 90, 90s, 15m, 2h, 7d or 1h30m.")
+    return sum(float(number) * _SECONDS[unit or "s"] for number, unit in re.findall(r"([\d.]+)([smhdw]?)", text))
+
+
+def between(low: float, high: float) -> Callable[[click.Context, click.Parameter, float], float]:
+    """A callback for an option of type :func:`duration` that must be so long, in seconds."""
+
+    def check(ctx: click.Context, option: click.Parameter, seconds: float) -> float:
+        if not low <= seconds <= high:
+            raise click.BadParameter(f"{seconds:g} s is not from {low:g} to {high:,g} s.", ctx, option)
+        return seconds
+
+    return check
 
 
 def moment(text: str) -> datetime:
@@ -66,6 +84,21 @@ _FILTERS = (
 def filter_options(command: _F) -> _F:
     """The options whose values :func:`filter_of` takes."""
     return reduce(lambda fn, option: option(fn), reversed(_FILTERS), command)
+
+
+def place(backend: S3Backend) -> str:
+    """Where the results are, as ``s3://bucket/base``."""
+    return f"s3://{backend.settings.bucket}/{printable(backend.settings.base)}"
+
+
+def no_such_state(backend: S3Backend, wanted: Filter) -> str:
+    """A hint for who has named a state that Celery does not know: a task may have set it, or it is mistyped."""
+    known = {state.casefold(): state for state in states.ALL_STATES}
+    odd = sorted(wanted.states - known.keys())
+    if not odd:
+        return ""
+    hints = [f"{printable(state.upper())}{nearest(state.upper(), sorted(states.ALL_STATES)) or ''}" for state in odd]
+    return f"Nothing is in this state in {place(backend)}: {' '.join(hints)}"
 
 
 def filter_of(states: tuple[str, ...], task: str, since: datetime | None, before: datetime | None) -> Filter:
@@ -115,13 +148,24 @@ def expensive(requests: Mapping[str, int]) -> bool:
     return sum(requests.values()) > FREE
 
 
-def confirm(question: str) -> None:
-    """Ask on a terminal; elsewhere ``--yes`` should have been said.
+def confirm(question: str, *, number: int = 0, instead: str = "--yes") -> None:
+    """Ask on a terminal; elsewhere an option should have been given.
+
+    Arguments:
+        number: ask for this number to be typed, where a yes is given too easily.
+        instead: the option that says so beforehand.
 
     Raises:
         click.Abort: the answer is no.
         click.ClickException: there is nobody to ask.
     """
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.ClickException(f"{question} Nobody can be asked here: say --yes.")
-    click.confirm(question, abort=True, err=True)
+    if not _somebody_is_there():
+        raise click.ClickException(f"{question} Nobody can be asked here: say {instead}.")
+    if not number:
+        click.confirm(question, abort=True, err=True)
+    elif click.prompt(f"{question} Type {number} to go on", default="", show_default=False, err=True) != str(number):
+        raise click.Abort
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

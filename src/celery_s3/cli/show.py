@@ -20,7 +20,9 @@ from celery_s3.operate.inventory import time_of
 from celery_s3.store.api import Object
 
 from .body import print_raw, size_of_bytes, write_file
+from .command import command as s3_command
 from .context import json_option, with_backend
+from .files import fetch, files_of, files_of_result, told
 from .lookup import stored
 from .output import data_size, duration, print_json, print_table
 from .query import inventory_of
@@ -36,13 +38,13 @@ MEMBERS = 500
 EXTENDED = ("worker", "queue", "retries", "args", "kwargs")
 
 
-@click.command("show")
+@s3_command("show", example="6f1c0a52-3a0e-4c0e-9a35-0d4c6f2f9a11")
 @click.argument("id")
 @click.option("--raw", is_flag=True, help="Print the bytes of the stored body, and nothing else.")
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the bytes of the stored body to this file; of a result that is bytes, those alone.",
+    type=click.Path(path_type=Path),
+    help="Write the file that the result is or holds; of a result that is bytes, those; else the stored body.",
 )
 @json_option
 @with_backend
@@ -53,17 +55,21 @@ def command(backend: S3Backend, id: str, raw: bool, output: Path | None, as_json
     children and parent; then the result, or the error and its traceback. A result over 1 MB is left out unless --json
     is given. Of a group: its members, and their states if they are no more than 500.
 
-    --raw and --output do not decode anything: they also work where `result_accept_content` or a missing serializer
-    forbids it. The file is put in its place when it is complete, readable by you alone.
+    --output fetches a file (S3File), several into a folder that exists. Of a result without files it writes what is
+    stored and decodes nothing, as --raw does: both also work where `result_accept_content` or a missing serializer
+    forbids it; --raw --output writes the body of a result with files too. What is written is put in its place when it
+    is complete.
 
     The exit code is 1 where there is no such result, or it cannot be decoded. Needs s3:GetObject; the storage class
     also s3:ListBucket.
     """
-    if raw + as_json + (output is not None) > 1:
-        raise click.UsageError("--raw, --output and --json exclude each other.")
+    if as_json and (raw or output is not None):
+        raise click.UsageError("--json excludes --raw and --output.")
     found, is_group = stored(backend, id)
-    if raw:
+    if raw and output is None:
         print_raw(backend.store, found)
+    elif output is not None and not raw and (files := files_of_result(backend, id, found)):
+        click.echo(f"Wrote {told(fetch(files, output))}.", err=True)
     elif output is not None:
         size = write_file(backend.results, found, output)
         click.echo(f"Wrote {data_size(size)} to {output}.", err=True)
@@ -125,6 +131,8 @@ class _Shown:
             click.echo(_bytes_hint(len(meta["result"])))
         else:
             print_value(meta["result"])
+            if any(files_of(meta["result"])):
+                click.echo("\n--output FILE fetches the file; several go into a folder.")
 
     def _large(self) -> str:
         size = size_of_bytes(self.found)

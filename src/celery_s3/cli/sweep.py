@@ -14,9 +14,11 @@ from celery_s3.operate.init import keeps_versions
 from celery_s3.store.clients.control import Control
 from celery_s3.store.counting import difference, requests_in
 
+from .command import command as s3_command
+from .command import with_program
 from .context import dry_run_option, json_option, with_backend
 from .output import counted, data_size, print_json, print_table, progress
-from .query import expensive, price
+from .query import confirm, expensive, price, yes_option
 
 __all__ = ["command"]
 
@@ -26,23 +28,30 @@ _VERSIONED = (
 )
 
 
-@click.command("sweep")
+@s3_command("sweep", example="--dry-run")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop once so many objects are deleted.")
 @click.option(
     "--thorough",
     is_flag=True,
     help="Look at every result, also at young ones: some may have a shorter term of their own.",
 )
+@click.option("--adopt", is_flag=True, help="Delete also what Celery's own backend or celery-s3 1.0.1 has written.")
+@yes_option
 @dry_run_option
 @json_option
 @with_backend
-def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool, as_json: bool) -> None:
+def command(
+    backend: S3Backend, limit: int | None, thorough: bool, adopt: bool, yes: bool, dry_run: bool, as_json: bool
+) -> None:
     """Delete what has expired, and nothing else.
 
     Results and saved groups after `result_expires`, failures after `result_failure_expires`, results with a term of
     their own after that, what chords have left, messages of the claim check, and the parts of uploads that nobody has
     completed for a day. The server's clock decides. What the bucket's lifecycle rules delete (`celery s3 init`) needs
     no sweep, and costs nothing.
+
+    What another backend has written under the same keys stays, however old, and is counted: --adopt deletes it, and
+    asks before.
 
     It may run beside workers and beside another sweep: each object is looked at right before it is deleted, and what
     is written meanwhile stays. Interrupted, it is simply run again.
@@ -51,16 +60,18 @@ def command(backend: S3Backend, limit: int | None, thorough: bool, dry_run: bool
     s3:GetObject and s3:DeleteObject; for uploads s3:ListBucketMultipartUploads and s3:AbortMultipartUpload.
     """
     before = backend.tally.snapshot()
-    sweep = backend.sweep(dry_run=dry_run, thorough=thorough)
+    sweep = backend.sweep(dry_run=dry_run, thorough=thorough, adopt=adopt)
     suspects, requests = sweep.forecast()
+    if adopt and suspects and not (dry_run or yes):
+        confirm(f"Delete up to {counted(suspects, 'object')}, what another backend has written among them?")
     if expensive(requests):
         click.echo(f"To look at {suspects:,} objects takes about {price(requests, backend.settings)}.", err=True)
     try:
         with progress("Looking" if dry_run else "Sweeping", suspects) as advance:
             done = sweep.run(limit=limit, looked=advance)
-    except KeyboardInterrupt as exc:
+    except KeyboardInterrupt:
         click.echo(f"{_summary(sweep.done, dry_run)} Run it again for the rest.", err=True)
-        raise click.Abort from exc
+        raise
     _print(backend, sweep, done, requests_in(difference(backend.tally.snapshot(), before)), as_json)
 
 
@@ -75,10 +86,15 @@ def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], a
     saved = _saved(backend, done)
     worth = f" That saves ${saved:.4f} of storage a month." if saved and saved >= 0.0001 else ""
     click.echo(f"{_summary(done, sweep.dry_run)}{worth} It took {price(spent, backend.settings)}.")
+    if done.foreign.count:
+        left = f"{counted(done.foreign.count, 'object')}, {data_size(done.foreign.size)}"
+        click.echo(
+            f"Left alone: {left} that another backend has written and that are as old: --adopt deletes them too."
+        )
     if not done.complete:
         click.echo("There may be more: run it again for the rest.")
     if versioned and done.count:
-        click.echo(_VERSIONED)
+        click.echo(with_program(_VERSIONED))
 
 
 def _summary(done: Swept, dry_run: bool) -> str:
@@ -94,6 +110,7 @@ def _record(backend: S3Backend, sweep: Sweep, done: Swept) -> dict[str, Any]:
         "count": done.count,
         "bytes": done.size,
         "looked": done.looked,
+        "foreign": {"count": done.foreign.count, "bytes": done.foreign.size},
         "uploads": None if done.unseen else done.aborted,
         "complete": done.complete,
         "dry_run": sweep.dry_run,

@@ -10,9 +10,12 @@ from celery_s3.backends.s3 import S3Backend
 from celery_s3.files.objects import LONGEST_LINK
 from celery_s3.store.clients.control import Control
 
+from .command import command as s3_command
+from .command import program
 from .context import json_option, with_backend
+from .files import file_record, files_of_result
 from .lookup import stored
-from .output import data_size, print_json
+from .output import counted, data_size, print_json, printable
 from .query import duration
 
 __all__ = ["command"]
@@ -24,28 +27,41 @@ def _checked(ctx: click.Context, option: click.Parameter, seconds: float) -> int
     return int(seconds)
 
 
-@click.command("url")
+@s3_command("url", example="6f1c0a52-3a0e-4c0e-9a35-0d4c6f2f9a11 --expires 1d")
 @click.argument("id")
 @click.option(
     "--expires", type=duration, default="1h", show_default=True, callback=_checked, help="How long it works, up to 7d."
 )
+@click.option("--raw", is_flag=True, help="Link to the stored body, also of a result with files or a sealed one.")
 @json_option
 @with_backend
-def command(backend: S3Backend, id: str, expires: int, as_json: bool) -> None:
+def command(backend: S3Backend, id: str, expires: int, raw: bool, as_json: bool) -> None:
     """Print a URL that anybody can read a result with.
 
-    It answers the body as it is stored: the serialised meta with state and result, compressed or encrypted if it
-    is. It cannot be taken back: whoever has it can read the result until it expires, or until the result or the
-    credentials that signed it are gone.
+    Of a result that is or holds files (S3File) a link to each of them, a line each. Of any other, a link to the
+    body as it is stored: the serialised meta with state and result, compressed if it is. What `seal_keys` have
+    encrypted nobody can read by a link: it is refused, unless --raw asks for the sealed bytes. A link cannot be
+    taken back: whoever has it can read the result until it expires, or until the result or the credentials that
+    signed it are gone.
 
-    Standard output has the URL and nothing else.
+    Standard output has the URLs and nothing else.
     """
     found, _ = stored(backend, id)
-    url = Control(backend.settings).presign(found.key, expires)
     until = datetime.now(UTC) + timedelta(seconds=expires)
+    files = [] if raw else files_of_result(backend, id, found)
+    sealed = bool(backend.settings.seal_keys) and backend.settings.seal == "encrypt"
+    if sealed and not (files or raw):
+        raise click.ClickException(
+            f"There is no link to the result of {printable(id)}: it is sealed by `seal_keys`, and nobody can read it by"
+            f" one. `{program()} show` prints it; --raw links to the sealed bytes."
+        )
+    links = [{**file_record(file), "url": file.url(expires)} for file in files]
+    url = links[0]["url"] if links else Control(backend.settings).presign(found.key, expires)
     if as_json:
-        print_json({"id": id, "url": url, "expires": until, "size": found.size})
+        print_json({"id": id, "url": url, "expires": until, "size": found.size, "files": links})
     else:
-        click.echo(url)
-    warning = f"Whoever has this URL can read the result ({data_size(found.size)}) until {until:%Y-%m-%d %H:%M:%S} UTC."
-    click.echo(warning, err=True)
+        click.echo("\n".join(link["url"] for link in links) or url)
+    size = data_size(sum(file.size or 0 for file in files) if files else found.size)
+    what = counted(len(files), "file") if files else "sealed bytes" if sealed else "result"
+    reads = f"get the {what} ({size}), and nothing more without `seal_keys`," if sealed else f"read the {what} ({size})"
+    click.echo(f"Whoever has this URL can {reads} until {until:%Y-%m-%d %H:%M:%S} UTC.", err=True)

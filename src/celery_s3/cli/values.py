@@ -7,13 +7,19 @@ import shutil
 import sys
 from base64 import b64encode
 from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
 from importlib.util import find_spec
 from pprint import pformat
 from typing import Any
+from uuid import UUID
 
 import click
 
-from .output import COLORS, printable
+from celery_s3.files.file import S3File
+
+from .files import file_record
+from .output import COLORS, console, printable
 
 __all__ = ["jsonable", "one_line", "print_fields", "print_traceback", "print_value"]
 
@@ -22,16 +28,35 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON can hold it; an exception as its type and message, bytes in base64."""
+    """A value as JSON can hold it, with an object in place of what JSON has not.
+
+    Each has its ``type``: an exception a ``message``, bytes ``base64``, a file what is known of it, any other value a
+    ``text``; times are texts in ISO 8601.
+    """
+    try:
+        return json.loads(json.dumps(value, default=_instead))
+    except _NOT_JSON:
+        return _as_text(value)
+
+
+def _instead(value: Any) -> Any:
     if isinstance(value, BaseException):
         return {"type": type(value).__name__, "message": str(value)}
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray | memoryview):
         return {"type": "bytes", "base64": b64encode(value).decode()}
-    try:
-        json.dumps(value, default=str)
-    except _NOT_JSON:
-        return repr(value)
-    return value
+    if isinstance(value, S3File):
+        return file_record(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return list(value)
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> dict[str, str]:
+    return {"type": type(value).__name__, "text": repr(value)}
 
 
 def one_line(value: Any) -> str:
@@ -54,9 +79,15 @@ def print_value(value: Any) -> None:
         click.secho(printable(f"{type(value).__name__}: {value}", keep="\n\t"), fg="red")
         return
     try:
-        _print_code(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), "json")
+        _print_code(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_file), "json")
     except _NOT_JSON:
         _print_code(pformat(value, width=shutil.get_terminal_size().columns), "python")
+
+
+def _file(value: Any) -> Any:
+    if isinstance(value, S3File):
+        return file_record(value)
+    raise TypeError
 
 
 def print_traceback(text: str) -> None:
@@ -69,7 +100,6 @@ def _print_code(text: str, language: str) -> None:
     if not (sys.stdout.isatty() and find_spec("rich")):
         click.echo(safe)
         return
-    from rich.console import Console
     from rich.syntax import Syntax
 
-    Console().print(Syntax(safe, language, theme="ansi_dark", background_color="default", word_wrap=True))
+    console().print(Syntax(safe, language, theme="ansi_dark", background_color="default", word_wrap=True))

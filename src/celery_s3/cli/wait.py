@@ -13,6 +13,7 @@ from celery.exceptions import TimeoutError
 from celery_s3.backends.s3 import S3Backend
 
 from .body import print_bytes
+from .command import command as s3_command
 from .context import json_option, with_backend
 from .lookup import keys_of
 from .output import print_json, printable
@@ -24,10 +25,9 @@ __all__ = ["command"]
 #: Exit codes; click's own are 1 for an error and 2 for a wrong option.
 FAILED = 3
 TIMED_OUT = 4
-INTERRUPTED = 130
 
 
-@click.command("wait")
+@s3_command("wait", example="6f1c0a52-3a0e-4c0e-9a35-0d4c6f2f9a11 --timeout 5m")
 @click.argument("id")
 @click.option("--timeout", type=duration, help="Give up after this time, as 90s or 1h; else it waits for ever.")
 @json_option
@@ -54,8 +54,6 @@ def command(backend: S3Backend, id: str, timeout: float | None, as_json: bool) -
             _print_record(id, backend.get_task_meta(id))
         click.echo(f"{printable(id)} has no result after {timeout:g} seconds.", err=True)
         raise SystemExit(TIMED_OUT) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
     state, traceback = result.state, result.traceback
     if as_json:
         _print_record(id, {"status": state, "result": value, "traceback": traceback})

@@ -4,7 +4,7 @@
 
     wanted(layout, terms, *, by_tag=False, versioned=False) -> list[Rule]    what there should be
     merge(existing, wanted, former=()) -> list[Rule]     everybody else's rules as they are, ours brought up to date
-    deletes(existing, merged) -> list[str]     under which prefixes the new rules delete what the old ones did not
+    deletes(existing, merged) -> dict[str, float]     where new rules delete what old ones did not, after how many days
     leaves(existing, merged) -> list[str]     and the other way about
     covers(existing, wanted) -> bool          whether what expires is deleted in time, for certain
     hazards(existing, layout, terms, tags) -> list[str]     what other rules do to our objects
@@ -152,10 +152,18 @@ def merge(existing: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, A
     return merged
 
 
-def deletes(existing: Sequence[Mapping[str, Any]], merged: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The prefixes under which new rules delete what no rule did, or later."""
-    added = [rule for rule in merged if rule not in existing]
-    return sorted({_prefix(rule) for rule in added if "Expiration" in rule and not covers(existing, [rule])})
+def deletes(existing: Sequence[Mapping[str, Any]], merged: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The prefixes under which new rules delete what no rule did, or later.
+
+    Each with the days after which they do; infinite where they are for objects with a tag alone, which this package
+    has put there.
+    """
+    found: dict[str, float] = {}
+    for rule in merged:
+        if rule not in existing and "Expiration" in rule and not covers(existing, [rule]):
+            days = math.inf if _tags(rule) else float(rule["Expiration"]["Days"])
+            found[_prefix(rule)] = min(days, found.get(_prefix(rule), math.inf))
+    return dict(sorted(found.items()))
 
 
 def leaves(existing: Sequence[Mapping[str, Any]], merged: Sequence[Mapping[str, Any]]) -> list[str]:

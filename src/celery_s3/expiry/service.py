@@ -77,12 +77,13 @@ class Expiry:
 
     # -- deleting
 
-    def sweep(self, *, dry_run: bool = False, thorough: bool = False) -> Sweep:
+    def sweep(self, *, dry_run: bool = False, thorough: bool = False, adopt: bool = False) -> Sweep:
         """A sweep, ready to run; asks the server for its time, in one request.
 
         Arguments:
             dry_run: everything but deleting and aborting.
             thorough: look at every result, however young: it may have a shorter term of its own.
+            adopt: also delete what another backend has written under the same keys.
 
         Raises:
             StoreError: the bucket cannot be listed.
@@ -95,7 +96,7 @@ class Expiry:
         return Sweep(
             self._bucket.plain,
             self._bucket.pool,
-            areas(self._layout, self._terms, batch=batch, thorough=thorough),
+            areas(self._layout, self._terms, batch=batch, thorough=thorough, adopt=adopt),
             repairs.remains,
             StaleUploads(control, self._layout),
             now=now,
@@ -105,7 +106,7 @@ class Expiry:
     def cleanup(self) -> None:
         """What Celery's daily task `celery.backend_cleanup` does: delete what has expired, abort uploads.
 
-        Results are swept for ten minutes at most; a day's rest is the next day's.
+        Results are swept for ten minutes at most; a day's rest is the next day's. What another backend wrote stays.
 
         Raises:
             StoreError: the bucket cannot be listed.
@@ -124,4 +125,6 @@ def _summary(swept: Swept) -> str:
     aborted = f", aborted unfinished uploads {swept.aborted}" if swept.aborted else ""
     unseen = f"; unfinished uploads were not looked at: {swept.unseen}" if swept.unseen else ""
     rest = "" if swept.complete else "; there is more, and time was up: `celery s3 sweep` goes through all of it"
-    return f"deleted {kinds} ({swept.size} bytes){aborted}{unseen}{rest}"
+    left = swept.foreign.count
+    foreign = f"; {left} that another backend wrote stay: `celery s3 sweep --adopt` takes them" if left else ""
+    return f"deleted {kinds} ({swept.size} bytes){aborted}{unseen}{foreign}{rest}"

@@ -5,6 +5,10 @@ the term it may have of its own and the version that stands there now, and only 
 run beside workers and beside another sweep, and what is written while it runs stays. It keeps no record: one that died
 is simply run again.
 
+Celery's own ``s3`` backend and celery-s3 1.0.1 store under the same keys, and delete nothing. What they have written
+has none of our user metadata, and stays until a sweep is told to adopt it: whoever changes the backend of an old
+bucket has not asked for the end of what is in it.
+
 Where a server ignores the versions in DeleteObjects, and for objects that may be written again with the very same
 bytes (saved groups, messages), what is written between the look and the deletion is lost: the time of one or two
 requests, so few are looked at at a time there.
@@ -19,11 +23,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 from uuid import uuid4
 
 from celery_s3.errors import ObjectMissing, Refused
 from celery_s3.keys import FILES, GROUPS, MESSAGES, RESULTS, Layout
-from celery_s3.metadata import expires_at
+from celery_s3.metadata import expires_at, is_ours
 from celery_s3.store.api import PAGE, Entry, Store, batches
 from celery_s3.store.counting import pages
 from celery_s3.store.extent import Extent
@@ -52,6 +57,7 @@ class Area:
         batch: how many are looked at and deleted at a time.
         name: what the rest of their keys is like; whatever else stands there is not ours.
         slack: seconds that all of them live beyond their term.
+        ours: whether only those go that this package has written, as other backends use the same keys.
     """
 
     kind: str
@@ -61,27 +67,32 @@ class Area:
     name: re.Pattern[str]
     batch: int = CAREFUL
     slack: float = 0.0
+    ours: bool = False
 
     def has(self, entry: Entry) -> bool:
         """Whether it is one of them, by its key."""
         return self.name.fullmatch(entry.key, len(self.prefix)) is not None
 
 
-def areas(layout: Layout, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False) -> list[Area]:
+def areas(
+    layout: Layout, terms: Terms, *, batch: int = CAREFUL, thorough: bool = False, adopt: bool = False
+) -> list[Area]:
     """What a sweep goes through.
 
     Arguments:
         batch: how many results are deleted at a time.
         thorough: look at every result, however young: it may have a shorter term of its own.
+        adopt: also what another backend has written.
     """
+    ours = not adopt
     suspect = 0.0 if thorough else terms.shortest
     return [
-        Area(RESULTS.name, layout.results, terms.results, suspect, RESULTS.rest, batch),
+        Area(RESULTS.name, layout.results, terms.results, suspect, RESULTS.rest, batch, ours=ours),
         Area(FILES.name, layout.files, terms.results, Terms.of_file(suspect), FILES.rest, batch, SLACK),
         # Files of no task. Only where results live for ever do they have a term of their own (`terms.sent`); where they
         # do not, they expire with the files above.
         Area(FILES.name, layout.sent, terms.sent, terms.sent, _SENT, batch),
-        Area(GROUPS.name, layout.groups, terms.results, terms.results, GROUPS.rest),
+        Area(GROUPS.name, layout.groups, terms.results, terms.results, GROUPS.rest, ours=ours),
         Area(MESSAGES.name, layout.messages, terms.messages, terms.messages, MESSAGES.rest),
     ]
 
@@ -93,6 +104,7 @@ class Swept:
     Attributes:
         deleted: by kind.
         looked: how many objects it has looked at.
+        foreign: what would have gone, and stays because another backend has written it.
         aborted: how many uploads in parts.
         unseen: why uploads could not be looked at, empty where they were.
         complete: whether it came to its end, rather than to the limit it was given.
@@ -100,6 +112,7 @@ class Swept:
 
     deleted: dict[str, Extent] = field(default_factory=dict)
     looked: int = 0
+    foreign: Extent = field(default_factory=Extent)
     aborted: int = 0
     unseen: str = ""
     complete: bool = True
@@ -117,6 +130,13 @@ class Swept:
     def add(self, kind: str, entry: Entry) -> None:
         """Note that an object was deleted."""
         self.deleted.setdefault(kind, Extent()).add(entry)
+
+
+class _Expired(NamedTuple):
+    """An object that has expired, and whether it is ours to delete."""
+
+    entry: Entry
+    mine: bool
 
 
 class Sweep:
@@ -216,7 +236,11 @@ class Sweep:
                 seen = self.pool.map(partial(self._if_expired, area), batch)
                 self.done.looked += len(batch)
                 looked(len(batch))
-                yield area.kind, [entry for entry in seen if entry is not None]
+                expired = [found for found in seen if found is not None]
+                for found in expired:
+                    if not found.mine:
+                        self.done.foreign.add(found.entry)
+                yield area.kind, [found.entry for found in expired if found.mine]
 
     def _suspects(self, area: Area, until: float | None) -> Iterator[Entry]:
         """The objects that may have expired, as the listing tells."""
@@ -240,7 +264,7 @@ class Sweep:
         age = self.now() - entry.modified.timestamp()
         return area.suspect is not None and age >= area.suspect and area.has(entry)
 
-    def _if_expired(self, area: Area, entry: Entry) -> Entry | None:
+    def _if_expired(self, area: Area, entry: Entry) -> _Expired | None:
         """The version that stands there now, if it has expired."""
         try:
             found = self.store.get(entry.key, length=1)
@@ -248,7 +272,10 @@ class Sweep:
             return None
         end = expires_at(found, area.expires)
         gone = end is not None and self.now() >= end + area.slack
-        return Entry(found.key, found.size, found.modified, found.etag) if gone else None
+        if not gone:
+            return None
+        version = Entry(found.key, found.size, found.modified, found.etag)
+        return _Expired(version, mine=not area.ours or is_ours(found.metadata))
 
     def _delete(self, kind: str, entries: list[Entry]) -> None:
         kept: set[str] = set()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from celery import states
@@ -14,6 +12,7 @@ from celery_s3.chords.repair import KEPT
 from celery_s3.errors import ConfigurationError
 from celery_s3.keys import Kind
 from celery_s3.metadata import term_asked
+from celery_s3.settings.kinds import Wrong, seconds_of
 
 __all__ = ["DAY", "SLACK", "Terms"]
 
@@ -44,7 +43,7 @@ class Terms:
     messages: float | None
 
     @classmethod
-    def of(cls, conf: Mapping[str, Any], expires: float | None) -> Terms:
+    def of(cls, conf: Mapping[str, Any], expires: float | str | None) -> Terms:
         """The terms that Celery's configuration sets.
 
         A broker may redeliver a task for 15 days, so nothing of a chord or a message goes before that.
@@ -55,16 +54,15 @@ class Terms:
         Raises:
             ConfigurationError: one is no length of time.
         """
-        if expires is not None and expires < 0:
-            raise ConfigurationError(f"result_expires is {expires!r}: give seconds or a timedelta; 0 means for ever")
-        results = expires or None
-        chords = _seconds(conf, "result_chord_expires", results)
+        results = _seconds("result_expires", expires)
+        failures, of_chords = conf.get("result_failure_expires"), conf.get("result_chord_expires")
+        chords = results if of_chords is None else _seconds("result_chord_expires", of_chords)
         redelivery = KEPT.total_seconds()
         return cls(
             results=results,
-            failures=_seconds(conf, "result_failure_expires", results),
+            failures=results if failures is None else _seconds("result_failure_expires", failures),
             chords=chords and max(redelivery, chords),
-            decided=max(redelivery, _seconds(conf, "result_chord_expires", None) or 0),
+            decided=max(redelivery, _seconds("result_chord_expires", of_chords) or 0),
             messages=redelivery if _has_claim_check(conf) else None,
         )
 
@@ -112,18 +110,12 @@ class Terms:
         return None if self.results is None or self.failures is None else max(self.results, self.failures)
 
 
-def _seconds(conf: Mapping[str, Any], name: str, default: float | None) -> float | None:
-    """A setting of Celery in seconds; its 0 means never, its ``None`` that another setting tells."""
-    value = conf.get(name)
-    if value is None:
-        return default
+def _seconds(name: str, value: object) -> float | None:
+    """A setting of Celery in seconds; ``None``: for ever, which its 0 means too."""
     try:
-        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f"{name} is {value!r}: give seconds or a timedelta; 0 means for ever")
-    return seconds or None
+        return None if value is None else seconds_of(value) or None
+    except Wrong as exc:
+        raise ConfigurationError(f"{name} {exc}") from None
 
 
 def _has_claim_check(conf: Mapping[str, Any]) -> bool:

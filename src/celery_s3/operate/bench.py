@@ -43,6 +43,11 @@ class Plan:
     abreast: int
 
     @property
+    def samples(self) -> int:
+        """How many times something is measured."""
+        return 3 * self.count + READS + LISTINGS
+
+    @property
     def requests(self) -> dict[str, int]:
         """The requests by verb, without retries; deleting, which is free, apart."""
         return {
@@ -91,11 +96,19 @@ class Bench:
         layout: where to write.
         tally: what the store counts in.
         clock: seconds that pass.
+        moved: told how many more samples there are.
     """
 
     def __init__(
-        self, store: Store, tally: Tally, layout: Layout, plan: Plan, clock: Callable[[], float] = time.perf_counter
+        self,
+        store: Store,
+        tally: Tally,
+        layout: Layout,
+        plan: Plan,
+        clock: Callable[[], float] = time.perf_counter,
+        moved: Callable[[int], object] = lambda _: None,
     ) -> None:
+        self._moved = moved
         self._store = store
         self._tally = tally
         self._plan = plan
@@ -183,4 +196,6 @@ class Bench:
     def _timed(self, act: Callable[[], object]) -> float:
         began = self._clock()
         act()
-        return self._clock() - began
+        seconds = self._clock() - began
+        self._moved(1)
+        return seconds

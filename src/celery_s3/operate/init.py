@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -27,7 +26,7 @@ from celery_s3.expiry.rules import (
     shared,
 )
 from celery_s3.expiry.stale_uploads import StaleUploads
-from celery_s3.expiry.terms import Terms
+from celery_s3.expiry.terms import DAY, Terms
 from celery_s3.keys import Layout
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control, Upload
@@ -40,8 +39,8 @@ __all__ = ["Change", "Plan", "default_encryption", "keeps_versions", "plan", "wh
 #: Where a bucket's encryption rule names the algorithm, and those that have a key, the weaker one first.
 _DEFAULT = "ApplyServerSideEncryptionByDefault"
 _KMS = ("aws:kms", "aws:kms:dsse")
-#: Objects that are looked at under a prefix, at 1,000 a request; and foreign ones that are shown.
-_LOOKED_AT, _SHOWN = 10_000, 3
+#: Foreign objects that are shown.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,14 @@ class Change:
 
     Attributes:
         lines: what comes (``+``), what goes (``-``), what stays (``=``), and what somebody must look at (``!``).
+        deletes: how many objects that stand there now it deletes by and by.
         make: makes it; what it returns is to be told.
     """
 
     what: str
     lines: tuple[str, ...]
     make: Callable[[], str | None] = field(repr=False)
+    deletes: int = 0
 
     @property
     def doubtful(self) -> bool:
@@ -117,7 +118,7 @@ def plan(
     }
     for what, look in looks.items():
         try:
-            found.changes += [Change(what, tuple(lines), make) for lines, make in look(exists)]
+            found.changes += [Change(what, tuple(lines), make, *more) for lines, make, *more in look(exists)]
         except CeleryS3Error as exc:
             found.note(what, exc, control.settings)
     return found
@@ -135,7 +136,7 @@ def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
     return error.reason if isinstance(error, StoreError) else str(error)
 
 
-_Step = Iterator[tuple[Sequence[str], Callable[[], str | None]]]
+_Step = Iterator[tuple[Any, ...]]
 
 
 def _public_access(control: Control, layout: Layout, exists: bool) -> _Step:
@@ -223,23 +224,47 @@ def _lifecycle(
     merged = merge(standing, wanted, owner(former) if former else "")
     warnings += shared(merged, layout)
     if merged != standing:
-        lines = list(_difference(standing, merged, wanted))
+        lines, doomed = list(_difference(standing, merged, wanted)), 0
         if exists:
-            lines += _foreign(deletes(standing, merged), layout, listed)
+            now = _server_time(control)
+            for prefix, days in deletes(standing, merged).items():
+                under = _Under(prefix, layout, now - days * DAY, listed)
+                lines += under.lines()
+                doomed += under.old
             lines += _forsaken(leaves(standing, merged), listed)
-        yield lines, partial(control.put_lifecycle, merged, replacing=standing)
+        yield lines, partial(control.put_lifecycle, merged, replacing=standing), doomed
 
 
-def _foreign(prefixes: Sequence[str], layout: Layout, listed: Callable[[str], Iterator[Entry]]) -> Iterator[str]:
-    """What stands where new rules delete, and is not ours by the table of keys."""
-    for prefix in prefixes:
-        keys = [entry.key for entry in islice(listed(prefix), _LOOKED_AT)]
-        foreign = [key for key in keys if layout.parse(key) is None]
-        if foreign:
-            among = f" among the first {_LOOKED_AT:,}" if len(keys) == _LOOKED_AT else ""
-            more = f" and {len(foreign) - _SHOWN:,} more" if len(foreign) > _SHOWN else ""
-            names = ", ".join(foreign[:_SHOWN])
-            yield f"! deletes what celery-s3 has not written{among}: {names}{more}"
+class _Under:
+    """What stands where a new rule deletes: all of it is listed, for it may be years of another backend's results.
+
+    Attributes:
+        all, old: how many objects there are, and how many the rule deletes in its first run.
+        foreign: how many are not ours by the table of keys; the first of them in ``names``.
+    """
+
+    def __init__(self, prefix: str, layout: Layout, until: float, listed: Callable[[str], Iterator[Entry]]) -> None:
+        self.prefix = prefix
+        self.all = self.old = self.foreign = 0
+        self.names: list[str] = []
+        for entry in listed(prefix):
+            self.all += 1
+            self.old += entry.modified.timestamp() < until
+            if layout.parse(entry.key) is None:
+                self.foreign += 1
+                self.names += [entry.key] * (len(self.names) < _SHOWN)
+
+    def lines(self) -> Iterator[str]:
+        if self.old:
+            yield f"- {self.old:,} of the {self.all:,} objects that stand under {self.prefix} now: they are old enough"
+        if self.foreign:
+            more = f" and {self.foreign - _SHOWN:,} more" if self.foreign > _SHOWN else ""
+            yield f"! deletes what celery-s3 has not written: {', '.join(self.names)}{more}"
+
+
+def _server_time(control: Control) -> float:
+    # `control.skew` is known since the first answer
+    return time.time() - (control.skew or 0.0)
 
 
 def _forsaken(prefixes: Sequence[str], listed: Callable[[str], Iterator[Entry]]) -> Iterator[str]:
@@ -269,8 +294,7 @@ def _difference(standing: Sequence[Rule], merged: Sequence[Rule], wanted: Sequen
 
 def _uploads(control: Control, layout: Layout, exists: bool) -> _Step:
     uploads = StaleUploads(control, layout)
-    # by the server's clock: `control.skew` is known since the first answer
-    stale = list(uploads.stale(time.time() - (control.skew or 0.0))) if exists else []
+    stale = list(uploads.stale(_server_time(control))) if exists else []
     if stale:
         yield [f"- {one.key}, begun {one.started:%Y-%m-%d %H:%M}" for one in stale], partial(_abort, uploads, stale)
 

@@ -195,12 +195,12 @@ class Inventory:
     def _entries(self) -> Iterator[Entry]:
         listed, start = Extent(), len(self.layout.results)
         self.listed = listed
-        for entry in self._pages(self.layout.results):
+        for entry in self.pages(self.layout.results):
             self.budget.position = entry.key[start:]
             listed.add(entry)
             yield entry
 
-    def _pages(self, prefix: str) -> Iterator[Entry]:
+    def pages(self, prefix: str) -> Iterator[Entry]:
         """What is listed under a prefix; each page is a request."""
         self.budget.reserve("LIST")
         for number, entry in enumerate(self.store.list(prefix), 1):
@@ -249,6 +249,24 @@ class Inventory:
         expires, files = time_of(self.expires_at(seen)), files_in(seen.metadata)
         return Found(found.id, entry, self.clock(), state, task, expires, files)
 
+    def files_of_each(self, results: Iterable[Found]) -> dict[str, Extent]:
+        """How much the files of results are, by id, of those that are known to have some; a request each."""
+        files = self.files
+        owners = [found for found in results if found.files]
+        if files is None:
+            return {}
+
+        def measured(one: Found) -> Extent:
+            extent = Extent()
+            for entry in self.store.list(files.prefix + file_folder(one.id)):
+                if entry.modified <= one.entry.modified:
+                    extent.add(entry)
+            return extent
+
+        return dict(
+            zip((one.id for one in owners), self.pool.map(measured, self._reserved(owners, "LIST")), strict=True)
+        )
+
     # -- deleting
 
     def forget(self, wanted: Filter, looked: Callable[[int], object] = lambda _: None) -> Iterator[Found]:
@@ -288,9 +306,9 @@ class Inventory:
 
     # -- files
 
-    def files_of(self, ids: Iterable[str]) -> list[str]:
-        """The keys of the files that go with these results; a request for each id, and one more where there are any."""
-        files, results = self.files, (found for found in self.known(ids) if found.files != 0)
+    def files_with(self, known: Iterable[Found]) -> list[str]:
+        """The keys of the files that go with these results; a request for each that may have some."""
+        files, results = self.files, (found for found in known if found.files != 0)
         if files is None:
             return []
 
@@ -320,7 +338,7 @@ class Inventory:
         files = self.files
         if files is None:
             return folders
-        for entry in self._pages(files.prefix):
+        for entry in self.pages(files.prefix):
             folders.setdefault(files.folder_of(entry), []).append(entry)
         return folders
 

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from .network import PROXY_VARIABLES, Proxies, Proxy
@@ -28,6 +31,7 @@ __all__ = [
     "Token",
     "ValueKind",
     "Wrong",
+    "seconds_of",
     "shown",
     "text_of",
 ]
@@ -131,6 +135,23 @@ class Flag(ValueKind):
         if not isinstance(value, bool):
             raise Wrong(f"{shown(value)} is not {self.description}: give the boolean, without quotes")
         return value
+
+
+def seconds_of(value: Any) -> float:
+    """A length of time that a setting of Celery's gives: a number of seconds, also as text, or a ``timedelta``.
+
+    Text is what ``os.getenv`` gives; Celery's Redis backend takes it too.
+
+    Raises:
+        Wrong: it is none, or less than nothing.
+    """
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise Wrong(f"is {shown(value)}: give seconds or a timedelta; 0 means for ever")
+    return seconds
 
 
 class Number(ValueKind):

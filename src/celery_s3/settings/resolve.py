@@ -9,7 +9,7 @@ from typing import Any
 from celery_s3.errors import ConfigurationError
 
 from .aws import AwsEnvironment
-from .kinds import CABundle, Wrong, proxy_url
+from .kinds import CABundle, Wrong, proxy_url, seconds_of
 from .model import Settings
 from .network import CA_VARIABLES, Proxies, Proxy, no_proxy_of, proxy_variables
 from .options import OPTIONS
@@ -85,6 +85,7 @@ def resolve(app: Any, url: str | None = None, environ: Mapping[str, str] | None 
     _add_url(found, url)
     found.add(from_dict(app.conf, found.mistakes))
     found.add(from_celery(app.conf))
+    _check_terms(found, app.conf)
     _check_credentials(found)
     _check_storage(found)
     environ = os.environ if environ is None else environ
@@ -140,6 +141,16 @@ def _add_environment(found: Resolution, environ: Mapping[str, str]) -> dict[str,
     if not found.has("session", "profile", "aws_access_key_id", "aws_secret_access_key"):
         aws.check_keys()
     return {"profile_credentials": aws.profile_credentials, "special_endpoints": aws.special_endpoints}
+
+
+def _check_terms(found: Resolution, conf: Mapping[str, Any]) -> None:
+    """Celery's own settings that :mod:`celery_s3.expiry.terms` reads: whatever is wrong is told at once."""
+    for name in ("result_expires", "result_failure_expires", "result_chord_expires"):
+        value = conf.get(name)
+        try:
+            None if value is None else seconds_of(value)
+        except Wrong as exc:
+            found.mistakes.append(f"`{name}` {exc}")
 
 
 def _check_credentials(found: Resolution) -> None:

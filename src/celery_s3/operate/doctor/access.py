@@ -53,6 +53,12 @@ def credentials(case: Case) -> Finding:
         found = case.control.credentials_found
     except StoreError as exc:
         return fail(exc.reason, exc.remedy)
+    try:
+        case.control.region()
+    except BadCredentials as exc:
+        return fail(f"{source}, and the server refuses them: {exc.reason}", denied(exc, case.settings, ()).remedy)
+    except StoreError:
+        pass  # the next step tells
     source += f" ({found})" if case.settings.credential_source is not CredentialSource.STATIC else ""
     try:
         identity = case.control.identity()
