@@ -22,7 +22,10 @@ def work(proxy, make_app, worker):
 
     def start(pool="prefork", **conf):
         app = make_app(proxy, broker="redis", **conf)
-        return app, worker(app, TASKS, pool=pool)
+        one = worker(app, TASKS, pool=pool)
+        # ready a moment before it hears what is sent to all workers
+        assert app.control.ping(timeout=SOON, limit=1)
+        return app, one
 
     return start
 
