@@ -28,7 +28,9 @@ KEEP ?= benchmarks/runs/servers
 # an older Celery, for the tests in which workers of two versions share a chord
 OLD := $(abspath $(VENV))/old
 # errors alone: pip warns of every index that a machine has beside PyPI
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
+# a dot each second while it works, on a terminal: it takes a minute or two
+DOTS := if [ -t 1 ]; then (while sleep 1; do printf .; done) & dots=$$!; trap 'kill $$dots; echo' EXIT; fi;
+PIP := $(DOTS) PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 
 .PHONY: help demo test test-store test-demo test-servers test-rabbitmq test-celery test-python check soak overlap outage outage-pools bench docs site dist clean
 

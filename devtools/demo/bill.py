@@ -15,6 +15,8 @@ _MARK = "celery-task-meta-"
 _CHORDS = "/celery-chords/"
 #: Of a chord's parts; free, and its request names no key.
 _CLEANUP = "DeleteObjects"
+#: What tasks return as files.
+_FILES = "/celery-files/"
 _MILLION = 1_000_000
 
 
@@ -30,7 +32,9 @@ def by_task(records: Iterable[Record]) -> dict[str, Counter[str]]:
 
 def elsewhere(records: Iterable[Record]) -> Counter[str]:
     """The requests that concern no task's result, as ``PUT`` and the object's name."""
-    others = (record for record in records if not _task_id(record) and record.kind != _CLEANUP)
+    others = (
+        record for record in records if not _task_id(record) and record.kind != _CLEANUP and _FILES not in _path(record)
+    )
     return Counter(f"{record.kind} {_name(record)}" for record in others)
 
 

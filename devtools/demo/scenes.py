@@ -15,10 +15,12 @@ from celery.signals import after_task_publish
 
 from . import tasks
 
-__all__ = ["GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
+__all__ = ["ALONE", "GROUP", "SCENES", "Outcome", "Scene", "Unexpected", "Watcher", "perform", "warm_up"]
 
 GROUP = 200
 CHORD = 50
+#: Lines of the file.
+ROWS = 100_000
 #: Characters of the larger result.
 SIZE = 300_000
 #: Seconds to wait for the results of one scene.
@@ -44,6 +46,10 @@ class Watcher(Protocol):
 
     def looks_at(self, chord: str) -> None:
         """Say how far that chord is."""
+        ...
+
+    def runs(self, task_id: str) -> int:
+        """How often the worker has said that the task succeeded."""
         ...
 
     def has_run(self, task_id: str, timeout: float) -> bool:
@@ -160,6 +166,30 @@ def _chord(watcher: Watcher) -> Ended:
     return Ended(sent.state, f"sum {sent.get():,}", (*header, sent.id, sent.parent.id))
 
 
+def _late(watcher: Watcher) -> Ended:
+    sent = tasks.add.delay(2, 3)
+    value = _value(sent, watcher)
+    sent.backend.store_result(sent.id, RuntimeError("a second worker, too late"), "FAILURE")
+    again = AsyncResult(sent.id, app=sent.app)
+    _expect(again.state, "SUCCESS")
+    return Ended(again.state, f"still {value}", (sent.id,))
+
+
+def _file(watcher: Watcher) -> Ended:
+    sent = tasks.export.delay(ROWS)
+    file = _value(sent, watcher)
+    _expect(sum(map(len, file.chunks())), file.size)
+    return Ended(sent.state, file.name, (sent.id,))
+
+
+def _killed(watcher: Watcher) -> Ended:
+    sent = chord(tasks.fragile.s(number) for number in range(10))(tasks.total.s())
+    _expect(sent.get(timeout=PATIENCE, on_interval=watcher.check), sum(range(10)))
+    if watcher.has_run(sent.id, PATIENCE):
+        _expect(watcher.runs(sent.id), 1)
+    return Ended(sent.state, f"sum {sent.get()}, once", (sent.id,))
+
+
 SCENES = (
     Scene("succeeds", "add.delay(2, 3).get()", _succeed),
     Scene("fails", "find_order.delay(7).get()", _fail),
@@ -168,6 +198,14 @@ SCENES = (
     Scene("large result", f"report.delay({SIZE:_}).get()", _large),
     Scene(f"group of {GROUP}", "group(work.s(n) for n in …)().get()", _group),
     Scene(f"chord of {CHORD}", "chord(work.s(n) for n in …)(total.s())", _chord),
+)
+
+
+#: What there is nothing to compare with.
+ALONE = (
+    Scene("late writer", 'store_result(id, …, "FAILURE")', _late),
+    Scene("file", f"export.delay({ROWS:_}).get()", _file),
+    Scene("killed worker", "chord(fragile.s(n) for n in …)(total.s())", _killed),
 )
 
 

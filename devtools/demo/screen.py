@@ -21,7 +21,7 @@ __all__ = ["Bar", "Screen"]
 #: Columns that are used where there is no terminal, and at most.
 _WIDTH = 100
 #: Columns that the table takes where it need not be narrow.
-_WIDE = 96
+_WIDE = 100
 
 
 class Screen:
@@ -76,8 +76,8 @@ class Screen:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Bar]:
-        """Show that something is under way; without a terminal only what the bar has to tell."""
-        bar = Bar(self, text)
+        """Show that something is under way, on a terminal."""
+        bar = Bar(text)
         if not self.live:
             yield bar
             return
@@ -86,20 +86,16 @@ class Screen:
 
 
 class Bar:
-    """A spinner, and a bar once a group or chord moves; a line for every quarter where there is no terminal."""
+    """A spinner, and a bar once a group or chord moves; seen on a terminal only."""
 
-    def __init__(self, screen: Screen, text: str) -> None:
-        self._screen = screen
+    def __init__(self, text: str) -> None:
         self._text = text
         self._sent = self._finished = self._of = 0
         self._spinner = Spinner("dots", Text(text, "dim"))
 
     def moved(self, sent: int, finished: int, of: int) -> None:
         """So many of so many members are sent and finished."""
-        quarter = finished * 4 // of > self._finished * 4 // of
         self._sent, self._finished, self._of = sent, finished, of
-        if quarter and not self._screen.live:
-            self._screen.say(f"    {self._text}: {finished} of {of} finished")
 
     def __rich__(self) -> RenderableType:
         if not self._sent:

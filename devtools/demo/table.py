@@ -17,10 +17,11 @@ _STYLES = {"SUCCESS": "green", "FAILURE": "red"}
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests by verb, and the dollars for a million tasks that ask as much."""
+    """Requests by verb, the dollars for a million tasks that ask as much, and the seconds that it took."""
 
     requests: Counter[str]
     million: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Row:
 
 
 def table(names: Sequence[str], rows: Sequence[Row], *, wide: bool) -> Text:
-    """The table as text: at most 78 columns, or 92 where it may be ``wide``."""
+    """The table as text: at most 78 columns, or 99 with the seconds where it may be ``wide``."""
     verbs = _verbs(rows)
     gap = " " * (3 if wide else 2)
-    heads = gap + _figures([*verbs, money(wide=wide)], wide=wide)
+    heads = gap + _figures([*["s"][:wide], *verbs, money(wide=wide)], wide=wide)
     lines = [
         Text(" " * 35 + "".join(gap + f" {name} ".center(len(heads) - len(gap), "─") for name in names), "bold"),
         Text(f"  {'Task':<13}{'State':<8}{'Result':<12}" + heads * len(names), "bold"),
@@ -61,11 +62,11 @@ def _line(row: Row, verbs: Sequence[str], gap: str, *, wide: bool) -> Text:
     line.append(f"{row.ended.state:<8}", _STYLES.get(row.ended.state, ""))
     line.append(f"{row.ended.result:<12}")
     for number, one in enumerate(row.asked):
-        figures = [*(str(one.requests[verb]) for verb in verbs), f"{one.million:.2f}"]
+        figures = [*[f"{one.seconds:.1f}"][:wide], *(str(one.requests[verb]) for verb in verbs), f"{one.million:.2f}"]
         line.append(gap).append(_figures(figures, wide=wide), "dim" if number else "")
     return line
 
 
 def _figures(cells: Sequence[str], *, wide: bool) -> str:
     *requests, cost = cells
-    return " ".join(f"{cell:>{5 if wide else 4}}" for cell in requests) + f" {cost:>{9 if wide else 5}}"
+    return " ".join(f"{cell:>4}" for cell in requests) + f" {cost:>{9 if wide else 5}}"

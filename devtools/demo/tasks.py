@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, shared_task
+
+from celery_s3 import S3File
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,3 +74,22 @@ def work(number: int) -> int:
 def total(numbers: Iterable[int]) -> int:
     """The body of a chord: the sum of its members' results."""
     return sum(numbers)
+
+
+@task(name="demo.export")
+def export(rows: int) -> S3File:
+    """A file, which goes to S3 as it is and comes back as a handle."""
+    path = Path(tempfile.gettempdir(), "orders.csv")
+    path.write_text("number,total\n" + "".join(f"{number},{number * 7}\n" for number in range(rows)))
+    return S3File(path)
+
+
+@task(name="demo.fragile", bind=True, acks_late=True, reject_on_worker_lost=True)
+def fragile(self: Task, number: int) -> int:
+    """Work; of a chord's tasks the fourth has its process killed, the first time."""
+    time.sleep(0.05)
+    if number == 3:
+        with suppress(FileExistsError):
+            os.close(os.open(Path(tempfile.gettempdir(), self.request.id), os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+    return number

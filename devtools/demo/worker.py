@@ -45,6 +45,7 @@ class Worker:
         aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         # a pool that is killed leaves temporary directories behind: they go with the folder
         env = environment(**aws, TMPDIR=str(folder), PYTHONPATH=str(ROOT))
+        self._folder, self._env = folder, env
         self._process: subprocess.Popen[bytes] = spawn(command, self.log, env, folder, signal.SIGTERM)
         self.pid = self._process.pid
 
@@ -72,6 +73,20 @@ class Worker:
         done = wait_until(lambda: self.has_logged(re.escape(f"[{task_id}] succeeded")), self._process, timeout)
         self.check()
         return done
+
+    def runs(self, task_id: str) -> int:
+        """How often its log says that the task succeeded."""
+        return self.log.read_text(errors="replace").count(f"[{task_id}] succeeded")
+
+    def told(self, *arguments: str) -> str:
+        """What a command says with the worker's configuration, as ``told("s3", "show", id)``.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        command = [sys.executable, "-m", "celery", *arguments]
+        done = subprocess.run(command, cwd=self._folder, env=self._env, capture_output=True, text=True, check=True)
+        return done.stdout
 
     def has_logged(self, pattern: str) -> bool:
         """Whether a regular expression is found in the worker's log, as far as it is written."""

@@ -162,7 +162,7 @@ def test_shell(page, line):
         command = s3.get_command(click.Context(s3), name)
         command.make_context(name, arguments, parent=click.Context(s3, obj=SimpleNamespace(app=None)))
     if words[:2] == ["pip", "install"]:
-        extras = re.findall(r"celery-s3\[([\w,]+)\]", line)
+        extras = re.findall(r"(?:celery-s3|checkout|\.)\[([\w,]+)\]", line)
         assert set(",".join(extras).split(",")) - {""} <= set(PYPROJECT["project"]["optional-dependencies"])
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

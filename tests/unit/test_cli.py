@@ -17,7 +17,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_s3 import __version__
-from celery_s3.cli import COMMANDS, output, query, s3
+from celery_s3.cli import COMMANDS, dev, output, query, s3
 from celery_s3.cli.alone import main
 from celery_s3.cli.chords import _names
 from devtools.reference import commands
@@ -251,3 +251,28 @@ def test_names_of_a_body():
     assert _names(chain(a, b)) == "chain(proj.a, proj.b)"
     assert _names(group([a, b, a, b, a])) == "group(proj.a, proj.b, proj.a, …)"
     assert _names(chord([a, a], b)) == "chord(proj.a, proj.a)"
+
+
+def test_dev_overwrites_no_file_of_others(tmp_path):
+    """`celery s3 dev --write` leaves a configuration alone that somebody else has written, and starts nothing."""
+    file = tmp_path / "celeryconfig.py"
+    file.write_text("broker_url = 'sqs://'\n")
+    done = run("dev", "--write", str(file))
+    assert done.exit_code == 1
+    assert f"{file} is there already" in done.stderr
+    assert file.read_text() == "broker_url = 'sqs://'\n"
+
+
+@pytest.mark.parametrize(
+    ("django", "line"), [(False, "s3_backend_settings = {"), (True, "CELERY_S3_BACKEND_SETTINGS = {")]
+)
+def test_dev_writes_settings(tmp_path, django, line):
+    """What it writes is Python with the names that Celery reads, over what it has written before."""
+    file = tmp_path / "settings.py"
+    for bucket in ("first", "second"):
+        dev._may_write(file)
+        dev._tell("S3.", {"result_backend": "celery-s3://", "s3_backend_settings": {"bucket": bucket}}, django, file)
+    names = {}
+    exec(file.read_text(), names)
+    assert line in file.read_text()
+    assert {"bucket": "second"} in names.values()
