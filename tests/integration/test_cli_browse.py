@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from celery import chord, states
@@ -52,6 +58,9 @@ def test_who_may_look(browser):
         assert stranger.get(path).status_code == 403
     answer = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    deep = stranger.get(f"/result?token={TOKEN}&id=one", follow_redirects=False)
+    assert deep.headers["location"] == "/result?id=one"
+    stranger = browser.stranger()
     assert {"HttpOnly", "SameSite=strict"} <= set(answer.headers["set-cookie"].split("; "))
     elsewhere = {"host": "rebound.example:80"}
     assert browser.client.get("/", headers=elsewhere).status_code == 421
@@ -146,3 +155,41 @@ def test_forget(browser, counted, stored):
     token = re.search(r'name="form_token" value="(\w+)"', allowed.get("/result", id="one"))[1]
     assert allowed.client.post("/forget", data={"id": "one", "form_token": token}).status_code == 200
     assert not browser.app.backend.task_result_exists("one")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_in_a_browser(seaweed, make_app, stored, tmp_path):
+    """The command itself, in a real browser: it prints its address, serves its pages, and ends by Ctrl-C."""
+    pytest.importorskip("uvicorn")
+    app = make_app(seaweed)
+    stored(app, EVIL, id="one")
+    (tmp_path / "proj.py").write_text(
+        "import json, os\nfrom celery import Celery\napp = Celery('proj')\n"
+        "app.conf.update(json.loads(os.environ['CELERY_S3_TEST_CONF']))\n"
+    )
+    env = {**os.environ, "CELERY_S3_TEST_CONF": json.dumps(app.test_conf), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "celery", "-A", "proj", "s3", "browse"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", address), process.stderr.read()
+        for path, text in (("/", ">one</a>"), ("/result?id=one&", "&lt;script&gt;alert(1)&lt;/script&gt;")):
+            url = address.replace("/?", path if path.endswith("&") else f"{path}?")
+            chromium = [
+                "chromium",
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--user-data-dir={tmp_path}/profile",
+            ]
+            shown = subprocess.run(
+                [*chromium, "--dump-dom", url], capture_output=True, text=True, timeout=60, check=True
+            )
+            assert text in shown.stdout
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
+    finally:
+        process.kill()
+        process.communicate()

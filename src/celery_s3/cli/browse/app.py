@@ -35,7 +35,7 @@ from celery_s3.store.api import PAGE
 from celery_s3.store.counting import difference, requests_in
 
 from ..chords import awaited_in, body_names
-from ..files import files_of_result
+from ..files import file_record, files_of_result
 from ..lookup import stored
 from ..output import data_size, duration, printable
 from ..query import filter_of, inventory_of, moment, place, price
@@ -92,7 +92,9 @@ def _refusal(request: Request, token: str, hosts: Collection[str]) -> Response |
         return PlainTextResponse("This is not where this page is served.", 421)
     given = request.query_params.get("token")
     if given is not None and hmac.compare_digest(given.encode(), token.encode()):
-        answer = RedirectResponse("/", 303)
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
+        # one slash: with two, it would be another host
+        answer: Response = RedirectResponse(_link("/" + request.url.path.lstrip("/"), **dict(query)), 303)
         answer.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
         return answer
     if not hmac.compare_digest(request.cookies.get(_COOKIE, "").encode(), token.encode()):
@@ -196,7 +198,7 @@ class _Pages:
             children=children,
             value=json.dumps(jsonable(meta["result"]), indent=2, ensure_ascii=False),
             traceback=meta.get("traceback"),
-            files=files_of_result(self.backend, id, found),
+            files=[file_record(file) for file in files_of_result(self.backend, id, found)],
         )
 
     def file(self, request: Request) -> Response:
@@ -248,7 +250,8 @@ def _begun(file: S3File) -> Iterator[bytes]:
 
 
 def _link(path: str, **query: str) -> str:
-    return f"{path}?{urlencode({name: value for name, value in query.items() if value})}"
+    text = urlencode({name: value for name, value in query.items() if value})
+    return f"{path}?{text}" if text else path
 
 
 def _moment(text: str) -> datetime | None:
