@@ -29,7 +29,7 @@ CELERY_RESULT_BACKEND. Credentials are found as by AWS' own tools. `--broker` na
 A **duration** is a number of seconds or has units: `90`, `90s`, `5m`, `2h`, `7d`, `1h30m`. What **deletes or sends**
 something tells how many there are and asks; `--yes` answers beforehand, and is needed where there is no terminal. What
 takes more than 1,000 **requests** says so first. The **exit code** is 0 only when all is well; an error is told in one
-line and makes it 1, a wrong option 2, Ctrl-C 130.
+line and makes it 1, a wrong option 2, Ctrl-C 130. What `--json` prints stands in [json.md](json.md).
 """
 
 

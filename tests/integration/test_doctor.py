@@ -200,5 +200,5 @@ def test_interrupted(proxy, make_app, tmp_path, signum):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1
+    assert process.returncode == (130 if signum == signal.SIGINT else 1)
     assert keys(app.backend) == []

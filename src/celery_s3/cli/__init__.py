@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "GROUPS", "s3"]
 #: Each is a module of this package, and its ``command`` in it; in the order and groups of the help.
 GROUPS = {
     "Set up": ("init", "doctor", "policy", "migrate", "dev"),
-    "Look": ("ls", "show", "wait", "url", "chords"),
+    "Look": ("ls", "show", "wait", "url", "chords", "browse"),
     "Clean up": ("forget", "sweep"),
     "Measure": ("stats", "bench", "cost"),
 }

@@ -25,7 +25,7 @@ from .context import dry_run_option, json_option, with_backend
 from .output import bar, counted, duration, print_json, print_table, printable
 from .query import confirm, inventory_of, yes_option
 
-__all__ = ["command"]
+__all__ = ["awaited_in", "body_names", "command"]
 
 NEEDY = ("stuck", "complete")
 #: Missing members whose states are read, each with a request.
@@ -72,7 +72,7 @@ def command(
             _ask(backend, [one.chord for one in found if one.chord.state in NEEDY])
         found = [_mended(backend, one.chord) for one in found]
     found.sort(key=lambda one: -one.chord.age)
-    awaited = {one.chord.group: _awaited(backend, one.chord) for one in found} if ids else {}
+    awaited = {one.chord.group: awaited_in(backend, one.chord) for one in found} if ids else {}
     if as_json:
         print_json([_record(backend, one) | {"missing": awaited.get(one.chord.group)} for one in found])
     else:
@@ -106,7 +106,7 @@ def _body_id(backend: S3Backend, manifest: Manifest) -> str:
         return ""
 
 
-def _awaited(backend: S3Backend, chord: Chord) -> list[dict[str, str | None]]:
+def awaited_in(backend: S3Backend, chord: Chord) -> list[dict[str, str | None]]:
     """The members that have not delivered, with their states and tasks; a request each."""
     if chord.decided:
         return []
@@ -167,7 +167,7 @@ def _record(backend: S3Backend, found: _Found) -> dict[str, Any]:
         "size": len(chord.manifest.ids),
         "started": chord.started,
         "age": round(chord.age),
-        "body": _body(backend, chord.manifest),
+        "body": body_names(backend, chord.manifest),
     }
 
 
@@ -191,10 +191,10 @@ def _row(backend: S3Backend, found: _Found) -> tuple[str, ...]:
     chord, size = found.chord, len(found.chord.manifest.ids)
     done = bar(chord.done, size) if shutil.get_terminal_size().columns >= WIDE else f"{chord.done}/{size}"
     state = f"{chord.state} (was {found.was})" if found.was else chord.state
-    return chord.group, duration(chord.age), done, state, _body(backend, chord.manifest)
+    return chord.group, duration(chord.age), done, state, body_names(backend, chord.manifest)
 
 
-def _body(backend: S3Backend, manifest: Manifest) -> str:
+def body_names(backend: S3Backend, manifest: Manifest) -> str:
     """The names of the body's tasks: arguments may be secret."""
     try:
         return _names(body_in(manifest, backend.app, trusted=backend.mending.trusted))

@@ -28,7 +28,7 @@ from .output import data_size, duration, print_json, print_table
 from .query import inventory_of
 from .values import jsonable, one_line, print_fields, print_traceback, print_value
 
-__all__ = ["command"]
+__all__ = ["SHOWN", "Shown", "command"]
 
 #: Bytes of the largest result that is printed for people.
 SHOWN = 1024 * 1024
@@ -74,12 +74,12 @@ def command(backend: S3Backend, id: str, raw: bool, output: Path | None, as_json
         size = write_file(backend.results, found, output)
         click.echo(f"Wrote {data_size(size)} to {output}.", err=True)
     elif is_group:
-        _Shown(backend, id, found).group(as_json)
+        Shown(backend, id, found).group(as_json)
     else:
-        _Shown(backend, id, found).result(as_json)
+        Shown(backend, id, found).result(as_json)
 
 
-class _Shown:
+class Shown:
     """What is shown of one object."""
 
     def __init__(self, backend: S3Backend, id: str, found: Object) -> None:
@@ -108,6 +108,7 @@ class _Shown:
     # -- a result
 
     def result(self, as_json: bool) -> None:
+        """Print a result."""
         if self.found.size > SHOWN and not as_json:
             self._print(self.about)
             click.echo(f"\n{self._large()}")
@@ -119,7 +120,7 @@ class _Shown:
             raise SystemExit(1) from exc
         if meta["status"] == states.PENDING:
             raise self._gone()
-        about = self.about | self._from_body(meta)
+        about = self.about | self.from_body(meta)
         if as_json:
             print_json(about | {"result": jsonable(meta["result"]), "traceback": meta.get("traceback")})
             return
@@ -147,7 +148,7 @@ class _Shown:
             self._print(self.about)
             click.echo(f"Error: {one_line(str(exc))} --raw and --output still give you its bytes.", err=True)
 
-    def _from_body(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+    def from_body(self, meta: Mapping[str, Any]) -> dict[str, Any]:
         """What the body tells of the task."""
         told = {
             "state": meta["status"],
@@ -162,15 +163,16 @@ class _Shown:
     # -- a saved group
 
     def group(self, as_json: bool) -> None:
+        """Print a saved group."""
         try:
-            meta = self.backend.reader.group_in(self.id, self.found, self._restored)
+            meta = self.backend.reader.group_in(self.id, self.found, self.restored)
         except UnreadableResult as exc:
             self._without_body(exc, as_json)
             raise SystemExit(1) from exc
         if meta is None:
             raise self._gone()
         group = meta["result"]
-        members = self._members(group.results)
+        members = self.members(group.results)
         about = {name: value for name, value in self.about.items() if name not in ("state", "task", "done")}
         about["parent"] = group.parent.id if group.parent else None
         if as_json:
@@ -183,13 +185,14 @@ class _Shown:
         if members:
             print_table(("MEMBER", "STATE"), [(id, state or "?") for id, state in members])
 
-    def _restored(self, meta: Any) -> dict[str, Any]:
+    def restored(self, meta: Any) -> dict[str, Any]:
+        """The group in a decoded body; a TypeError where there is none."""
         group = result_from_tuple(meta["result"], self.backend.app)
         if not isinstance(group, GroupResult):
             raise TypeError("no group in it")
         return {"result": group}
 
-    def _members(self, results: Sequence[ResultBase]) -> list[tuple[str, str | None]]:
+    def members(self, results: Sequence[ResultBase]) -> list[tuple[str, str | None]]:
         """The id and state of each member.
 
         The state is ``None`` for a group in the group, where another writer left none, and where they are too many.
