@@ -97,7 +97,9 @@ class Recorder:
                 raise
             raise _not_stored(id, state, exc) from exc
         body, content_type = self.encoder.body(meta)
-        rerun, eager = _is_rerun(request), getattr(request, "is_eager", False)
+        delivery = getattr(request, "delivery_info", None) or {}
+        # After a retry or a redelivery an earlier run, elsewhere perhaps, has probably left a state here.
+        rerun = bool(getattr(request, "retries", 0) or delivery.get("redelivered"))
         # Looked up now: files in the value were uploaded while it was encoded; an earlier run's perhaps elsewhere.
         files = None if rerun else self.uploaded.get(id, 0)
         task, term = getattr(request, "task", None), self.term_of(state, request)
@@ -105,6 +107,7 @@ class Recorder:
         # Celery 5.7's workers leave a revoked task alone that has begun elsewhere, and know no more of it than its id.
         by_id = request is None and state == states.REVOKED
         write = partial(self.results.write, key, body, state, beside, content_type, rerun=rerun, unless_begun=by_id)
+        eager = getattr(request, "is_eager", False)
         tell = None if eager else self.telling(state, request)
         store = partial(self._store, id, state, eager, write, tell and partial(tell, key))
         return Prepared(body.size if isinstance(body, Chunks) else len(body), store)
@@ -141,12 +144,6 @@ class Recorder:
         if state not in states.READY_STATES:
             return retried_until(time.monotonic() + PASSING)
         return nullcontext() if eager else patient(self.patience)
-
-
-def _is_rerun(request: Any) -> bool:
-    """Whether a task's request says that it has run before, elsewhere perhaps: after a retry or a redelivery."""
-    delivery = getattr(request, "delivery_info", None) or {}
-    return bool(getattr(request, "retries", 0) or delivery.get("redelivered"))
 
 
 def _not_stored(id: Any, state: str, exc: Exception) -> ResultNotStored:

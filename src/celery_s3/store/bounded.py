@@ -56,8 +56,8 @@ class Bounded(Bucket):
             Interrupted: there was no answer in that time; a write may land all the same.
             Unreachable: it was not even sent in that time.
         """
-        seconds, by_itself = self._client.seconds(request)
         left = remaining()
+        seconds, by_itself = self._client.seconds(request)
         if by_itself and (left is None or seconds <= left):
             return self._client.send(request)
         if left is not None:

@@ -291,7 +291,7 @@ def unsatisfied(get: Get, error: StoreError) -> bool:
 
 def quoted(etag: str) -> str:
     """An etag as S3 has it: some servers leave the quotes out, some proxies mark it as weak; empty stays empty."""
-    return f'"{bare(etag)}"' if etag else ""
+    return etag if not etag or etag[0] == '"' else f'"{bare(etag)}"'
 
 
 def bare(etag: str) -> str:
