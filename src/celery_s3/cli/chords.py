@@ -142,7 +142,7 @@ def _call(backend: S3Backend, manifest: Manifest) -> str:
         body = body_in(manifest, backend.app, trusted=backend.mending.trusted)
     except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
         return f"? ({exc})"
-    # what else is sent with it, or in its place where it fails, may hang on it anywhere: as `link`, `link_error`, `chord`
+    # what is sent with it, or in its place where it fails, may hang on it anywhere: as `link`, `link_error`, `chord`
     return f"{_names(body)}: {dict(body)!r}" if _tasks_in(dict(body)) > 1 else repr(body)
 
 

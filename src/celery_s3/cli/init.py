@@ -138,7 +138,8 @@ def _make(found: Plan, settings: Settings, *, agreed: int | None, quiet: bool) -
             remark = change.make()
         except CeleryS3Error as exc:
             found.note(change.what, exc, settings)
-            click.echo(with_program(printable(f"{change.what}: not done: {why(exc, settings, change.what)}.")), err=True)
+            reason = printable(why(exc, settings, change.what))
+            click.echo(with_program(f"{change.what}: not done: {reason}."), err=True)
             if change.what == "bucket":
                 break
         else:
