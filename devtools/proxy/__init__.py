@@ -154,7 +154,7 @@ class Proxy(EmbeddedServer):
             how: a name of :data:`devtools.proxy.faults.FAULTS`: an answer (``slow_down``, ``internal_error``,
                 ``conflict``, ``access_denied``, ``not_found`` …), ``reset`` or ``hang``, each also with ``_after``
                 (the server carries the request out, its answer is lost); ``slow_body``, ``dribble``, ``dribble_body``,
-                ``truncate``.
+                ``truncate``, ``alter``.
             times: how many requests it hits; -1: all until :meth:`heal`.
             after: how many matching requests pass before.
             seconds: how long ``hang`` lasts before the connection is reset, or ``slow_body`` takes; between

@@ -260,6 +260,9 @@ class Client(asyncio.StreamReaderProtocol):
             case "truncate":
                 for event in faults.cut(answer, 2)[:2]:
                     await self._deliver(event)
+            case "alter":
+                for event in faults.altered(answer):
+                    await self._deliver(event)
             case "slow_body":
                 head, *slices, end = faults.cut(answer, _SLICES)
                 await self._deliver(head)

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 import h11
 
-__all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "answer", "cut"]
+__all__ = ["ANSWERS", "CARRIED_OUT", "FAULTS", "Fault", "Faults", "altered", "answer", "cut"]
 
 #: Answers given in the server's place: status, S3 error code (none: without a body), extra headers.
 ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
@@ -38,8 +38,8 @@ ANSWERS: dict[str, tuple[int, str, dict[str, str]]] = {
 _SILENCES = ("reset", "hang")
 
 #: What may befall the server's own answer: its body comes piece by piece over ``seconds``, or all of it, head included,
-#: a byte every ``seconds``; or its second half is missing.
-_MANGLED = ("slow_body", "dribble", "dribble_body", "truncate")
+#: a byte every ``seconds``; or its second half is missing; or a byte in its middle is another one.
+_MANGLED = ("slow_body", "dribble", "dribble_body", "truncate", "alter")
 
 #: Added to an answer or a silence: the server carries the request out first, and its answer is lost.
 CARRIED_OUT = "_after"
@@ -128,3 +128,12 @@ def cut(answer: Sequence[Any], pieces: int) -> list[Any]:
     body = b"".join(part.data for part in parts)
     size = max(1, -(-len(body) // pieces))
     return [head, *(h11.Data(data=body[start : start + size]) for start in range(0, len(body), size)), end]
+
+
+def altered(answer: Sequence[Any]) -> list[Any]:
+    """The same answer with one bit in the middle of its body turned; one without a body as it is."""
+    head, *parts, end = answer
+    body = bytearray(b"".join(part.data for part in parts))
+    if body:
+        body[len(body) // 2] ^= 1
+    return [head, h11.Data(data=bytes(body)), end]

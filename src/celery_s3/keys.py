@@ -158,14 +158,16 @@ def message_name(digest: str, random: str = "") -> str:
 
 # -- kinds
 
-#: Who uses a bucket: ``worker`` runs tasks, ``client`` sends them and reads results, ``operator`` runs the commands.
-Role = Literal["worker", "client", "operator"]
+#: Who uses a bucket: ``worker`` runs tasks, ``client`` sends them and reads results, ``operator`` runs the commands but
+#: ``init``, by which an ``administrator`` sets the bucket up: IAM cannot allow rules for a prefix alone.
+Role = Literal["worker", "client", "operator", "administrator"]
 #: What IAM may allow on objects.
 Verbs = tuple[Literal["Get", "Put", "Delete"], ...]
 
 _ALL: Verbs = ("Get", "Put", "Delete")
 _KEPT: Verbs = ("Get", "Put")
 _CLEARED: Verbs = ("Get", "Delete")
+_WRITTEN: Verbs = ("Put", "Delete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class Kind:
         term: which of :class:`celery_s3.expiry.terms.Terms` has passed when all objects of this kind have expired;
             empty: they do not expire.
         large: written in parts where they are large; whose uploads each of these roles may abort.
-        worker, client, operator: what each role does with these objects, and IAM must allow.
+        worker, client, operator, administrator: what each role does with these objects, and IAM must allow.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Kind:
     worker: Verbs = ()
     client: Verbs = ()
     operator: Verbs = ()
+    administrator: Verbs = ()
 
     @property
     def single(self) -> bool:
@@ -208,9 +211,9 @@ _MESSAGE = re.compile(r"(?P<id>[0-9a-f]{64})(?:\.(?P<rest>[0-9a-f]{32}))?")
 _SCRATCH = re.compile("(?P<id>[0-9a-f]{32})[-/](?P<rest>.+)")
 
 # fmt: off
-RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator"),
+RESULTS = Kind("results", "celery-task-meta-", _ANY, term="longest", large=("worker", "operator", "administrator"),
                worker=_ALL, client=_CLEARED, operator=_ALL)
-FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator"),
+FILES = Kind("files", "celery-files/", _FILE, term="files", large=("worker", "client", "operator", "administrator"),
              worker=_ALL, client=_ALL, operator=_CLEARED)
 GROUPS = Kind("groups", "celery-taskset-meta-", _ANY, term="results", worker=_ALL, client=_ALL, operator=_CLEARED)
 CHORDS = Kind("chords", "celery-chords/", _OF_CHORD, term="chords", worker=_ALL, client=_KEPT, operator=_ALL)
@@ -218,7 +221,8 @@ MENDED = Kind("mended", "celery-chords-repaired", worker=_KEPT)
 PROBE = Kind("probe", "celery-s3-probe", prefixed=False, worker=_KEPT, client=_KEPT, operator=_KEPT)
 MESSAGES = Kind("messages", "celery-messages/", _MESSAGE, prefixed=False, term="messages",
                 worker=_ALL, client=("Put",), operator=_CLEARED)
-DOCTOR = Kind("doctor", "celery-s3-doctor/", _SCRATCH, prefixed=False, worker=_ALL, client=_ALL, operator=_ALL)
+DOCTOR = Kind("doctor", "celery-s3-doctor/", _SCRATCH, prefixed=False, worker=_ALL, client=_ALL, operator=_ALL,
+              administrator=_WRITTEN)
 BENCH = Kind("bench", "celery-s3-bench/", _SCRATCH, prefixed=False, operator=_ALL)
 # fmt: on
 

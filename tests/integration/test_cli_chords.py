@@ -209,6 +209,17 @@ def test_repair_asks(proj):
     assert proj.messages("special") == []
 
 
+@pytest.mark.parametrize("where", ["link", "link_error"])
+def test_repair_shows_what_hangs_on_a_body(proj, where):
+    """What is sent with a body, or in its place where it fails, is shown with its arguments as well."""
+    other = proj.app.signature("proj.erase", ("everything",))
+    proj.apply(1, 1, proj.app.signature("proj.total", options={where: [other]}))
+    wait_for_the_lease()
+    done = proj.celery("chords", "--repair")
+    assert "proj.erase" in done.stderr
+    assert "everything" in done.stderr
+
+
 def test_chosen_chords(proj):
     """Only the chords named are listed and mended, tombstones among them; an unknown one is an error."""
     first, second = proj.apply(1, 1), proj.apply(1, 1)

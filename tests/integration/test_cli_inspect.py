@@ -687,6 +687,16 @@ def test_url(proj, proxy):
         urllib.request.urlopen(url.replace("X-Amz-Expires=600", "X-Amz-Expires=700"))
 
 
+@pytest.mark.parametrize(
+    ("stored", "answered"), [("application/json", "application/json"), ("text/html", "application/octet-stream")]
+)
+def test_url_of_a_page(proj, proxy, stored, answered):
+    """A browser shows JSON, and runs nothing that somebody has put in a result's place."""
+    proj.put("one", b"<script>", stored)
+    with urllib.request.urlopen(proj.run("url", "one").stdout.strip()) as answer:
+        assert answer.headers["Content-Type"] == answered
+
+
 def test_url_json(proj, proxy):
     """The same for programs."""
     proj.store("hush", id="one")

@@ -646,6 +646,26 @@ def test_commands_fetch_several_files(counted, stored, command, path, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [(".bashrc", "bashrc"), ("...", "file"), ("Makefile", "2-Makefile"), ("link", "2-link"), ("a\u202eb", "a\u202eb")],
+)
+def test_names_that_others_have_chosen(counted, stored, tmp_path, name, written):
+    """A file comes into a folder over nothing that is there, as no hidden one, and its name sends nothing odd."""
+    app = counted()
+    one = stored(app, S3File(io.BytesIO(b"theirs"), name=name))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "Makefile").write_bytes(b"mine")
+    (folder / "link").symlink_to(tmp_path / "nowhere")
+    obj = CLIContext(app=app, no_color=True, workdir=None)
+    done = CliRunner().invoke(s3, ["show", one.id, "--output", str(folder)], obj=obj, catch_exceptions=False)
+    assert (folder / written).read_bytes() == b"theirs"
+    assert (folder / "Makefile").read_bytes() == b"mine"
+    assert sorted(file.name for file in folder.iterdir()) == sorted({"Makefile", "link", written})
+    assert "\u202e" not in done.output
+
+
 def test_commands_link_to_files(make_app, seaweed, stored, path):
     """`url` links to the file; of a sealed result there is none, unless the sealed bytes are asked for."""
     app = make_app(seaweed)

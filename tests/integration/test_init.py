@@ -262,7 +262,7 @@ def test_it_dies_in_between(moto_s3, proxy_for, make_app, fault):
     proxy = proxy_for(moto_s3)
     one = Bucket(make_app(proxy, s3_backend_settings={"bucket": f"bucket-{uuid()}", "sse": "AES256"}))
     proxy.fail(fault, "access_denied")
-    assert "s3 policy --role operator" in one.init("--yes", code=1).stderr
+    assert "s3 policy --role administrator" in one.init("--yes", code=1).stderr
     assert len(one.changes()) == 1
     one.init("--yes")
     assert one.changes() == {}

@@ -280,24 +280,28 @@ def test_worker(party, proxy_for, seaweed, monkeypatch):
 
 
 def test_operator(party, proxy_for, moto_s3, monkeypatch):
-    """Who runs the commands, likewise."""
+    """Who runs the commands, likewise; and who sets the bucket up, by `init` alone."""
     bucket = f"bucket-{uuid()}"
     settings = {"bucket": bucket, "sse": "AES256"}
     proxy = proxy_for(moto_s3)
     operator = party(proxy, s3_backend_settings=settings, result_expires=86_400)
+    administrator = party(proxy_for(moto_s3), s3_backend_settings=settings, result_expires=86_400)
     client = party(proxy_for(moto_s3), s3_backend_settings=settings)
 
-    def celery(*arguments, code=0):
-        obj = CLIContext(app=operator.app, no_color=True, workdir=None)
+    def celery(*arguments, code=0, by=operator):
+        obj = CLIContext(app=by.app, no_color=True, workdir=None)
         done = CliRunner().invoke(s3, arguments, obj=obj, catch_exceptions=False)
         assert done.exit_code == code, done.output
         return done.output
 
-    celery("init", "--yes")
+    celery("init", "--yes", by=administrator)
     operator.probe()
-    moto_s3.request("POST", f"/{bucket}/{operator.backend.layout.results}part?uploads")
-    assert "part, begun" in celery("init", "--yes")
-    moto_s3.request("POST", f"/{bucket}/{operator.backend.layout.files}{FILE}?uploads")
+    layout = operator.backend.layout
+    for part in (f"{layout.results}part", f"{layout.files}{FILE}"):
+        moto_s3.request("POST", f"/{bucket}/{part}?uploads")
+    assert "part, begun" in celery("init", "--yes", by=administrator)
+    moto_s3.request("POST", f"/{bucket}/{layout.results}part?uploads")
+    moto_s3.request("POST", f"/{bucket}/{layout.files}{FILE}?uploads")
     celery("doctor")
     celery("bench", "--count", "2")
     client.stuck()
@@ -310,6 +314,7 @@ def test_operator(party, proxy_for, moto_s3, monkeypatch):
     group_of(client.app, ["some-id"])
     client.app.signature("measure", (BIG,)).delay()
     soon_expired(operator.backend, monkeypatch)
-    assert "Aborted 1 unfinished upload." in celery("sweep")
+    assert "Aborted 2 unfinished uploads." in celery("sweep")
     assert list(client.backend.store.list(client.backend.layout.messages)) == []
     assert operator.unlike_the_policy("operator") == ([], [])
+    assert administrator.unlike_the_policy("administrator") == ([], [])

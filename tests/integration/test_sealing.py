@@ -226,6 +226,20 @@ def test_changed_behind_the_first_bytes(sealed, plain, stored):
         result.get(timeout=5)
 
 
+@pytest.mark.parametrize("seal", ["encrypt", "sign"])
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_who_stands_between(sealed, stored, proxy, seal, size):
+    """Whoever alters an answer on its way, as one may without TLS, makes it an error and never a value."""
+    app = sealed(seal=seal)
+    result = stored(app, "x" * size)
+    proxy.fail("GET", "alter", times=-1)
+    with pytest.raises(ResultNotRead, match=result.id) as caught:
+        result.get(timeout=5)
+    assert isinstance(caught.value.__cause__, Tampered)
+    proxy.heal()
+    assert result.get(timeout=5) == "x" * size
+
+
 def test_another_tasks_result(sealed, plain, stored):
     """A result copied to another task's key, header and all, is not that task's result."""
     app = sealed()

@@ -203,7 +203,7 @@ def test_an_attackers_chord(lab):
     """Two objects written by who may write make no worker send anything; a pickle among them never runs."""
     lab = lab()
     folder = lab.backend.chords.folder("x")
-    body = json.dumps({"task": "total", "args": [[1]], "options": {"task_id": "b"}}).encode()
+    body = json.dumps(lab.total.s().set(task_id="b")).encode()
     for text in (body, b"cos\nsystem\n(S'touch /tmp/ran'\ntR."):
         lab.backend.store.put(folder + "manifest", Manifest(("a",), None, text).dumps())
         lab.backend.store.put(folder + "0/0", pack_part((), b'["a","SUCCESS",1]'))

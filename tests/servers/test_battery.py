@@ -173,6 +173,7 @@ def test_file(app: Any, tmp_path: Path) -> None:
 # -- a worker
 
 
+@pytest.mark.skipif(not servers.IN_FULL, reason="a worker more; the states are those of `test_states`")
 def test_states_on_a_worker(server: Any, make_app: Any, worker: Any, tmp_path: Path) -> None:
     """A tracked task that retries, and one with progress, on a real worker."""
     app = make_app(server, broker="filesystem", task_track_started=True)

@@ -155,11 +155,11 @@ def allowed(role):
 
 
 def test_roles_at_worst():
-    """Clients put large messages and do not read them; nobody but the operator changes anything of the bucket."""
+    """Clients put large messages and do not read them; nobody but the administrator changes anything of the bucket."""
     messages = "b/celery-messages/*"
     assert ("s3:PutObject", messages) in allowed("client")
     assert ("s3:GetObject", messages) not in allowed("client")
     assert {("s3:GetObject", messages), ("s3:DeleteObject", messages)} <= allowed("worker")
-    for role in ("client", "worker"):
+    for role in ("client", "worker", "operator"):
         of_bucket = {action for action, where in allowed(role) if where == "b"}
         assert {action for action in of_bucket if not action.startswith(("s3:List", "s3:Get"))} == set()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_s3.errors import BadRequest, Conflict
+from celery_s3.errors import BadRequest, Conflict, UploadMissing
 from celery_s3.settings import Settings
 from celery_s3.store.clients.control import Control
 
@@ -63,6 +63,14 @@ def test_a_bucket_of_ones_own():
         Recorded(Conflict("", "create_bucket", "results", "", 409, "BucketAlreadyExists")).create()
     with pytest.raises(Conflict):
         Recorded(Conflict("", "create_bucket", "results", "", 409, "OperationAborted")).create()
+
+
+def test_a_server_that_misses_what_is_not_there():
+    """rclone answers NoSuchUpload where a bucket has had no upload in parts yet: there is none, and no error."""
+    assert (
+        list(Recorded(UploadMissing("", "list_multipart_uploads", "results", "", 404, "NoSuchUpload")).uploads(""))
+        == []
+    )
 
 
 @pytest.mark.parametrize(("date", "skew"), [("Mon, 23 Nov 2026 10:00:00 GMT", 59.5), ("nonsense", None), (None, None)])

@@ -71,7 +71,7 @@ def test_nobody_may_do_everything():
         ]
         usual = {"GetObject", "PutObject", "DeleteObject", "ListBucket", "AbortMultipartUpload"}
         beat = {"GetLifecycleConfiguration", "ListBucketMultipartUploads"} if role == "worker" else set()
-        if role != "operator":
+        if role not in ("operator", "administrator"):
             assert actions == {f"s3:{name}" for name in usual | beat}
 
 
@@ -98,16 +98,24 @@ def test_prefix():
 
 
 def test_roles():
-    """Clients do not look when chords were mended last; only operators configure the bucket and use `bench`."""
+    """Clients do not look when chords were mended last; only operators use `bench`, and only the administrator may
+    change the bucket itself, by whose rules anything in it can be deleted."""
     policies = {role: document(Settings(bucket="b"), role) for role in ROLES}
     mended, scratch = "arn:aws:s3:::b/celery-chords-repaired", "arn:aws:s3:::b/celery-s3-bench/x"
     assert {role: allowed(policy, "s3:PutObject", mended) for role, policy in policies.items()} == {
         "worker": True,
         "client": False,
         "operator": False,
+        "administrator": False,
     }
-    for action, resource in (("s3:PutLifecycleConfiguration", "arn:aws:s3:::b"), ("s3:PutObject", scratch)):
-        assert [role for role in ROLES if allowed(policies[role], action, resource)] == ["operator"]
+    assert [role for role in ROLES if allowed(policies[role], "s3:PutObject", scratch)] == ["operator"]
+    changes = {
+        role: re.findall("Put[A-Za-z]+(?:Configuration|Block)|CreateBucket", json.dumps(policy))
+        for role, policy in policies.items()
+    }
+    assert [role for role in ROLES if changes[role]] == ["administrator"]
+    assert not allowed(policies["administrator"], "s3:GetObject", "arn:aws:s3:::b/celery-task-meta-id")
+    assert not allowed(policies["administrator"], "s3:DeleteObject", "arn:aws:s3:::b/celery-task-meta-id")
 
 
 @pytest.mark.parametrize("messages", [True, False])

@@ -298,6 +298,13 @@ class TestFaults:
             connection.getresponse().read()
         assert caught.value.partial == b"01234"
 
+    def test_altered_body(self, connection, proxy):
+        """One bit of the body comes as another; what has no body comes as it is."""
+        Handler.stored["/b/key"] = b"0123456789"
+        proxy.fail("*", "alter", times=2)
+        assert ask(connection, "GET", "/b/key")[1] == b"0123446789"
+        assert ask(connection, "GET", "/b/none")[0] == 404
+
     def test_slow_body(self, connection, proxy):
         """The head comes at once, the body's end only after the given time; nothing is lost."""
         Handler.stored["/b/key"] = b"0123456789" * 10

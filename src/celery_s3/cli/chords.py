@@ -142,7 +142,14 @@ def _call(backend: S3Backend, manifest: Manifest) -> str:
         body = body_in(manifest, backend.app, trusted=backend.mending.trusted)
     except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of it)
         return f"? ({exc})"
-    return f"{_names(body)}: {dict(body)!r}" if getattr(body, "tasks", None) else repr(body)
+    # what is sent with it, or in its place where it fails, may hang on it anywhere: as `link`, `link_error`, `chord`
+    return f"{_names(body)}: {dict(body)!r}" if _tasks_in(dict(body)) > 1 else repr(body)
+
+
+def _tasks_in(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return ("task" in value) + sum(map(_tasks_in, value.values()))
+    return sum(map(_tasks_in, value)) if isinstance(value, list | tuple) else 0
 
 
 def _mended(backend: S3Backend, chord: Chord) -> _Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def fetch(files: Sequence[S3File], target: Path) -> list[tuple[Path, int]]:
     written: list[tuple[Path, int]] = []
     try:
         for number, file in enumerate(files, 1):
-            path = _free(target, file.name or f"file-{number}", {path for path, _ in written})
+            path = _free(target, file.name or f"file-{number}")
             with progress("Fetching", file.size or 0) as advance:
                 done = 0
 
@@ -82,17 +83,21 @@ def fetch(files: Sequence[S3File], target: Path) -> list[tuple[Path, int]]:
     return written
 
 
-def _free(target: Path, name: str, taken: set[Path]) -> Path:
-    """Where a file goes: names come from others, and two files of a result may share one."""
+def _free(target: Path, name: str) -> Path:
+    """Where a file goes; in a folder under its name, but over nothing that is there, nor as a file that shells read.
+
+    Names come from others, who may have chosen that of a file that somebody runs.
+    """
     if not target.is_dir():
         return target
-    path, number = target / Path(name).name, 1
-    while path in taken:
+    plain = Path(name).name.lstrip(".") or "file"
+    path, number = target / plain, 1
+    while os.path.lexists(path):
         number += 1
-        path = target / f"{number}-{Path(name).name}"
+        path = target / f"{number}-{plain}"
     return path
 
 
 def told(written: Sequence[tuple[Path, int]]) -> str:
     """What was written where, in a line."""
-    return "; ".join(f"{data_size(size)} to {path}" for path, size in written)
+    return "; ".join(f"{data_size(size)} to {printable(str(path))}" for path, size in written)

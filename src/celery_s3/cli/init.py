@@ -138,7 +138,8 @@ def _make(found: Plan, settings: Settings, *, agreed: int | None, quiet: bool) -
             remark = change.make()
         except CeleryS3Error as exc:
             found.note(change.what, exc, settings)
-            click.echo(with_program(f"{change.what}: not done: {why(exc, settings, change.what)}."), err=True)
+            reason = printable(why(exc, settings, change.what))
+            click.echo(with_program(f"{change.what}: not done: {reason}."), err=True)
             if change.what == "bucket":
                 break
         else:
@@ -155,9 +156,9 @@ def _print(backend: S3Backend, found: Plan, *, err: bool) -> None:
     for change in found.changes:
         _print_lines(change.what, change.lines, err=err)
     for what, trouble in found.troubles.items():
-        click.echo(with_program(f"{what}: not known: {trouble}."), err=True)
+        click.echo(with_program(printable(f"{what}: not known: {trouble}.")), err=True)
     for warning in (*(f"{what}: {lack}." for what, lack in found.lacking.items()), *found.warnings):
-        click.echo(click.style(with_program(f"warning: {warning}"), fg="yellow"), err=True)
+        click.echo(click.style(with_program(printable(f"warning: {warning}")), fg="yellow"), err=True)
     if not found.changes:
         click.echo("Nothing to change.", err=err)
 

@@ -20,7 +20,8 @@ __all__ = ["command"]
     type=click.Choice(policy.ROLES),
     default="worker",
     show_default=True,
-    help="Who gets it: `worker` runs tasks, `client` sends them and reads results, `operator` runs these commands.",
+    help="Who gets it: `worker` runs tasks, `client` sends them and reads results, `operator` runs these commands but"
+    " `init`, by which an `administrator` sets the bucket up.",
 )
 @click.option("--json", is_flag=True, expose_value=False, help="Print JSON, as it does anyway.")
 @with_backend

@@ -56,7 +56,9 @@ def command(backend: S3Backend, id: str, expires: int, raw: bool, as_json: bool)
             f" one. `{program()} show` prints it; --raw links to the sealed bytes."
         )
     links = [{**file_record(file), "url": file.url(expires)} for file in files]
-    url = links[0]["url"] if links else Control(backend.settings).presign(found.key, expires)
+    # a browser saves all but JSON: it might show a page that somebody else has put there, and run what is in it
+    shown = "" if found.content_type == "application/json" else "application/octet-stream"
+    url = links[0]["url"] if links else Control(backend.settings).presign(found.key, expires, content_type=shown)
     if as_json:
         print_json({"id": id, "url": url, "expires": until, "size": found.size, "files": links})
     else:

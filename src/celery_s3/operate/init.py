@@ -132,7 +132,7 @@ def why(error: CeleryS3Error, settings: Settings, what: str) -> str:
             return f"{error.reason}: {instead}"
         return f"the server has no such thing ({error.status}): {instead}"
     if isinstance(error, AccessDenied):
-        return f"{error.reason}: `celery -A … s3 policy --role operator` prints what is needed"
+        return f"{error.reason}: `celery -A … s3 policy --role administrator` prints what is needed"
     return error.reason if isinstance(error, StoreError) else str(error)
 
 

@@ -15,10 +15,11 @@ __all__ = ["ROLES", "Role", "document"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _KMS = "kms://"
-#: What is asked of the bucket itself: by `celery beat`, which is a worker to IAM, and by `doctor` and `init`.
+#: What is asked of the bucket itself: by `celery beat`, which is a worker to IAM, by `doctor`, and by `init`.
 _BUCKET = {
     "worker": ["s3:GetLifecycleConfiguration", "s3:ListBucketMultipartUploads"],
-    "operator": [
+    "operator": ["s3:GetBucketVersioning", "s3:GetLifecycleConfiguration", "s3:ListBucketMultipartUploads"],
+    "administrator": [
         "s3:CreateBucket",
         "s3:GetBucketPublicAccessBlock",
         "s3:GetBucketVersioning",

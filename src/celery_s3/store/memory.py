@@ -131,7 +131,8 @@ class MemoryStore(Bucket):
         return self._keep(put.key, bytes(put.body), _etag(put.body), put.metadata, put.content_type)
 
     def _keep(self, key: str, body: bytes, etag: str, metadata: Mapping[str, str], content_type: str) -> str:
-        names = {name.lower(): value for name, value in metadata.items()}
+        # HTTP trims what a header begins and ends with
+        names = {name.lower(): value.strip(" \t") for name, value in metadata.items()}
         now = datetime.fromtimestamp(int(self._clock()), UTC)
         self._objects[key] = Object(key, body, len(body), etag, now, names, content_type)
         return etag

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
-from celery_s3.errors import AccessDenied, BadRequest, Conflict, PreconditionFailed, StoreError
+from celery_s3.errors import AccessDenied, BadRequest, Conflict, PreconditionFailed, StoreError, UploadMissing
 from celery_s3.settings import Settings
 from celery_s3.store.bounded import Bounded
 from celery_s3.store.requests import Request
@@ -354,7 +354,10 @@ class Control:
         """The unfinished uploads of keys that begin so; one request for each 1,000."""
         marker: dict[str, Any] = {}
         while True:
-            answer = self._call("list_multipart_uploads", Prefix=prefix, **self._payer, **marker)
+            try:
+                answer = self._call("list_multipart_uploads", Prefix=prefix, **self._payer, **marker)
+            except UploadMissing:
+                return  # rclone's word for a bucket that has none
             for one in answer.get("Uploads", []):
                 if "Initiated" in one:  # without that, none can be told to be stale
                     yield Upload(one["Key"], one["UploadId"], one["Initiated"])
