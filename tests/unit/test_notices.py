@@ -7,10 +7,11 @@ import time
 
 import pytest
 from celery.app.task import Context
+from kombu.utils.uuid import uuid
 
 from celery_s3.notices import Subscription
 from celery_s3.notices.listener import Listener
-from celery_s3.notices.notice import LARGEST, Notice, Noticing, answered_by, dumps, loads, watched
+from celery_s3.notices.notice import LARGEST, PREFIX, Notice, Noticing, answered_by, dumps, loads, watched
 from celery_s3.notices.service import _Outgoing
 from celery_s3.results import waiting
 from celery_s3.store.memory import MemoryStore
@@ -21,6 +22,7 @@ class Line:
     """A broker in this process: ``say()`` lets something come, ``confirms`` says whether keys are confirmed."""
 
     address = ""
+    turn = 0.05
 
     def __init__(self, confirms=True):
         self.confirms = confirms
@@ -43,7 +45,7 @@ class Line:
 
     def receive(self, seconds):
         try:
-            said = self.came.get(timeout=min(seconds, 0.05))
+            said = self.came.get(timeout=seconds)
         except queue.Empty:
             return ()
         if isinstance(said, Exception):
@@ -371,10 +373,13 @@ def test_whom_to_tell(make_app):
     assert not redis.telling("SUCCESS", Context({"id": "a", "chain": ["next"]}))
     assert not redis.telling("SUCCESS", Context({"id": "a", "chord": {"task": "body"}}))
     assert not redis.telling("STARTED", Context({"id": "a"}))
-    rabbit = make_app(Server(), broker_url="amqp://localhost").backend.notices
-    assert rabbit.telling("SUCCESS", Context({"id": "a", "reply_to": "celery-s3-notices-x"}))
-    assert not rabbit.telling("SUCCESS", Context({"id": "a", "reply_to": "celery"}))
-    assert not rabbit.telling("SUCCESS", Context({"id": "a"}))
+    on = {"s3_backend_settings": {"notices": "on"}}
+    for conf in ({"broker_url": "amqp://localhost"}, {"broker_url": "sqs://"} | on):
+        addressed = make_app(Server(), **conf).backend.notices
+        assert addressed.telling("SUCCESS", Context({"id": "a", "reply_to": PREFIX + uuid()}))
+        for reply_to in ("celery", f"{PREFIX}x", f"{PREFIX}{uuid()}/x", 5):
+            assert not addressed.telling("SUCCESS", Context({"id": "a", "reply_to": reply_to}))
+        assert not addressed.telling("SUCCESS", Context({"id": "a"}))
     off = {"s3_backend_settings": {"notices": "off"}}
     for conf in ({"broker_url": None}, {"broker_url": "sqs://"}, {"broker_url": "redis://localhost"} | off):
         assert not make_app(Server(), **conf).backend.notices.telling("SUCCESS", Context({"id": "a"}))
