@@ -128,11 +128,11 @@ def _told(stage: Stage, effort: Effort) -> Iterator[Cell]:
     for row in ROWS:
         told, _, length = row.key.partition("-")
         broker, notices = TOLD.get(told, ("", ""))
-        if url := stage.broker_urls.get(broker):
+        if of_broker := stage.brokers.get(broker):
             stage.proxy.reset()
             order = _wait_order(stage, "ours", float(length), effort.waits[float(length)])
             for conf in (order["conf"], order["straight"]):
-                conf["broker_url"] = url
+                conf |= of_broker
                 conf["s3_backend_settings"] |= {"notices": notices}
             process = stage.client("clients", "wait", order)
             yield row.key, "ours", _cell(stage, "ours", _answer(process))

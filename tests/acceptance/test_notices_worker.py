@@ -1,4 +1,4 @@
-"""Notices of a real worker, over a real Redis: who waits is told of every way in which a task may end."""
+"""Notices of a real worker, over a real Redis and an SQS: who waits is told of every way in which a task may end."""
 
 from __future__ import annotations
 
@@ -49,3 +49,18 @@ def test_told_by_a_worker(seaweed, make_app, worker, eventually):
 
 def gets(app):
     return app.backend.tally.snapshot().get("GET", {}).get("requests", 0)
+
+
+def test_told_by_sqs(seaweed, make_app, worker):
+    """With `notices = on` a worker tells over SQS, too: a task, and the end of a chain."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"notices": "on"})
+    add, nap = map(app.signature, ("add", "nap"))
+    worker(app, TASKS)
+    assert app.backend.notices.round_trip("nobody", 30.0)
+    assert add.clone((1, 2)).apply_async().get(timeout=30) == 3  # the worker's process is connected by this
+
+    before = gets(app)
+    assert nap.clone((2.1,)).apply_async().get(timeout=30) == "rested"
+    assert gets(app) - before <= 4
+    assert chain(add.clone((1, 1)), add.clone((2,))).apply_async().get(timeout=30) == 4
+    app.backend.notices.close()
