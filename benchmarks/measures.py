@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import subprocess
@@ -245,6 +246,7 @@ def _chords_of(stage: Stage, contender: str, size: int, times: int, notes: Path,
     finally:
         process.terminate()
         process.wait(30)
+        gc.collect()  # Celery's results tell Redis when they go: while it is there
         app.close()
     return _cell(stage, contender, {"samples": samples, "windows": windows})
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 from celery import chain, chord, group
 
 from celery_s3 import aio
+from celery_s3.notices.notice import PREFIX
 
 TASKS = Path(__file__).with_name("tasks.py")
 
@@ -51,16 +53,27 @@ def gets(app):
     return app.backend.tally.snapshot().get("GET", {}).get("requests", 0)
 
 
-def test_told_by_sqs(seaweed, make_app, worker):
-    """With `notices = on` a worker tells over SQS, too: a task, and the end of a chain."""
+def test_told_by_sqs(seaweed, make_app, worker, sqs):
+    """With `notices = on` over SQS too: a client, and a task that waits, whose process takes its queue with it."""
     app = make_app(seaweed, broker="sqs", s3_backend_settings={"notices": "on"})
-    add, nap = map(app.signature, ("add", "nap"))
-    worker(app, TASKS)
+    add, nap, join = map(app.signature, ("add", "nap", "join"))
+    started = worker(app, TASKS)
     assert app.backend.notices.round_trip("nobody", 30.0)
-    assert add.clone((1, 2)).apply_async().get(timeout=30) == 3  # the worker's process is connected by this
+    assert chain(add.clone((1, 1)), add.clone((2,))).apply_async().get(timeout=30) == 4
 
     before = gets(app)
     assert nap.clone((2.1,)).apply_async().get(timeout=30) == "rested"
     assert gets(app) - before <= 4
-    assert chain(add.clone((1, 1)), add.clone((2,))).apply_async().get(timeout=30) == 4
-    app.backend.notices.close()
+
+    address, looks = join.clone((1.3,)).apply_async().get(timeout=60)
+    assert looks <= 3
+    assert address in queues(app)
+    started.kill(signal.SIGTERM)
+    assert started.wait() == 0
+    assert address not in queues(app)
+
+
+def queues(app):
+    with app.connection_for_write() as connection:
+        found = connection.channel().sqs().list_queues(QueueNamePrefix=PREFIX)
+    return {url.rpartition("/")[2] for url in found.get("QueueUrls", ())}

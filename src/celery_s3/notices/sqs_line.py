@@ -27,8 +27,8 @@ from .notice import PREFIX, Notice, is_address, loads
 
 __all__ = ["SQSLine", "SQSSender", "sweep"]
 
-#: Seconds within which SQS has to answer.
-ANSWERS_IN = 2.0
+#: Seconds within which SQS has to answer who stores a result, and who waits or sweeps.
+ANSWERS_IN, PATIENCE = 1.0, 5.0
 #: Seconds after which SQS lets a new queue be used.
 USABLE_AFTER = 1.0
 #: Seconds that notices are kept, the least that SQS allows; and, longer than that, hidden from who has received them:
@@ -44,10 +44,10 @@ LEFT_AFTER = timedelta(days=1)
 ADDRESSES = 10_000
 
 
-def _client(app: Any, read_timeout: float) -> Any:
+def _client(app: Any, answers_in: float) -> Any:
     """A botocore client of the broker, which tries everything once."""
     config = dict(app.conf.broker_transport_options.get("client-config") or {})
-    config |= {"connect_timeout": ANSWERS_IN, "read_timeout": read_timeout, "retries": {"total_max_attempts": 1}}
+    config |= {"connect_timeout": ANSWERS_IN, "read_timeout": answers_in, "retries": {"total_max_attempts": 1}}
     # a channel lists the queues of this prefix: as few as there can be
     options = {"client-config": config, "queue_name_prefix": PREFIX}
     with app.connection_for_write(transport_options=options) as connection:
@@ -96,7 +96,7 @@ class SQSLine:
     def __init__(self, app: Any, knows: Callable[[str, str], bool]) -> None:
         self.address = PREFIX + uuid()
         self._knows = knows
-        self._client, self._receiver = _client(app, ANSWERS_IN), _client(app, self.turn + ANSWERS_IN)
+        self._client, self._receiver = _client(app, PATIENCE), _client(app, self.turn + PATIENCE)
         kept = {"MessageRetentionPeriod": str(KEPT), "VisibilityTimeout": str(HIDDEN)}
         queue = self._client.create_queue(QueueName=self.address, Attributes=kept, tags=_used_now())
         self._url = queue["QueueUrl"]
@@ -151,7 +151,7 @@ def sweep(app: Any, *, dry_run: bool) -> int:
     Raises:
         Exception: whatever the broker's client raises.
     """
-    client, left = _client(app, ANSWERS_IN), 0
+    client, left = _client(app, PATIENCE), 0
     before = datetime.now(UTC) - LEFT_AFTER
     for page in client.get_paginator("list_queues").paginate(QueueNamePrefix=PREFIX):
         for url in page.get("QueueUrls", ()):
