@@ -17,6 +17,7 @@ from kombu.utils.uuid import uuid
 from celery_s3.notices import sqs_line
 from celery_s3.notices.notice import LARGEST, PREFIX
 from celery_s3.notices.sqs_line import USED, SQSLine
+from celery_s3.operate import policy
 from celery_s3.operate.doctor import broker
 
 ON = {"s3_backend_settings": {"notices": "on"}}
@@ -156,8 +157,9 @@ def test_deleted_at_exit(seaweed, make_app, sqs):
         assert address not in queues(connection.channel().sqs())
 
 
-def test_a_sweep_of_leftovers(app, client):
-    """Queues that say that nobody has used them for a day; no others, and none in a dry run."""
+def test_a_sweep_of_leftovers(app, client, monkeypatch):
+    """Queues that say that nobody has used them for a day; no others, and none in a dry run; however many there are."""
+    monkeypatch.setattr(sqs_line, "PAGE", 2)
     address = begin_to_wait(app)
     now = datetime.now(UTC)
     old, young, unnamed, silent = (PREFIX + uuid(), PREFIX + uuid(), f"{PREFIX}mine", PREFIX + uuid())
@@ -172,8 +174,32 @@ def test_a_sweep_of_leftovers(app, client):
     assert old not in queues(client)
 
 
-def test_doctor_tries_the_line(app):
-    """One notice, sent and heard, or what to do."""
-    case = SimpleNamespace(settings=app.backend.settings, notices=app.backend.notices)
-    found = broker.notices(case)
+def test_doctor_tries_the_line(app, counted, client):
+    """One notice, sent and heard; nothing is tried where nobody has asked for notices by SQS."""
+    found = broker.notices(SimpleNamespace(settings=app.backend.settings, notices=app.backend.notices))
     assert (found.level, "over SQS" in found.text) == ("OK", True)
+    before = queues(client)
+    quiet = counted(broker="sqs").backend
+    found = broker.notices(SimpleNamespace(settings=quiet.settings, notices=quiet.notices))
+    assert (found.level, "SQS with `notices` `on`" in found.text) == ("OK", True)
+    assert queues(client) <= before
+
+
+def test_the_policy_allows_what_is_asked(app, monkeypatch):
+    """Telling, waiting, sweeping: an operator may do these calls, and no others."""
+    make, asked = sqs_line._client, set()
+
+    def watched(*args):
+        client = make(*args)
+        client.meta.events.register("provide-client-params.sqs", lambda model, **_: asked.add(f"sqs:{model.name}"))
+        return client
+
+    monkeypatch.setattr(sqs_line, "_client", watched)
+    monkeypatch.setattr(sqs_line, "USED_EVERY", 0.0)
+    notices = app.backend.notices
+    assert notices.round_trip(uuid(), 20.0)
+    notices.sweep(dry_run=True)
+    notices._listeners.get()._line.close()
+    document = policy.document(app.backend.settings, "operator", queues=True)
+    allowed = {action for one in document["Statement"] for action in one["Action"]}
+    assert asked == {action for action in allowed if action.startswith("sqs:")}

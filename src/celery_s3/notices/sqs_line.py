@@ -40,6 +40,8 @@ AT_ONCE = 10
 USED, USED_EVERY = "celery-s3-used", 3600.0
 #: How long a queue is not used before it counts as left behind.
 LEFT_AFTER = timedelta(days=1)
+#: Queues in one answer of a listing, the most that SQS allows.
+PAGE = 1000
 #: Addresses that are remembered where notices are sent.
 ADDRESSES = 10_000
 
@@ -153,7 +155,10 @@ def sweep(app: Any, *, dry_run: bool) -> int:
     """
     client, left = _client(app, PATIENCE), 0
     before = datetime.now(UTC) - LEFT_AFTER
-    for page in client.get_paginator("list_queues").paginate(QueueNamePrefix=PREFIX):
+    # without a size SQS tells of the first thousand alone
+    for page in client.get_paginator("list_queues").paginate(
+        QueueNamePrefix=PREFIX, PaginationConfig={"PageSize": PAGE}
+    ):
         for url in page.get("QueueUrls", ()):
             with suppress(client.exceptions.QueueDoesNotExist):  # its process has ended meanwhile
                 if is_address(url.rpartition("/")[2]) and _unused_since(before, client, url):
