@@ -71,6 +71,8 @@ class S3Backend(ResultBackend):
     supports_result_compression = True
     supports_failure_expires = True
     implements_incr = False
+    #: so Celery says that results tell when they are ready: a group then calls who has subscribed to it
+    is_async = True
     key_t = bytes_to_str
 
     def __init__(self, app: Any = None, url: str | None = None, **kwargs: Any) -> None:
