@@ -164,6 +164,8 @@ def group(order: Answer) -> Answer:
 
 def wait(order: Answer) -> Answer:
     app, writer = make_app(order["conf"]), make_app(order["straight"]).backend
+    if notices := getattr(app.backend, "notices", None):
+        notices.round_trip(*new_ids(1), 10.0)  # else the first waits have none
     _late(app, writer, 0.05)
     late, windows = [], []
     for length in order["lengths"]:
@@ -178,7 +180,7 @@ def _late(app: Celery, writer: Any, length: float) -> tuple[float, tuple[float, 
     (id,) = new_ids(1)
     result, stored = AsyncResult(id, app=app), []
     request = None
-    if str(app.conf.broker_url).startswith("amqp"):  # a task's message says where its notice is wanted
+    if str(app.conf.broker_url).startswith(("amqp", "sqs")):  # a task's message says where its notice is wanted
         app.send_task("nobody", task_id=id)
         request = Context({"id": id, "reply_to": app.thread_oid})
 

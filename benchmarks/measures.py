@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import subprocess
@@ -128,11 +129,11 @@ def _told(stage: Stage, effort: Effort) -> Iterator[Cell]:
     for row in ROWS:
         told, _, length = row.key.partition("-")
         broker, notices = TOLD.get(told, ("", ""))
-        if url := stage.broker_urls.get(broker):
+        if of_broker := stage.brokers.get(broker):
             stage.proxy.reset()
             order = _wait_order(stage, "ours", float(length), effort.waits[float(length)])
             for conf in (order["conf"], order["straight"]):
-                conf["broker_url"] = url
+                conf |= of_broker
                 conf["s3_backend_settings"] |= {"notices": notices}
             process = stage.client("clients", "wait", order)
             yield row.key, "ours", _cell(stage, "ours", _answer(process))
@@ -245,6 +246,7 @@ def _chords_of(stage: Stage, contender: str, size: int, times: int, notes: Path,
     finally:
         process.terminate()
         process.wait(30)
+        gc.collect()  # Celery's results tell Redis when they go: while it is there
         app.close()
     return _cell(stage, contender, {"samples": samples, "windows": windows})
 

@@ -11,7 +11,12 @@ __all__ = ["CONTENDERS", "DELAY", "FULL", "QUICK", "ROWS", "TOLD", "Effort", "Go
 CONTENDERS = {"celery": "Celery's `s3`", "redis": "Celery's Redis", "ours": "celery-s3"}
 
 #: The waits that a broker tells, by the beginning of a row's key: which broker, and the backend's `notices`.
-TOLD = {"redis": ("redis", "auto"), "ids": ("redis", "ids"), "rabbitmq": ("rabbitmq", "auto")}
+TOLD = {
+    "redis": ("redis", "auto"),
+    "ids": ("redis", "ids"),
+    "rabbitmq": ("rabbitmq", "auto"),
+    "sqs": ("sqs", "on"),
+}
 
 #: Seconds that the proxy holds back every answer of the result store, where a row says so.
 DELAY = 0.02
@@ -59,6 +64,7 @@ ROWS = (
     Row("rabbitmq-0.05", "Task of 0.05 s, told by RabbitMQ", (Goal("late", "ms", 27),), requests=2),
     Row("rabbitmq-1.3", "Task of 1.3 s, the same", (Goal("late", "ms", 27),), requests=3),
     Row("rabbitmq-7.7", "Task of 7.7 s, the same", (Goal("late", "ms", 27),), requests=6),
+    Row("sqs-1.3", "Task of 1.3 s, told by moto's SQS", (Goal("late", "ms", 50),), requests=3),
     Row("tasks", "{tasks} trivial tasks, 2 processes, 20 ms", (Goal("rate", "tasks/s", 85, larger_is_better=True),)),
     Row(
         "late-tasks",

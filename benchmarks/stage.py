@@ -42,8 +42,12 @@ class Stage:
             self.folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
             self.redis_url = self._redis()
             self.broker = self._broker()
-            #: where notices are tried, by the name of the broker; empty where it is not installed
-            self.broker_urls = {"redis": self.redis_url, "rabbitmq": self._rabbitmq()}
+            #: the brokers by which notices are tried, by their names
+            self.brokers = {
+                "redis": {"broker_url": self.redis_url} if self.redis_url else {},
+                "rabbitmq": self._rabbitmq(),
+                "sqs": self.broker if not self.redis_url else self._exit.enter_context(SQSServer()).broker(),
+            }
             self._exit = self._exit.pop_all()
         return self
 
@@ -73,10 +77,15 @@ class Stage:
                 return {"result_backend": self.redis_url}
 
     def client(self, module: str, job: str, order: Conf) -> subprocess.Popen[str]:
-        """Start a client process, as ``python -m benchmarks.MODULE JOB``."""
+        """Start a client process, as ``python -m benchmarks.MODULE JOB``.
+
+        With bytecode, as an installed package has it: where this machine keeps none, the first client writes it.
+        """
+        env = environment(PYTHONPYCACHEPREFIX=str(self.folder / "bytecode"))
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", job],
-            env=environment(),
+            env=env,
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -129,8 +138,8 @@ class Stage:
             raise RuntimeError(f"redis-server did not come up:\n{tail(log)}")
         return f"redis://127.0.0.1:{port}/0"
 
-    def _rabbitmq(self) -> str:
-        return self._exit.enter_context(rabbitmq(self.folder)) if installed() else ""
+    def _rabbitmq(self) -> Conf:
+        return {"broker_url": self._exit.enter_context(rabbitmq(self.folder))} if installed() else {}
 
     def _broker(self) -> Conf:
         if self.redis_url:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.result import allow_join_result
 
 app = Celery("tasks")
 app.conf.update(json.loads(os.environ["CELERY_S3_TEST_CONF"]))
@@ -118,6 +119,21 @@ def late(self: Task, log: str, gate: str) -> int:
         runs.write(f"{os.getpid()}\n")
     until(gate)
     return len(Path(log).read_text().split())
+
+
+@app.task(name="join", bind=True)
+def join(self: Task, seconds: float) -> tuple[str, int]:
+    """Wait for another task, told when it has ended; return its value, and how many GETs that took."""
+    backend = self.backend
+    assert backend.notices.round_trip(self.request.id, 20.0)
+
+    def gets() -> int:
+        return backend.tally.snapshot().get("GET", {}).get("requests", 0)
+
+    before = gets()
+    with allow_join_result():
+        value = nap.delay(seconds, backend.notices._listeners.get().address).get(timeout=30)
+    return value, gets() - before
 
 
 @app.task(name="clients", bind=True)

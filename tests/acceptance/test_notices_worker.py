@@ -1,14 +1,16 @@
-"""Notices of a real worker, over a real Redis: who waits is told of every way in which a task may end."""
+"""Notices of a real worker, over a real Redis and an SQS: who waits is told of every way in which a task may end."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
 from celery import chain, chord, group
 
 from celery_s3 import aio
+from celery_s3.notices.notice import PREFIX
 
 TASKS = Path(__file__).with_name("tasks.py")
 
@@ -49,3 +51,29 @@ def test_told_by_a_worker(seaweed, make_app, worker, eventually):
 
 def gets(app):
     return app.backend.tally.snapshot().get("GET", {}).get("requests", 0)
+
+
+def test_told_by_sqs(seaweed, make_app, worker, sqs):
+    """With `notices = on` over SQS too: a client, and a task that waits, whose process takes its queue with it."""
+    app = make_app(seaweed, broker="sqs", s3_backend_settings={"notices": "on"})
+    add, nap, join = map(app.signature, ("add", "nap", "join"))
+    started = worker(app, TASKS)
+    assert app.backend.notices.round_trip("nobody", 30.0)
+    assert chain(add.clone((1, 1)), add.clone((2,))).apply_async().get(timeout=30) == 4
+
+    before = gets(app)
+    assert nap.clone((2.1,)).apply_async().get(timeout=30) == "rested"
+    assert gets(app) - before <= 4
+
+    address, looks = join.clone((1.3,)).apply_async().get(timeout=60)
+    assert looks <= 3
+    assert address in queues(app)
+    started.kill(signal.SIGTERM)
+    assert started.wait() == 0
+    assert address not in queues(app)
+
+
+def queues(app):
+    with app.connection_for_write() as connection:
+        found = connection.channel().sqs().list_queues(QueueNamePrefix=PREFIX)
+    return {url.rpartition("/")[2] for url in found.get("QueueUrls", ())}

@@ -95,6 +95,7 @@ def test_json_and_dry_run(counted, stored, later, command, mine):
         "looked": 2,
         "foreign": {"count": 0, "bytes": 0},
         "uploads": 0,
+        "queues": 0,
         "complete": True,
         "saved_per_month": None,
         "versioned": False,

@@ -10,7 +10,7 @@ from celery import chain, states
 from celery.app.task import Context
 from kombu.utils.uuid import uuid
 
-from celery_s3.notices.amqp_line import PREFIX
+from celery_s3.notices.notice import PREFIX
 
 
 @pytest.fixture

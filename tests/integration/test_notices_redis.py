@@ -353,6 +353,30 @@ def test_groups_do_not_watch_their_members(app, server):
     del group
 
 
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda group: group.get(timeout=5),
+        lambda group: group.join(timeout=5),
+        lambda group: group.ready(),
+        lambda group: [member.get(timeout=5) for member in group.results],
+        lambda group: [member.then(lambda _: None) for member in group.results],
+    ],
+    ids=["get", "join", "ready", "members", "then"],
+)
+def test_then_of_a_group(app, eventually, reads):
+    """Who has subscribed to a group is called when all members are known here, and not before, as with Redis."""
+    ids = [uuid() for _ in range(3)]
+    group = GroupResult(uuid(), [app.AsyncResult(id) for id in ids], app=app)
+    called = []
+    group.then(lambda result: called.append(result.get(timeout=5)))
+    for id in ids:
+        put(app, id, id)
+    assert not called
+    reads(group)
+    assert eventually(lambda: called) == [ids]
+
+
 def test_then_forgotten(app, eventually):
     """A result that was subscribed to weakly, or is forgotten, is watched no more."""
     one, other = app.AsyncResult(uuid()), app.AsyncResult(uuid())

@@ -62,10 +62,10 @@ def test_nothing_connects_when_it_is_made(make, store):
 
 
 def test_what_celery_is_told(make):
-    """The flags that Celery decides by: persistent, a native join, a cleanup to schedule, no counters, thread-safe."""
+    """The flags that Celery decides by: persistent, a native join, a cleanup, no counters, thread-safe, telling."""
     backend = make()
     assert (backend.persistent, backend.supports_native_join, backend.supports_autoexpire) == (True, True, False)
-    assert (backend.implements_incr, backend.thread_safe, backend.is_async) == (False, True, False)
+    assert (backend.implements_incr, backend.thread_safe, backend.is_async) == (False, True, True)
 
 
 @pytest.mark.parametrize("id", ["plain", "a//b", b"bytes", uuid.UUID(int=7)])
@@ -87,6 +87,7 @@ def test_overridden_hooks_are_celerys():
         "_open_chords",
         "_open_results",
         "_prefixes",
+        "_server_now",
         "close",
         "lifecycle_rules",
         "sweep",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import queue
 import time
+from types import SimpleNamespace
 
 import pytest
 from celery.app.task import Context
+from kombu.utils.uuid import uuid
 
-from celery_s3.notices import Subscription
+from celery_s3.notices import Subscription, service
+from celery_s3.notices import listener as module
 from celery_s3.notices.listener import Listener
-from celery_s3.notices.notice import LARGEST, Notice, Noticing, answered_by, dumps, loads, watched
+from celery_s3.notices.notice import LARGEST, PREFIX, Notice, Noticing, answered_by, dumps, loads, watched
 from celery_s3.notices.service import _Outgoing
 from celery_s3.results import waiting
 from celery_s3.store.memory import MemoryStore
@@ -21,6 +24,7 @@ class Line:
     """A broker in this process: ``say()`` lets something come, ``confirms`` says whether keys are confirmed."""
 
     address = ""
+    turn = 0.05
 
     def __init__(self, confirms=True):
         self.confirms = confirms
@@ -43,7 +47,7 @@ class Line:
 
     def receive(self, seconds):
         try:
-            said = self.came.get(timeout=min(seconds, 0.05))
+            said = self.came.get(timeout=seconds)
         except queue.Empty:
             return ()
         if isinstance(said, Exception):
@@ -133,6 +137,20 @@ def test_never_confirmed(lines):
         assert 0.1 <= time.monotonic() - began < 5
         assert not told.listening
     listener.close()
+
+
+def test_who_has_not_waited_for_a_while(lines, monkeypatch, eventually):
+    """Nobody has waited for a minute: no task is told an address any more, the line is closed and the thread ends."""
+    monkeypatch.setattr(module, "IDLE", 0.2)
+    lines[0].address = "queue"
+    listener = Listener(lambda: lines[0], confirms=False)
+    with Subscription(listener) as told:
+        told.add(["a"])
+        assert not told.may_be_sure  # its task was sent without
+        assert eventually(lambda: listener.address) == "queue"
+    eventually(lambda: lines[0].closed)
+    assert listener.address == ""
+    eventually(lambda: listener._thread is None)
 
 
 def test_what_need_not_come(lines):
@@ -371,10 +389,27 @@ def test_whom_to_tell(make_app):
     assert not redis.telling("SUCCESS", Context({"id": "a", "chain": ["next"]}))
     assert not redis.telling("SUCCESS", Context({"id": "a", "chord": {"task": "body"}}))
     assert not redis.telling("STARTED", Context({"id": "a"}))
-    rabbit = make_app(Server(), broker_url="amqp://localhost").backend.notices
-    assert rabbit.telling("SUCCESS", Context({"id": "a", "reply_to": "celery-s3-notices-x"}))
-    assert not rabbit.telling("SUCCESS", Context({"id": "a", "reply_to": "celery"}))
-    assert not rabbit.telling("SUCCESS", Context({"id": "a"}))
+    on = {"s3_backend_settings": {"notices": "on"}}
+    for conf in ({"broker_url": "amqp://localhost"}, {"broker_url": "sqs://"} | on):
+        addressed = make_app(Server(), **conf).backend.notices
+        assert addressed.telling("SUCCESS", Context({"id": "a", "reply_to": PREFIX + uuid()}))
+        for reply_to in ("celery", f"{PREFIX}x", f"{PREFIX}{uuid()}/x", 5):
+            assert not addressed.telling("SUCCESS", Context({"id": "a", "reply_to": reply_to}))
+        assert not addressed.telling("SUCCESS", Context({"id": "a"}))
     off = {"s3_backend_settings": {"notices": "off"}}
     for conf in ({"broker_url": None}, {"broker_url": "sqs://"}, {"broker_url": "redis://localhost"} | off):
         assert not make_app(Server(), **conf).backend.notices.telling("SUCCESS", Context({"id": "a"}))
+
+
+def test_a_body_that_fails_without_a_request(make_app, monkeypatch):
+    """The address is that of the task which is running: a body that fails is stored without a request of its own."""
+
+    class Server:
+        def settings(self):
+            return {"bucket": "results"}
+
+    notices = make_app(Server(), broker_url="amqp://localhost").backend.notices
+    assert not notices.telling("FAILURE", None)
+    member = SimpleNamespace(request=Context({"id": "member", "reply_to": PREFIX + uuid()}))
+    monkeypatch.setattr(service, "current_task", lambda: member)
+    assert notices.telling("FAILURE", None)

@@ -125,6 +125,22 @@ def test_messages(messages):
     assert allowed(policy, "s3:DeleteObject", "arn:aws:s3:::b/c/celery-messages/0a1b") is messages
 
 
+def test_queues():
+    """Where notices go by SQS: who waits has a queue, a worker tells it, an operator finds what was left."""
+    queue = "arn:aws:sqs:eu-west-1:1:celery-s3-notices-x"
+    expected = {"client": "wait", "worker": "wait tell", "operator": "wait tell look"}
+    calls = {"sqs:CreateQueue": "wait", "sqs:ReceiveMessage": "wait", "sqs:SendMessage": "tell"}
+    calls |= {"sqs:ListQueueTags": "look", "sqs:PurgeQueue": "never"}
+    for role in ROLES:
+        policy = document(Settings(bucket="b", expected_bucket_owner="123456789012"), role, queues=True)
+        assert {action: allowed(policy, action, queue) for action in calls} == {
+            action: what in expected[role].split() for action, what in calls.items()
+        }
+        assert not allowed(policy, "sqs:DeleteQueue", "arn:aws:sqs:eu-west-1:1:celery")
+        assert allowed(policy, "sqs:ListQueues", "*")
+        assert "sqs:" not in json.dumps(document(Settings(bucket="b"), role))
+
+
 @pytest.mark.parametrize("given", [{"tags": {"team": "a"}}, {"expiry_tags": True}])
 def test_tags(given):
     """Tagging is allowed only where objects get tags."""

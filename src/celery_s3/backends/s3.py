@@ -26,7 +26,6 @@ from celery_s3.codec.decoding import Decoder
 from celery_s3.codec.encoding import Encoder
 from celery_s3.codec.lazy import LazyMeta
 from celery_s3.costs.workers import Reporter
-from celery_s3.expiry.clock import server_clock
 from celery_s3.expiry.terms import Terms
 from celery_s3.files.of_tasks import FilesOfTasks, transient
 from celery_s3.keys import RESULTS, Layout, full_key
@@ -40,7 +39,6 @@ from celery_s3.results.waiter import Waiter
 from celery_s3.results.watcher import Watcher
 from celery_s3.results.write_once import Results
 from celery_s3.settings import resolve
-from celery_s3.store.clients.control import Control
 from celery_s3.store.deadline import remaining
 
 from .acknowledgements import Acknowledgements
@@ -73,6 +71,8 @@ class S3Backend(ResultBackend):
     supports_result_compression = True
     supports_failure_expires = True
     implements_incr = False
+    #: so Celery says that results tell when they are ready: a group then calls who has subscribed to it
+    is_async = True
     key_t = bytes_to_str
 
     def __init__(self, app: Any = None, url: str | None = None, **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ class S3Backend(ResultBackend):
             state_in=self._decoder.state_in,
             expires=self.terms.results,
             tagged=self.settings.expiry_tags,
-            server_now=lambda: server_clock(Control(self.settings))(),
+            server_now=self._server_now,
         )
         self.recorder = Recorder(
             self.results,
@@ -146,6 +146,13 @@ class S3Backend(ResultBackend):
         )
         self.watcher = Watcher(self.get_task_meta, self.settings.concurrency, self.notices.subscribe)
         self.pending = Pending(self.watcher, self.notices.follows)
+
+    def _server_now(self) -> float:
+        # Hardly ever asked: imported above, they would cost the start of every process 5 ms.
+        from celery_s3.expiry.clock import server_clock
+        from celery_s3.store.clients.control import Control
+
+        return server_clock(Control(self.settings))()
 
     def _open_chords(self) -> None:
         self.chords = Chords(

@@ -29,6 +29,8 @@ def command(backend: S3Backend, role: policy.Role) -> None:
     """Print the IAM policy with the least that a role needs.
 
     It allows the calls that the code makes, on the keys of these results alone, with the KMS key and the tags of the
-    settings. It makes no request, and prints JSON that IAM takes as it is.
+    settings, and on the queues of those who wait where notices go by SQS. It makes no request, and prints JSON that IAM
+    takes as it is.
     """
-    print_json(policy.document(backend.settings, role, backend.layout, messages=backend.terms.messages is not None))
+    messages, queues = backend.terms.messages is not None, backend.notices.kind == "sqs"
+    print_json(policy.document(backend.settings, role, backend.layout, messages=messages, queues=queues))

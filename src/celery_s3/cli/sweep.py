@@ -10,6 +10,7 @@ import click
 from celery_s3.backends.s3 import S3Backend
 from celery_s3.costs.prices import list_prices, storage_cost
 from celery_s3.expiry.sweep import Sweep, Swept
+from celery_s3.interruptions import brief
 from celery_s3.operate.init import keeps_versions
 from celery_s3.store.clients.control import Control
 from celery_s3.store.counting import difference, requests_in
@@ -46,8 +47,9 @@ def command(
     """Delete what has expired, and nothing else.
 
     Results and saved groups after `result_expires`, failures after `result_failure_expires`, results with a term of
-    their own after that, what chords have left, messages of the claim check, and the parts of uploads that nobody has
-    completed for a day. The server's clock decides. What the bucket's lifecycle rules delete (`celery s3 init`) needs
+    their own after that, what chords have left, messages of the claim check, the parts of uploads that nobody has
+    completed for a day, and where notices go by SQS the queues that killed processes have left. The server's clock
+    decides. What the bucket's lifecycle rules delete (`celery s3 init`) needs
     no sweep, and costs nothing.
 
     What another backend has written under the same keys stays, however old, and is counted: --adopt deletes it, and
@@ -72,14 +74,28 @@ def command(
     except KeyboardInterrupt:
         click.echo(f"{_summary(sweep.done, dry_run)} Run it again for the rest.", err=True)
         raise
-    _print(backend, sweep, done, requests_in(difference(backend.tally.snapshot(), before)), as_json)
+    queues = _sweep_queues(backend, dry_run)
+    _print(backend, sweep, done, queues, requests_in(difference(backend.tally.snapshot(), before)), as_json)
 
 
-def _print(backend: S3Backend, sweep: Sweep, done: Swept, spent: Counter[str], as_json: bool) -> None:
+def _sweep_queues(backend: S3Backend, dry_run: bool) -> int | None:
+    """How many queues for notices were left behind; ``None`` where they could not be looked at."""
+    try:
+        return backend.notices.sweep(dry_run=dry_run)
+    except Exception as exc:  # noqa: BLE001 - whatever the broker's client raises
+        click.echo(f"The queues of those who wait could not be looked at: {brief(exc)}", err=True)
+        return None
+
+
+def _print(
+    backend: S3Backend, sweep: Sweep, done: Swept, queues: int | None, spent: Counter[str], as_json: bool
+) -> None:
     versioned = keeps_versions(Control(backend.settings))
     if as_json:
-        print_json(_record(backend, sweep, done) | {"requests": spent, "versioned": versioned})
+        print_json(_record(backend, sweep, done) | {"queues": queues, "requests": spent, "versioned": versioned})
         return
+    if queues:
+        click.echo(f"{'Would delete' if sweep.dry_run else 'Deleted'} {counted(queues, 'queue')} for notices.")
     if done.deleted:
         rows = [(kind, f"{part.count:,}", data_size(part.size)) for kind, part in done.deleted.items()]
         print_table(("KIND", "OBJECTS", "SIZE"), rows)

@@ -2,7 +2,7 @@
 
 ::
 
-    a final state was stored   → Notices.tell → a Line: PUBLISH on Redis, a message to `reply_to` on RabbitMQ
+    a final state was stored   → Notices.tell → a Line: PUBLISH on Redis, a message to `reply_to` on RabbitMQ and SQS
     the listener's thread      → Listener     → every Subscription to that key wakes up
     whoever waits              → looks at once: at the bucket, or at the stored bytes that came along
 

@@ -14,12 +14,10 @@ from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 from kombu.utils.uuid import uuid
 
-from .notice import Notice, loads
+from .notice import PREFIX, Notice, loads
 
-__all__ = ["PREFIX", "AMQPLine", "AMQPSender"]
+__all__ = ["AMQPLine", "AMQPSender"]
 
-#: What the names of such queues begin with: a worker sends notices to no others.
-PREFIX = "celery-s3-notices-"
 #: Seconds within which the broker has to answer.
 ANSWERS_IN = 1.0
 _DEFAULT = Exchange("", type="direct")
@@ -60,6 +58,8 @@ class AMQPLine:
     Arguments:
         knows: whether the task with a key was told an address.
     """
+
+    turn = 1.0
 
     def __init__(self, app: Any, knows: Callable[[str, str], bool]) -> None:
         self.address = PREFIX + uuid()

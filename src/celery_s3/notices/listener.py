@@ -26,8 +26,6 @@ logger = get_logger(__name__)
 
 #: Seconds without anybody who waits, after which the line is closed and no task is told our address.
 IDLE = 60.0
-#: Seconds that one look at the line takes, and so an end of the thread.
-TURN = 1.0
 #: Seconds after which a line that has broken is tried again: at first, and at most.
 AGAIN, AGAIN_AT_MOST = 1.0, 30.0
 #: Results found without a notice, in a row, after which none is expected.
@@ -39,9 +37,11 @@ class Line(Protocol):
 
     Attributes:
         address: the `reply_to` of messages whose notices come here; empty where notices need none.
+        turn: seconds that one look at it takes, and so an end of the thread.
     """
 
     address: str
+    turn: float
 
     def subscribe(self, keys: Collection[str]) -> Collection[str]:
         """Let notices of these keys come; those of which it is sure at once. The others are received as texts."""
@@ -61,10 +61,12 @@ class Listener:
 
     Arguments:
         connect: a line, connected; in this thread.
+        confirms: the line confirms keys one by one; else it is told of tasks that have its address already.
     """
 
-    def __init__(self, connect: Callable[[], Line]) -> None:
+    def __init__(self, connect: Callable[[], Line], *, confirms: bool = True) -> None:
         self._connect = connect
+        self._confirms = confirms
         self._lock = threading.Lock()
         self._waiting: dict[str, set[Subscription]] = {}
         self._line: Line | None = None
@@ -91,8 +93,8 @@ class Listener:
 
     @property
     def may_confirm(self) -> bool:
-        """Whether keys that are not confirmed may be soon: the line is about to come up, or confirms one by one."""
-        return not self._failures and (self._line is None or not self._line.address)
+        """Whether keys that are not confirmed may be soon."""
+        return self._confirms and not self._failures
 
     def missed(self) -> None:
         """A result was there, and no notice of it."""
@@ -177,7 +179,7 @@ class Listener:
                 self._line = line
                 self._subscribe(line, tuple(self._waiting))
             while not self._over():
-                for said in line.receive(TURN):
+                for said in line.receive(line.turn):
                     self._deliver(said)
         finally:
             with self._lock:

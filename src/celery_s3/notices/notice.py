@@ -12,6 +12,7 @@ bucket could not.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +23,7 @@ from typing import Any, TypeVar, cast
 from celery_s3.store.api import Object, Store
 from celery_s3.store.requests import Get, Put, Request
 
-__all__ = ["LARGEST", "Notice", "Noticing", "answered_by", "dumps", "loads", "watched"]
+__all__ = ["LARGEST", "PREFIX", "Notice", "Noticing", "answered_by", "dumps", "is_address", "loads", "watched"]
 
 A = TypeVar("A")
 
@@ -30,6 +31,9 @@ A = TypeVar("A")
 LARGEST = 2048
 #: Bytes of the largest notice: such a body, the 2 KB of metadata that S3 allows, a key, and JSON's escapes.
 _LONGEST = 32 * 1024
+#: What the names of queues for notices begin with; the rest is a UUID.
+PREFIX = "celery-s3-notices-"
+_ADDRESS = re.compile(PREFIX + "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ def loads(payload: object) -> Notice | None:
     # It was stored just now, by whatever clock: nobody is told when by a message.
     about = "", datetime.now(UTC).replace(microsecond=0), metadata, content_type
     return Notice(key, Object(key, body, len(body), *about))
+
+
+def is_address(name: str) -> bool:
+    """Whether a queue for notices may have this name: workers send them to no others, and no others are deleted."""
+    return _ADDRESS.fullmatch(name) is not None
 
 
 def _are_texts(found: object) -> bool:

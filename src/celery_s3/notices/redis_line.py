@@ -71,6 +71,7 @@ class RedisLine:
     """Hears; see :class:`~celery_s3.notices.listener.Line`."""
 
     address = ""
+    turn = 1.0
 
     def __init__(self, app: Any, bucket: str) -> None:
         self._client = _Client(app, bucket)

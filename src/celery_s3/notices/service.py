@@ -19,10 +19,11 @@ from celery_s3.processes import PerProcess, Remembered, prefork_parent
 from celery_s3.settings import Settings
 from celery_s3.store.requests import Put
 
-from .amqp_line import PREFIX, AMQPLine, AMQPSender
+from .amqp_line import AMQPLine, AMQPSender
 from .listener import Line, Listener
-from .notice import dumps
+from .notice import PREFIX, dumps, is_address
 from .redis_line import RedisLine, RedisSender
+from .sqs_line import SQSLine, SQSSender, sweep
 from .subscription import Subscription
 
 __all__ = ["Notices", "Tell"]
@@ -32,8 +33,16 @@ logger = get_logger(__name__)
 #: Tells that what has this key is stored, and how, where its bytes may go along.
 Tell = Callable[[str, Put | None], None]
 
-#: Kombu's names of the transports.
-_REDIS, _AMQP = ("redis", "rediss", "sentinel"), ("amqp", "amqps", "pyamqp")
+#: By what notices go; empty where they do not.
+Kind = Literal["redis", "amqp", "sqs", ""]
+#: That of a broker, by kombu's names of the transports.
+_TRANSPORTS: dict[str, Kind] = {
+    **dict.fromkeys(("redis", "rediss", "sentinel"), "redis"),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp"), "amqp"),
+    **dict.fromkeys(("sqs", "SQS"), "sqs"),
+}
+#: Those by which a message says where its notice is wanted; on the others anybody may listen for any task.
+_ADDRESSED = ("amqp", "sqs")
 #: Seconds after a failure for which nothing is told.
 SILENT = 10.0
 #: Tasks that this process has sent and may wait for.
@@ -58,18 +67,19 @@ class Notices:
         self._settings = settings
         self._key_of = key_of
         self._outgoing = PerProcess(lambda: _Outgoing(self._connect_sender))
-        self._listeners = PerProcess(lambda: Listener(self._connect_line))
+        self._listeners = PerProcess(lambda: Listener(self._connect_line, confirms=self.kind not in _ADDRESSED))
         #: the keys of tasks sent, with the address that they have; True: what follows them in a canvas has it too
         self._sent: Remembered[str, tuple[str, bool]] = Remembered(SENT)
 
     @cached_property
-    def kind(self) -> Literal["redis", "amqp", ""]:
+    def kind(self) -> Kind:
         """By what notices go; empty where they do not."""
         if self._settings.notices == "off" or not self._app.conf.broker_write_url:  # Celery would take one for granted
             return ""
         with self._app.connection_for_write() as connection:  # not connected
             transport = str(connection.transport_cls)
-        return "redis" if transport in _REDIS else "amqp" if transport in _AMQP else ""
+        kind = _TRANSPORTS.get(transport, "")
+        return "" if kind == "sqs" and self._settings.notices != "on" else kind  # each notice is billed
 
     def close(self) -> None:
         """Let go of connections and the thread."""
@@ -96,21 +106,21 @@ class Notices:
             return None
         if state == states.SUCCESS and (getattr(request, "chain", None) or getattr(request, "chord", None)):
             return None
-        if self.kind == "redis":
+        if self.kind not in _ADDRESSED:
             return partial(self._tell, "")
         reply_to = getattr(request, "reply_to", None)
         if request is None and (task := current_task()) is not None:  # a chord's body that fails
             reply_to = task.request.reply_to
         # whoever can send a task names a queue here: none but our own is written to
-        return partial(self._tell, reply_to) if isinstance(reply_to, str) and reply_to.startswith(PREFIX) else None
+        return partial(self._tell, reply_to) if isinstance(reply_to, str) and is_address(reply_to) else None
 
     def _tell(self, reply_to: str, key: str, stored: Put | None) -> None:
-        self._outgoing.get().send(key, dumps(key, stored if self._settings.notices == "auto" else None), reply_to)
+        self._outgoing.get().send(key, dumps(key, stored if self._settings.notices != "ids" else None), reply_to)
 
     def _connect_sender(self) -> _Sender:
         if self.kind == "redis":
             return RedisSender(self._app, self._settings.bucket)
-        return AMQPSender(self._app)
+        return SQSSender(self._app) if self.kind == "sqs" else AMQPSender(self._app)
 
     # -- being told
 
@@ -118,7 +128,7 @@ class Notices:
         """Be told of tasks, which are added to it."""
         if not self.kind or prefork_parent():
             return Subscription()
-        if self.kind == "amqp":
+        if self.kind in _ADDRESSED:
             self._stamp()
         return Subscription(self._listeners.get(), self._key_of)
 
@@ -146,9 +156,17 @@ class Notices:
     def _connect_line(self) -> Line:
         if self.kind == "redis":
             return RedisLine(self._app, self._settings.bucket)
-        return AMQPLine(self._app, self._knows)
+        return SQSLine(self._app, self._knows) if self.kind == "sqs" else AMQPLine(self._app, self._knows)
 
-    # -- addresses: AMQP alone
+    def sweep(self, *, dry_run: bool) -> int:
+        """Delete what waiting processes have left behind at the broker, SQS alone keeps anything; how much it was.
+
+        Raises:
+            Exception: whatever the broker's client raises.
+        """
+        return sweep(self._app, dry_run=dry_run) if self.kind == "sqs" else 0
+
+    # -- addresses
 
     @property
     def _uid(self) -> str:
@@ -177,7 +195,7 @@ class Notices:
 
     def follows(self, result: Any) -> None:
         """Somebody waits for a result: it has the address of the tasks before it, sent from the same canvas."""
-        if self.kind != "amqp":
+        if self.kind not in _ADDRESSED:
             return
         key = self._key_of(str(result.id))
         for node in parents_of(result) if key not in self._sent else ():

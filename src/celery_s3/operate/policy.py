@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from celery_s3.keys import KINDS, MESSAGES, PROBE, Kind, Layout, Role
+from celery_s3.notices.notice import PREFIX
 from celery_s3.settings import Settings
 
 __all__ = ["ROLES", "Role", "document"]
@@ -32,15 +33,32 @@ _BUCKET = {
     ],
 }
 
+#: What is asked of the queues of those who wait, where notices go by SQS: a worker tells, and its tasks may wait.
+_WAITS = ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:ReceiveMessage", "sqs:TagQueue"]
+_TELLS = ["sqs:GetQueueUrl", "sqs:SendMessage"]
+_QUEUES = {
+    "client": _WAITS,
+    "worker": [*_TELLS, *_WAITS],
+    "operator": [*_TELLS, *_WAITS, "sqs:ListQueueTags"],  # `doctor` does both, `sweep` deletes what was left
+}
+
 Statement = dict[str, Any]
 
 
-def document(settings: Settings, role: Role, layout: Layout | None = None, *, messages: bool = False) -> dict[str, Any]:
+def document(
+    settings: Settings,
+    role: Role,
+    layout: Layout | None = None,
+    *,
+    messages: bool = False,
+    queues: bool = False,
+) -> dict[str, Any]:
     """An identity policy for one role, as IAM takes it.
 
     Arguments:
         layout: where everything is; by default right behind the base.
         messages: large messages travel through the bucket.
+        queues: notices go by SQS.
     """
     if settings.bucket.endswith("--x-s3"):
         statements = [_directory_bucket(settings)]
@@ -52,7 +70,14 @@ def document(settings: Settings, role: Role, layout: Layout | None = None, *, me
     if settings.expected_bucket_owner:
         owner = {"StringEquals": {"aws:ResourceAccount": settings.expected_bucket_owner}}
         statements = [one | {"Condition": one.get("Condition", {}) | owner} for one in statements]
-    return {"Version": "2012-10-17", "Statement": [*statements, *_kms_keys(settings)]}
+    statements += _kms_keys(settings)
+    if queues:
+        partition = _partition(settings)
+        # the broker may be in another region and account
+        statements.append(_statement("Notices", _QUEUES[role], [f"arn:{partition}:sqs:*:*:{PREFIX}*"]))
+        # as kombu does for each of its channels; IAM allows this for all queues or none
+        statements.append(_statement("Queues", ["sqs:ListQueues"], ["*"]))
+    return {"Version": "2012-10-17", "Statement": statements}
 
 
 def _objects(settings: Settings, role: Role, layout: Layout, messages: bool) -> Iterator[Statement]:

@@ -7,9 +7,7 @@ files).
 
 from __future__ import annotations
 
-import configparser
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -125,6 +123,8 @@ class AwsEnvironment:
         path = os.path.expanduser(os.path.expandvars(name))
         if not os.path.isfile(path):
             return {}
+        import configparser  # most processes have no such file
+
         parser = configparser.RawConfigParser()
         try:
             parser.read([path])
@@ -136,6 +136,8 @@ class AwsEnvironment:
 
 
 def _split(title: str) -> tuple[str, str] | None:
+    import shlex
+
     if title == "default":
         return "profile", title
     try:

@@ -111,8 +111,8 @@ class Settings:
     #: what removes such arguments, a lifecycle rule alone or the task's success before that; default: lifecycle
     message_cleanup: Literal["lifecycle", "success"] = "lifecycle"
     #: the broker tells who waits that a result is there, and what it is or its id alone; or nobody is told
-    #: default: auto, where the broker is Redis or RabbitMQ small results go along
-    notices: Literal["auto", "ids", "off"] = "auto"
+    #: default: auto, where the broker is Redis or RabbitMQ small results go along; on: on SQS, too
+    notices: Literal["auto", "ids", "on", "off"] = "auto"
     #: OpenTelemetry's metrics, and a span for each request; default: none
     opentelemetry: bool = False
     #: each a key of 32 bytes in base64, or kms://…; the first one seals, all of them open; default: nothing is sealed

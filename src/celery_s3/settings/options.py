@@ -198,9 +198,10 @@ _ALL = [
     ),
     Option(
         "notices",
-        Choice("auto", "ids", "off"),
+        Choice("auto", "ids", "on", "off"),
         "Redis and RabbitMQ [tell who waits](how-it-works.md#waiting) that a result is there. `auto` sends those up to"
-        " 2 KB along, as they are stored; `ids` none; `off` tells nobody.",
+        " 2 KB along, as they are stored; `ids` none; `off` tells nobody. `on` is `auto`, and"
+        " [SQS](how-it-works.md#notices-by-sqs) tells, too.",
     ),
     Option(
         "opentelemetry",

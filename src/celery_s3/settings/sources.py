@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -61,6 +60,8 @@ def nearest(name: str, known: list[str]) -> str:
     """The remedy for a name that nobody knows."""
     if name in _ELSEWHERE:
         return _ELSEWHERE[name]
+    import difflib  # for mistakes alone
+
     found = difflib.get_close_matches(name.lower(), known, 1)
     return f"did you mean `{found[0]}`?" if found else f"valid are {', '.join(known)}"
 

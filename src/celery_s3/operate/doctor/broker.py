@@ -11,7 +11,11 @@ __all__ = ["notices"]
 
 #: Seconds that a notice may take.
 _WITHIN = 5.0
-_NAMES = {"redis": "Redis", "amqp": "RabbitMQ"}
+_NAMES = {"redis": "Redis", "amqp": "RabbitMQ", "sqs": "SQS"}
+_REMEDIES = {
+    "redis": " Let the user have the channels (`&*` in its ACL).",
+    "sqs": " Allow what `celery s3 policy` says of queues.",
+}
 
 
 def notices(case: Case) -> Finding:
@@ -19,12 +23,12 @@ def notices(case: Case) -> Finding:
     if case.settings.notices == "off":
         return ok("none, as `notices` says: results are polled for")
     if case.notices is None or not case.notices.kind:
-        return ok("none: the broker is neither Redis nor RabbitMQ, results are polled for")
+        return ok("none: results are polled for; Redis and RabbitMQ could tell, and SQS with `notices` `on`")
     name = _NAMES[case.notices.kind]
     seconds = case.notices.round_trip(f"doctor-{uuid4()}", _WITHIN)
     if seconds is None:
         return warn(
             f"none has come over {name} within {_WITHIN:.0f} s: results are polled for",
-            "Let this machine reach the broker; on Redis, let the user have the channels (`&*` in its ACL).",
+            f"Let this machine reach the broker.{_REMEDIES.get(case.notices.kind, '')}",
         )
     return ok(f"one has come over {name} after {seconds * 1000:.1f} ms")
