@@ -71,7 +71,7 @@ def document(
         owner = {"StringEquals": {"aws:ResourceAccount": settings.expected_bucket_owner}}
         statements = [one | {"Condition": one.get("Condition", {}) | owner} for one in statements]
     statements += _kms_keys(settings)
-    if queues:
+    if queues and role in _QUEUES:  # `init` asks nothing of queues
         partition = _partition(settings)
         # the broker may be in another region and account
         statements.append(_statement("Notices", _QUEUES[role], [f"arn:{partition}:sqs:*:*:{PREFIX}*"]))
