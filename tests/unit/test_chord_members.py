@@ -246,11 +246,11 @@ def test_a_time_limit_during_the_join(crew, monkeypatch):
     """The soft limit of the last member strikes while the body is prepared: that is no reason to fail the chord."""
     decide, struck = crew.sender.decide, []
 
-    def strike(*args):
+    def strike(*args, **more):
         if not struck:
             struck.append(True)
             raise SoftTimeLimitExceeded
-        return decide(*args)
+        return decide(*args, **more)
 
     monkeypatch.setattr(crew.sender, "decide", strike)
     crew.finish(0, "first")

@@ -27,7 +27,7 @@ from .mender import Left, Mender, mark_of
 from .parts import CALLED
 from .sender import Sender
 from .service import Chords
-from .ticket import TICKET, Ticket
+from .ticket import TICKET, Ticket, redelivered
 from .tree import FAN_IN
 
 __all__ = ["Members"]
@@ -245,7 +245,9 @@ class Members:
         if prefork_parent():  # what a join takes would be this process's for ever, and its children's
             step = partial(self._hand_on, delivery, request)
         else:
-            step = partial(delivery.go_on, self._chords, partial(self._sender.decide, request.chord), give_up)
+            look = delivery.ticket.again or redelivered(request)
+            act = partial(self._sender.decide, request.chord, look=look)
+            step = partial(delivery.go_on, self._chords, act, give_up)
         self._mender.pursue(Left.of(request), step, give_up)
 
     def _hand_on(self, delivery: Delivery, request: Any) -> bool:

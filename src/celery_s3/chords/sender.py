@@ -54,7 +54,8 @@ class Sender:
             body: the body's signature.
             parts: per member its payload and those of the tasks that it added.
             perhaps_sent: an owner before this one may have sent the body already.
-            look: somebody else may have, long ago: what is in the bucket may have been put back there.
+            look: somebody may have, long ago, and what tells of it was removed from the bucket, or what stood there
+                before was put back.
 
         Raises:
             What is trouble of this process, and no failure of the chord: see :data:`TROUBLE`.
