@@ -158,10 +158,8 @@ class World(Run):
         ticket = ticket or self.ticket
         delivery = chords.deliver(ticket, f"t{member}", member, payload.encode())
         if member == self.chord.lost and not process.endswith("*"):
-            # its child dies here, and the report of it comes from the main process: that hands it on, if it must
-            delivery = chords.delivered(ticket, f"t{member}", member)
-            if delivery.completes_its_node():
-                self.timers.append(Timer(self.now, self.current(), partial(self.mend_from, member)))
+            # its child dies here, and the report of it comes from the main process: that hands it on
+            self.timers.append(Timer(self.now, self.current(), partial(self.mend_from, member)))
             return
         delivery.climb_quietly()
         complete = delivery.climb()

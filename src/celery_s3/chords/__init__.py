@@ -14,7 +14,6 @@ What is in which module::
     survey      chords as they are found in the bucket
     repair      mending those that nobody goes on with
 
-    host        what the next four need of Celery's backend
     producer    Celery's hooks of whoever applies a chord
     members     those of the header's tasks
     sender      who sends the body, or makes its failure known

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from celery import states
+from celery.backends.base import Backend
 from celery.result import ResultBase
 
 from celery_s3.celery_private import current_task
@@ -21,7 +22,6 @@ from celery_s3.store.deadline import patient
 
 from .decision import GiveUp
 from .delivery import Delivery
-from .host import Host
 from .manifest import leaf_ids
 from .mender import Left, Mender, mark_of
 from .parts import CALLED
@@ -89,7 +89,7 @@ class Members:
         mender: takes what is left undecided.
     """
 
-    def __init__(self, host: Host, chords: Chords, sender: Sender, mender: Mender) -> None:
+    def __init__(self, host: Backend, chords: Chords, sender: Sender, mender: Mender) -> None:
         self._host = host
         self._chords = chords
         self._sender = sender
@@ -204,15 +204,8 @@ class Members:
 
         Celery 5.7 acknowledges such a task without calling `on_chord_part_return`.
         """
-        ticket = Ticket.of(request)
-        if ticket is None:
-            return
-
-        def step() -> bool:
-            delivery = self._chords.delivered(ticket, request.id, _index(request))
-            return delivery is None or self._hand_on(delivery, request)
-
-        self._mender.pursue(Left.of(request), step, self._give_up(request.chord))
+        if Ticket.of(request) is not None:
+            self._mender.hand_on(Left.of(request))
 
     # -- steps
 

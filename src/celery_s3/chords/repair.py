@@ -140,8 +140,8 @@ class Repair:
         old: list[Folder] = []
         for folder in self.survey.folders():
             chord = None if folder.settled else self._look_after(folder, mend=mend)
-            if chord is not None and (left := self._leftovers(folder, chord)):
-                yield left
+            if chord is not None and chord.decided and (left := [*folder.parts.values(), *folder.others]):
+                yield left  # parts that outlived the claim
             if self._has_ended(folder, chord):
                 old.append(folder)
             if len(old) == _BATCH:
@@ -168,10 +168,6 @@ class Repair:
         after = self.repair(chord)
         now = after.state if after else "gone"
         logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
-
-    def _leftovers(self, folder: Folder, chord: Chord) -> list[Entry]:
-        """Parts that outlived the claim."""
-        return [*folder.parts.values(), *folder.others] if chord.decided else []
 
     def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
         """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""

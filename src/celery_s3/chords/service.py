@@ -216,11 +216,6 @@ class Chords:
             return Delivery(ticket, tree, slot, None, foreseen)
         return Delivery(ticket, tree, slot, part, foreseen)
 
-    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
-        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
-        slot = self.slot(ticket, task_id, index)
-        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
-
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under; ``None`` where the chord knows no such member.
 

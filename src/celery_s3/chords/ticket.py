@@ -61,7 +61,7 @@ class Ticket:
     def dumps(self) -> dict[str, Any]:
         """The ticket as JSON and pickle take it, without what is empty."""
         found = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in found.items() if value or name == "slot" and value is not None}
+        return {name: value for name, value in found.items() if value or (name == "slot" and value is not None)}
 
     @classmethod
     def loads(cls, options: Mapping[str, Any]) -> Ticket:
