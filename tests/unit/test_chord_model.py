@@ -20,7 +20,7 @@ from functools import partial
 import pytest
 from interleavings import Run, Step, explore
 
-from celery_s3.chords import Chords, Manifest, Ticket, tree
+from celery_s3.chords import Chords, Decision, Manifest, Ticket, follow, tree
 from celery_s3.store.memory import MemoryStore
 from celery_s3.store.parallel import Pool
 
@@ -163,7 +163,7 @@ class World(Run):
             return
         delivery.climb_quietly()
         complete = delivery.climb()
-        if complete is not None and not chords.decide(delivery.ticket, *complete, self.act):
+        if complete is not None and not Decision(chords, delivery.ticket, *complete, self.act).go():
             self.leave(process)
 
     def leave(self, process: str) -> None:
@@ -172,7 +172,7 @@ class World(Run):
 
     def mend(self, process: str) -> None:
         """What a child does that was told."""
-        if not self.chords_of(process).follow(self.ticket, self.act):
+        if not follow(self.chords_of(process), self.ticket, self.act):
             self.leave(process)
 
     def mend_from(self, member: int) -> None:
@@ -180,7 +180,7 @@ class World(Run):
         chords = self.chords_of("mender")
         tree = chords.tree(self.ticket)
         leaves = tree.climb(0, member, None)
-        if leaves is not None and not chords.decide(self.ticket, tree, leaves, self.act, mending=True):
+        if leaves is not None and not Decision(chords, self.ticket, tree, leaves, self.act, mending=True).go():
             self.leave("mender")
 
     def act(self, parts, manifest, perhaps_sent):

@@ -20,7 +20,7 @@ from celery_s3.errors import ObjectMissing, ResultNotStored, StoreError, Untrust
 from celery_s3.processes import prefork_parent
 from celery_s3.store.deadline import patient
 
-from .decision import GiveUp
+from .decision import Act, Decision, GiveUp
 from .delivery import Delivery
 from .manifest import leaf_ids
 from .mender import Left, Mender, mark_of
@@ -235,13 +235,26 @@ class Members:
 
     def _go_up(self, delivery: Delivery, request: Any) -> None:
         give_up = self._give_up(request.chord)
+        step: Callable[[], bool]
         if prefork_parent():  # what a join takes would be this process's for ever, and its children's
             step = partial(self._hand_on, delivery, request)
         else:
             look = delivery.ticket.again or redelivered(request)
             act = partial(self._sender.decide, request.chord, look=look)
-            step = partial(delivery.go_on, self._chords, act, give_up)
+            step = self._decided(delivery, act, give_up)
         self._mender.pursue(Left.of(request), step, give_up)
+
+    def _decided(self, delivery: Delivery, act: Act, give_up: GiveUp) -> Callable[[], bool]:
+        """What decides the chord if this part completes it; called again, it goes on from where it was."""
+        decision: Decision | None = None
+
+        def step() -> bool:
+            nonlocal decision
+            if decision is None and (complete := delivery.climb()) is not None:
+                decision = Decision(self._chords, delivery.ticket, *complete, act, give_up=give_up)
+            return decision is None or decision.go()
+
+        return step
 
     def _hand_on(self, delivery: Delivery, request: Any) -> bool:
         if delivery.completes_its_node():

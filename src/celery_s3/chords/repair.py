@@ -15,7 +15,7 @@ from celery_s3.errors import CeleryS3Error
 from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
-from .decision import Act, GiveUp
+from .decision import Act, GiveUp, follow
 from .manifest import Manifest
 from .parts import pack_part
 from .survey import Chord, Folder, Survey
@@ -95,7 +95,7 @@ class Repair:
         tree = self.service.tree(ticket)
         self.service.pool.map(lambda slot: self._deliver(tree, chord, slot), chord.lost)
         self._sum_up(tree, {*chord.parts, *((0, slot) for slot in chord.lost)})
-        return self.service.follow(ticket, act, give_up)
+        return follow(self.service, ticket, act, give_up)
 
     def _deliver(self, tree: Tree, chord: Chord, slot: int) -> None:
         payload = self.survey.final(chord.manifest.ids[slot], chord.started)
