@@ -387,6 +387,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--chords", type=int, default=200)
     parser.add_argument("--members", type=int, default=100, help="of the largest chord")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds between kills; more on a busy machine")
     parser.add_argument("--owner", action="store_true", help="measure the recovery from a killed owner, by real leases")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--output", type=Path, help="a file for the reports, a line of JSON each")
@@ -405,9 +406,8 @@ def main() -> int:
         for number in range(arguments.rounds):
             folder = Path(scratch) / f"{number}"
             folder.mkdir()
-            report = Round(server, broker_url, folder, arguments.seed + number).run(
-                arguments.chords, (10, arguments.members)
-            )
+            one = Round(server, broker_url, folder, arguments.seed + number, arguments.pause)
+            report = one.run(arguments.chords, (10, arguments.members))
             line = json.dumps({"round": number, "seed": arguments.seed + number, **asdict(report)})
             print(line, flush=True)
             if arguments.output:
