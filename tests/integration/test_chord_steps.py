@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from copy import deepcopy
 
 import pytest
 from celery import VERSION, chain, chord, group, states
@@ -56,7 +57,7 @@ class Broker:
         return taken
 
     def run(self, message):
-        id, name, args, kwargs, request = message
+        id, name, args, kwargs, request = deepcopy(message)  # as each delivery is decoded anew
         if name != "celery.backend_cleanup":  # a message by which a chord is mended
             self.ran.append(id)
         task = self.app.tasks[name]

@@ -278,14 +278,21 @@ class Round:
         return self.app.signature(name, args=(number, self.random.uniform(0, 0.02)), immutable=True)
 
     def torment(self, bodies: dict[str, str]) -> None:
-        """Kill until nine chords of ten are through, and then once more."""
-        while len(self.seen("ran") & bodies.keys()) < 0.9 * len(bodies):
+        """Kill until nine chords of ten are through, or nothing happens any more, and then once more.
+
+        Of few chords one in ten may well have lost a message.
+        """
+        while len(self.seen("ran") & bodies.keys()) < 0.9 * len(bodies) and not self.stands_still():
             time.sleep(self.random.expovariate(1 / self.pause))
             if self.random.random() < 0.25:
                 self.cut()
             else:
                 self.kill_one()
         self.kill_one()
+
+    def stands_still(self) -> bool:
+        """Whether nothing has happened for longer than a lease, a redelivery and a worker's start take."""
+        return time.time() - self.events.stat().st_mtime > LEASE + VISIBLE + RESTORED + 15
 
     def cut(self) -> None:
         """Cut everybody off the broker, which answers nobody for a moment."""
@@ -387,6 +394,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--chords", type=int, default=200)
     parser.add_argument("--members", type=int, default=100, help="of the largest chord")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds between kills; more on a busy machine")
     parser.add_argument("--owner", action="store_true", help="measure the recovery from a killed owner, by real leases")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--output", type=Path, help="a file for the reports, a line of JSON each")
@@ -405,9 +413,8 @@ def main() -> int:
         for number in range(arguments.rounds):
             folder = Path(scratch) / f"{number}"
             folder.mkdir()
-            report = Round(server, broker_url, folder, arguments.seed + number).run(
-                arguments.chords, (10, arguments.members)
-            )
+            one = Round(server, broker_url, folder, arguments.seed + number, arguments.pause)
+            report = one.run(arguments.chords, (10, arguments.members))
             line = json.dumps({"round": number, "seed": arguments.seed + number, **asdict(report)})
             print(line, flush=True)
             if arguments.output:

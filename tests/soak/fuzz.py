@@ -44,7 +44,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from obstore import exceptions as obs
 
 from celery_s3 import S3File, keys, typed
-from celery_s3.chords import Chords, Manifest, Ticket
+from celery_s3.chords import Chords, Decision, Manifest, Ticket
 from celery_s3.chords.claim import Claim
 from celery_s3.chords.parts import pack_part, pack_summary, unpack_part, unpack_summary
 from celery_s3.claimcheck.envelope import unpack as unpack_message
@@ -239,7 +239,7 @@ def chords(name: str) -> Callable[[bytes], Any]:
             delivery.climb_quietly()
             complete = delivery.climb()
         if complete:
-            room.decide(made, *complete, lambda *_: lambda: "sent")
+            Decision(room, made, *complete, lambda *_: lambda: "sent").go()
 
     return decode
 

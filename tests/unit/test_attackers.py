@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from celery import states
+from celery import chord, states
 from celery.signals import before_task_publish
 from test_hostile_bucket import LAYOUT, VALUES, Hostile, HostileSealed
 
+from celery_s3.celery_private import sending_as
 from celery_s3.errors import CeleryS3Error
 from celery_s3.notices.notice import dumps, loads
 from celery_s3.operate.policy import document
@@ -117,6 +118,50 @@ def test_who_puts_a_chord_back(world, sent):
     put_back(world, before)
     world.mend(5)
     assert sent == [body]
+
+
+@BOTH
+def test_who_puts_a_chord_back_and_a_member_comes_again(world, sent):
+    """A body whose own result stands is not sent again, where the broker delivers one of its members again."""
+    world.apply_chord(2)
+    world.run_member(0, 1, again=True)
+    world.run_member(1, 2, again=True)
+    (body,) = sent
+    before = [one for one in world.seen if one.key.startswith(LAYOUT.chords) and not one.key.endswith("/claim")]
+    world.backend.store_result(body, "done", states.SUCCESS)
+    for found in copies(world):
+        if found.key.startswith(LAYOUT.chords):
+            world.store.delete(found.key)
+    put_back(world, before)
+    world.run_member(1, 2, again=True, redelivered=True)
+    assert sent == [body]
+    # the same, where he leaves the parts to the broker
+    for found in copies(world):
+        if found.key.endswith(("/claim", "/0/1")):
+            world.store.delete(found.key)
+    put_back(world, [one for one in before if one.key.endswith("/0/0")])
+    world.run_member(1, 2, again=True, redelivered=True)
+    assert sent == [body]
+
+
+@BOTH
+def test_who_removes_a_chord_and_its_applier_comes_again(world, sent):
+    """A body whose own result stands is not sent again, where the task that applies the chord is delivered again."""
+    body = world.app.signature("body").clone()
+    body.freeze()
+    world.bodies.add(body.id)
+    frozen = chord([world.app.signature("member")], body, app=world.app)
+    frozen.freeze(group_id="g")
+    cleanup = world.app.tasks["celery.backend_cleanup"]
+    for again in (False, True):
+        with sending_as(cleanup, id="applier", called_directly=False, delivery_info={"redelivered": again}):
+            frozen.clone().run(frozen.tasks, frozen.body, (), task_id="g")
+        world.run_member(0, 1, again=False)
+        world.backend.store_result(body.id, "done", states.SUCCESS)
+        for found in copies(world):
+            if found.key.startswith(LAYOUT.chords):
+                world.store.delete(found.key)
+    assert sent == [body.id]
 
 
 @BOTH

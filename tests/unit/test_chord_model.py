@@ -2,7 +2,9 @@
 
 A party is a worker that delivers one member: its requests to the store, and the message to the broker, are the steps
 between which others go on. Nodes have two slots here instead of 32, so that few members make a tree. A crash is a
-party that stops before one of its steps, for each of them in turn. Time passes only where a test lets it.
+party that stops before one of its steps, for each of them in turn; a fault is a step that fails, the store having done
+it or not, or the broker being away. Time passes only where a test lets it. What a process leaves is gone on with by
+one that remembers nothing, so it does not matter whether children are replaced meanwhile.
 
 ``make soak`` (or ``SOAK=1``) checks the larger ones too.
 """
@@ -20,8 +22,9 @@ from functools import partial
 import pytest
 from interleavings import Run, Step, explore
 
-from celery_s3.chords import Chords, Manifest, Ticket, tree
-from celery_s3.store.memory import MemoryStore
+from celery_s3.chords import Chords, Decision, Manifest, Ticket, follow, tree
+from celery_s3.errors import BodyNotSent, ServerFault, StoreError
+from celery_s3.store.memory import Fault, MemoryStore
 from celery_s3.store.parallel import Pool
 
 LEASE = 30.0
@@ -61,6 +64,9 @@ class Chord:
         size: members.
         again: the members that are delivered twice.
         crash: a party, and the number of steps that it does.
+        fault: a party, and the number of its step that fails; no other does.
+        landed: what fails was done, and the answer was lost.
+        applied: the task that applies the chord comes again, at any moment: so do all members, if it is undecided.
         stall: at some moment, the lease of whatever claim there is passes.
         other: the second delivery of a member has another payload.
         streamed: the header is generated: its size is told, at any moment, before the last member is sent.
@@ -72,6 +78,9 @@ class Chord:
     size: int
     again: tuple[int, ...] = ()
     crash: tuple[str, int] | None = None
+    fault: tuple[str, int] | None = None
+    landed: bool = False
+    applied: bool = False
     stall: bool = False
     other: bool = False
     streamed: bool = False
@@ -113,6 +122,7 @@ class World(Run):
         self.timers: list[Timer] = []
         self.log: list[tuple[str, str, str]] = []
         self.redelivered = False
+        self.faulty = False
         self.store = StepwiseStore(clock=lambda: self.now, before=self.request)
         self.processes: dict[str, Chords] = {}
         self._opened = False
@@ -145,6 +155,14 @@ class World(Run):
             self.start(f"{member}'", partial(self.deliver, f"{member}'", member, payload))
         if self.chord.stall:
             self.start("clock", self.stall)
+        if self.chord.applied:
+            self.start("applier", self.apply_again)
+
+    def apply_again(self) -> None:
+        """What the applier of a frozen chord does whose message comes again, and what its members do then."""
+        ticket = self.chords_of("applier").open("g", self.manifest)
+        for member in range(self.chord.size if ticket is not None else 0):
+            self.deliver("applier", member, f"v{member}", ticket)
 
     def produce(self) -> None:
         """What the applier of a generated header does last: it tells the size, and sends the last member."""
@@ -156,17 +174,23 @@ class World(Run):
         """What the backend does with a member's final state."""
         chords = self.chords_of(process)
         ticket = ticket or self.ticket
-        delivery = chords.deliver(ticket, f"t{member}", member, payload.encode())
+        try:
+            delivery = chords.deliver(ticket, f"t{member}", member, payload.encode())
+        except StoreError:  # no result is stored either, and the task comes again
+            again = partial(self.deliver, f"{process}*", member, payload, ticket)
+            self.timers.append(Timer(self.now, self.current(), again))
+            return
         if member == self.chord.lost and not process.endswith("*"):
-            # its child dies here, and the report of it comes from the main process: that hands it on, if it must
-            delivery = chords.delivered(ticket, f"t{member}", member)
-            if delivery.completes_its_node():
-                self.timers.append(Timer(self.now, self.current(), partial(self.mend_from, member)))
+            # its child dies here, and the report of it comes from the main process: that hands it on
+            self.timers.append(Timer(self.now, self.current(), partial(self.mend_from, member)))
             return
         delivery.climb_quietly()
-        complete = delivery.climb()
-        if complete is not None and not chords.decide(delivery.ticket, *complete, self.act):
-            self.leave(process)
+        try:
+            complete = delivery.climb()
+            if complete is not None and not Decision(chords, delivery.ticket, *complete, self.act).go():
+                self.leave(process)
+        except (StoreError, BodyNotSent):
+            self.timers.append(Timer(self.now + LEASE + 1, self.current(), partial(self.mend_from, member)))
 
     def leave(self, process: str) -> None:
         """What the mender does about a chord that another one has claimed: somebody is told after a lease."""
@@ -174,15 +198,15 @@ class World(Run):
 
     def mend(self, process: str) -> None:
         """What a child does that was told."""
-        if not self.chords_of(process).follow(self.ticket, self.act):
+        if not follow(self.chords_of(process), self.ticket, self.act):
             self.leave(process)
 
     def mend_from(self, member: int) -> None:
-        """What a child does that was handed a lost one's part: it looks at the whole tree."""
+        """What a child does that was handed a part of one that was lost, or had trouble: it goes up again."""
         chords = self.chords_of("mender")
         tree = chords.tree(self.ticket)
         leaves = tree.climb(0, member, None)
-        if leaves is not None and not chords.decide(self.ticket, tree, leaves, self.act, mending=True):
+        if leaves is not None and not Decision(chords, self.ticket, tree, leaves, self.act, mending=True).go():
             self.leave("mender")
 
     def act(self, parts, manifest, perhaps_sent):
@@ -191,6 +215,8 @@ class World(Run):
 
         def ready():
             self.step(Step("publish"))
+            if self.fails() and not self.chord.landed:
+                raise BodyNotSent("the broker is away")
             self.sent.append(Sent(self.current(), outcome, values, self.steps[self.current()]))
             return outcome
 
@@ -208,6 +234,14 @@ class World(Run):
         # Who wants to know the time writes an object and reads it: that depends on the clock alone.
         clock = "/now/" in key
         self.step(Step(f"{verb} {key}", CLAIM if clock else key, writes=verb != "GET" and not clock))
+        if self.fails():
+            self.store.faults.append(Fault(ServerFault("down"), landed=self.chord.landed))
+
+    def fails(self) -> bool:
+        """Whether the step that has begun is the one that fails."""
+        fails = self.chord.fault == (self.current(), self.steps[self.current()])
+        self.faulty = self.faulty or fails
+        return fails
 
     def step(self, step: Step) -> None:
         self.pause(step)
@@ -260,7 +294,7 @@ class World(Run):
         )
         timers = tuple(sorted((timer.due, timer.by) for timer in self.timers))
         sent = tuple((one.outcome, *one.values) for one in self.sent), bool(self.sent) and self.explained()
-        return objects, timers, memories, sent, self.now, self.crashed, self.redelivered, self.phase
+        return objects, timers, memories, sent, self.now, self.crashed, self.redelivered, self.faulty, self.phase
 
     # -- what must hold
 
@@ -302,6 +336,7 @@ def verify(chord: Chord) -> Counter[str]:
         world.check()
         seen["runs"] += 1
         seen["crashed"] += world.crashed
+        seen["faulty"] += world.faulty
         seen["twice"] += len(world.sent) > 1
     assert seen["runs"]
     return seen
@@ -316,6 +351,19 @@ def verify_crashes(chord: Chord, parties: Iterable[str] | None = None) -> Counte
             if not found["crashed"]:
                 break
             seen += found
+    return seen
+
+
+def verify_faults(chord: Chord, parties: Iterable[str] | None = None) -> Counter[str]:
+    """The same, with each step of each party failing in turn, done or not."""
+    seen: Counter[str] = Counter()
+    for party in parties or everybody(chord):
+        for landed in (False, True):
+            for step in range(1, 60):
+                found = verify(replace(chord, fault=(party, step), landed=landed))
+                if not found["faulty"]:
+                    break
+                seen += found
     return seen
 
 
@@ -353,6 +401,7 @@ def stroll(chord: Chord, seed: int) -> bool:
         Chord(2, streamed=True),
         Chord(2, lost=0),
         Chord(3, lost=2),
+        Chord(1, applied=True),
     ],
     ids=str,
 )
@@ -365,6 +414,14 @@ def test_without_a_crash(chord):
 def test_one_crash(chord):
     """Whoever dies wherever: one send, in the end by a redelivery; two only after a death between send and mark."""
     assert verify_crashes(chord)["crashed"]
+
+
+@pytest.mark.parametrize("chord", [Chord(1), Chord(2)], ids=str)
+def test_one_fault(chord):
+    """Whatever request fails, done or not, or the broker at the moment of sending: one send, never two."""
+    seen = verify_faults(chord)
+    assert seen["faulty"]
+    assert seen["twice"] == 0
 
 
 @pytest.mark.parametrize(
@@ -397,12 +454,31 @@ def test_crashes_by_chance(chord):
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     "chord",
-    [Chord(4), Chord(3, again=(0,)), Chord(3, again=(2,)), Chord(2, again=(0,), stall=True), Chord(3, streamed=True)],
+    [
+        Chord(4),
+        Chord(3, again=(0,)),
+        Chord(3, again=(2,)),
+        Chord(2, again=(0,), stall=True),
+        Chord(3, streamed=True),
+        Chord(2, applied=True),
+    ],
     ids=str,
 )
 def test_larger_without_a_crash(chord):
     """The same for larger ones, every order of everybody's steps."""
     verify(chord)
+
+
+@soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    ("chord", "party"),
+    [(chord, party) for chord in (Chord(3), Chord(2, again=(0,))) for party in everybody(chord)],
+    ids=str,
+)
+def test_larger_with_a_fault(chord, party):
+    """The same for larger ones, every order of everybody's steps and every step of that party that fails."""
+    assert verify_faults(chord, [party])["twice"] == 0
 
 
 @soak

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3.chords import Chords, Manifest
+from celery_s3.chords import Chords, Decision, Manifest
 from celery_s3.chords.repair import KEPT, Repair
 from celery_s3.chords.survey import Survey
 from celery_s3.chords.tree import FAN_IN
@@ -64,7 +64,7 @@ class World:
         chords = self.chords()
         complete = chords.deliver(ticket, f"t{index}", index, f"v{index}".encode()).climb()
         if complete:
-            chords.decide(ticket, *complete, act or self.act)
+            Decision(chords, ticket, *complete, act or self.act).go()
 
     def die(self, *_):
         raise Died

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_s3.chords import Chords, Manifest
+from celery_s3.chords import Chords, Decision, Manifest, follow
 from celery_s3.chords.parts import INLINE_BYTES, pack_summary, unpack_summary
 from celery_s3.chords.tree import FAN_IN, Memory, Shape, Tree
 from celery_s3.errors import AccessDenied, PreconditionFailed
@@ -44,7 +44,7 @@ class World:
         delivery.climb_quietly()
         complete = delivery.climb()
         if complete:
-            self.chords.decide(self.ticket, *complete, act or self.act)
+            Decision(self.chords, self.ticket, *complete, act or self.act).go()
 
     def requests(self, verb):
         return sum(one == verb for one, _ in self.store.requests)
@@ -162,7 +162,7 @@ def test_large_values_are_read_once():
     for index in range(size):
         delivery = world.chords.deliver(world.ticket, f"t{index}", index, large if index == 5 else b"v")
         complete = delivery.climb()
-    world.chords.decide(world.ticket, *complete, world.act)
+    Decision(world.chords, world.ticket, *complete, world.act).go()
     assert len(world.sent[0][5]) == INLINE_BYTES + 1
     summaries = [key for verb, key in world.store.requests if verb == "PUT" and "/g/1/" in key]
     assert len(summaries) == 2
@@ -180,10 +180,10 @@ def test_claim_of_a_dead_owner_is_taken_over_after_its_lease():
         world.finish(1, act=die)
     world.finish(1)
     world.now += 29
-    assert not world.chords.follow(world.ticket, world.act)
+    assert not follow(world.chords, world.ticket, world.act)
     assert world.sent == []
     world.now += 2
-    assert world.chords.follow(world.ticket, world.act)
+    assert follow(world.chords, world.ticket, world.act)
     assert world.sent == [values(2)]
     assert not [entry.key for entry in world.store.list("") if "/now/" in entry.key]
 
@@ -198,7 +198,7 @@ def test_claim_that_is_alive_is_left_alone():
     assert claim.holds()
     assert claim.mark("sent")
     world.now += 100
-    assert world.chords.follow(world.ticket, world.act)
+    assert follow(world.chords, world.ticket, world.act)
     assert world.sent == []
 
 
@@ -270,7 +270,7 @@ def test_members_without_index_are_found_in_the_manifest():
         delivery = world.chords.deliver(ticket, f"t{index}", 0, f"v{index}".encode())
         complete = delivery.climb()
         if complete:
-            world.chords.decide(ticket, *complete, world.act)
+            Decision(world.chords, ticket, *complete, world.act).go()
     assert world.sent == [values(3)]
     assert world.chords.deliver(ticket, "stranger", 0, b"") is None
 
@@ -294,7 +294,7 @@ def test_added_task_that_comes_last_goes_up():
     adding = world.ticket.adding("t0", 0, ["extra"])
     assert world.chords.deliver(adding, "t0", 0, b"v0").climb() is None
     tree, leaves = world.chords.deliver(adding, "extra", 0, b"more").climb()
-    world.chords.decide(world.ticket, tree, leaves, world.act)
+    Decision(world.chords, world.ticket, tree, leaves, world.act).go()
     assert world.sent == [["v0", "more"]]
 
 
@@ -353,7 +353,7 @@ def test_a_large_value_is_looked_at_and_read_once(monkeypatch):
         delivery = world.chords.deliver(world.ticket, f"t{index}", index, large)
         world.chords = world.another()
         complete = delivery.climb()
-    world.chords.decide(world.ticket, *complete, world.act)
+    Decision(world.chords, world.ticket, *complete, world.act).go()
     assert world.sent == [[large.decode()] * (FAN_IN + 1)]
     whole = [found for found in read if len(found.body) > len(large)]
     assert len(whole) == FAN_IN + 1
@@ -501,10 +501,10 @@ def test_the_lease_of_a_claim_is_that_of_its_owner():
     world.now += 100
     world.chords = other
     world.finish(0)
-    assert not other.follow(world.ticket, world.act)
+    assert not follow(other, world.ticket, world.act)
     assert world.sent == []
     world.now += 101
-    assert other.follow(world.ticket, world.act)
+    assert follow(other, world.ticket, world.act)
     assert world.sent == [["v0"]]
 
 
@@ -519,7 +519,7 @@ def test_tasks_added_one_after_another(request):
     for number in range(size):
         ticket = ticket if number == size - 1 else ticket.adding(f"a{number}", 0, [f"a{number + 1}"])
         complete = world.chords.deliver(ticket, f"a{number}", 0, b"v").climb()
-    world.chords.decide(world.ticket, *complete, world.act)
+    Decision(world.chords, world.ticket, *complete, world.act).go()
     assert world.sent == [["v"] * (size + 1)]
     assert world.requests("GET") <= 3 * size
 
@@ -533,7 +533,7 @@ def test_large_values_are_read_at_the_same_time():
         complete = world.chords.deliver(world.ticket, f"t{index}", index, large).climb()
     assert world.chords.claim("g").acquire() is None
     before = world.requests("GET")
-    assert not world.chords.decide(world.ticket, *complete, world.act)
+    assert not Decision(world.chords, world.ticket, *complete, world.act).go()
     assert world.sent == []
     assert world.requests("GET") == before + 2
 
@@ -564,6 +564,6 @@ def test_owner_that_finds_the_parts_gone_decides():
     assert slow.acquire() is None
     world.store.delete_many([tree.key(0, 0)])
     world.now += 100
-    world.chords.decide(world.ticket, tree, [None], world.act, mending=True)
+    Decision(world.chords, world.ticket, tree, [None], world.act, mending=True).go()
     assert world.sent == []
     assert world.chords.claim("g").read().decided

@@ -313,14 +313,14 @@ class Hostile(RuleBasedStateMachine):
         chord([self.app.signature("member") for _ in range(size)], app=self.app)(body)
         self.record()
 
-    @rule(which=NUMBER, value=st.integers(0, 9), again=st.booleans())
-    def run_member(self, which: int, value: int, again: bool) -> None:
+    @rule(which=NUMBER, value=st.integers(0, 9), again=st.booleans(), redelivered=st.booleans())
+    def run_member(self, which: int, value: int, again: bool, redelivered: bool = False) -> None:
         """A worker runs a member; its message may come again."""
         if not self.members:
             return
         which %= len(self.members)
         headers, embed = self.members[which] if again else self.members.pop(which)
-        request = Context(headers, **embed, called_directly=False, delivery_info={})
+        request = Context(headers, **embed, called_directly=False, delivery_info={"redelivered": redelivered})
         with suppress(CeleryS3Error):
             self.backend.mark_as_done(headers["id"], VALUES[value], request=request)
         self.record()

@@ -8,13 +8,12 @@ What is in which module::
     tree        where parts are, and the way up
     delivery    one part on its way up
     claim       who decides, and what was decided
+    service     the chords under a prefix: opening, delivering
     decision    one party's way from the claim to the mark
-    service     the chords under a prefix: opening, delivering, going on
     timer       what is to be done later
     survey      chords as they are found in the bucket
     repair      mending those that nobody goes on with
 
-    host        what the next four need of Celery's backend
     producer    Celery's hooks of whoever applies a chord
     members     those of the header's tasks
     sender      who sends the body, or makes its failure known
@@ -22,10 +21,10 @@ What is in which module::
     mending     who mends, and when
 """
 
-from .decision import Outcome
+from .decision import Decision, Outcome, follow
 from .manifest import Manifest, arrange, leaf_ids, nesting
 from .service import Chords
 from .ticket import Ticket
 from .timer import Timer
 
-__all__ = ["Chords", "Manifest", "Outcome", "Ticket", "Timer", "arrange", "leaf_ids", "nesting"]
+__all__ = ["Chords", "Decision", "Manifest", "Outcome", "Ticket", "Timer", "arrange", "follow", "leaf_ids", "nesting"]

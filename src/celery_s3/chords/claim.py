@@ -72,7 +72,6 @@ class Claim:
     Arguments:
         key: of the claim.
         lease: seconds after which an undecided claim may be taken over.
-        owner: the name of this party; by default a new one.
         clock: seconds that pass here.
     """
 
@@ -81,16 +80,13 @@ class Claim:
         store: Store,
         key: str,
         lease: float,
-        owner: str | None = None,
-        nonce: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.key = key
         self.lease = lease
-        self._nonce = nonce or (lambda: uuid4().hex)
         self._clock = clock
-        self.owner = owner or self._nonce()
+        self.owner = uuid4().hex
         self._etag = ""
         self._asked = 0.0
 
@@ -143,7 +139,7 @@ class Claim:
 
     def _write(self, state: State, precondition: Precondition) -> bool:
         asked = self._clock()
-        body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": self._nonce()})
+        body = json.dumps({"owner": self.owner, "state": state, "lease": self.lease, "nonce": uuid4().hex})
         try:
             self._etag = self.store.put(
                 self.key, body.encode(), precondition=precondition, content_type="application/json"

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Literal
 
 from celery_s3.errors import BodyNotSent, ObjectMissing, StoreError
 from celery_s3.printable import get_logger
-from celery_s3.store.api import Store
 from celery_s3.store.deadline import patience, patient
-from celery_s3.store.parallel import Pool
 
-from .claim import Claim, Held
+from .claim import Held
 from .manifest import Manifest
 from .parts import Leaves
+from .service import Chords
 from .ticket import Ticket
 from .tree import Tree
 
-__all__ = ["Act", "Decision", "GiveUp", "Outcome", "Ready", "Service"]
+__all__ = ["Act", "Decision", "GiveUp", "Outcome", "Ready", "follow"]
 
 logger = get_logger(__name__)
 
@@ -36,28 +35,6 @@ Act = Callable[[list[list[bytes]], Manifest, bool], Ready]
 GiveUp = Callable[[Exception], None]
 
 
-class Service(Protocol):
-    """What a decision needs of the chords under a prefix: see :class:`celery_s3.chords.service.Chords`."""
-
-    store: Store
-    pool: Pool
-    expires: float | None
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-
-    def claim(self, group: str) -> Claim:
-        """The claim of a chord, for this party."""
-
-    def manifest(self, ticket: Ticket) -> Manifest:
-        """The manifest of a chord; raises ObjectMissing."""
-
-    def opened(self, ticket: Ticket) -> datetime:
-        """When the chord was applied, on the server's clock."""
-
-    def now(self, ticket: Ticket) -> datetime:
-        """The time on the server's clock."""
-
-
 class Decision:
     """A decision, which can be gone on with after any error: what this party has done it does not do again.
 
@@ -68,7 +45,7 @@ class Decision:
 
     def __init__(
         self,
-        chords: Service,
+        chords: Chords,
         ticket: Ticket,
         tree: Tree,
         leaves: Leaves,
@@ -197,3 +174,18 @@ class Decision:
 
     def _warn(self, what: str) -> None:
         logger.warning("Chord %s %s.", self._ticket.group, what, extra={"s3_group": self._ticket.group})
+
+
+def follow(chords: Chords, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> bool:
+    """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
+
+    Returns:
+        Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else, or its
+        header is still being generated.
+    """
+    size = ticket.size or chords.size(ticket)
+    if not size:
+        return False
+    tree = chords.tree(replace(ticket, size=size))
+    leaves = tree.climb(tree.shape.top, 0, None)
+    return leaves is None or Decision(chords, ticket, tree, leaves, act, mending=True, give_up=give_up).go()

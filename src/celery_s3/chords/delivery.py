@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from celery_s3.interruptions import INTERRUPTIONS
 
-from .decision import Act, Decision, GiveUp, Service
 from .parts import Leaves
 from .ticket import Ticket
 from .tree import Parts, Tree
@@ -36,7 +35,6 @@ class Delivery:
         self._foreseen = foreseen
         self._leaves: Leaves | None = None
         self._done = False
-        self._decision: Decision | None = None
 
     def climb_quietly(self) -> None:
         """Go up, as far as that can be done while the result is being stored; trouble is left to :meth:`climb`.
@@ -58,16 +56,6 @@ class Delivery:
     def completes_its_node(self) -> bool:
         """Whether somebody has to go up; for who does not, as that may take all values into memory."""
         return self._tree.complete(0, self._slot, self._own, self._foreseen) is not None
-
-    def go_on(self, chords: Service, act: Act, give_up: GiveUp) -> bool:
-        """Go up, and decide if this completed the root; may be called again where it raises.
-
-        Returns:
-            Whether nothing is left to do; ``False``: the chord is complete, and claimed by somebody else.
-        """
-        if self._decision is None and (complete := self.climb()) is not None:
-            self._decision = Decision(chords, self.ticket, *complete, act, give_up=give_up)
-        return self._decision is None or self._decision.go()
 
     def _climb(self) -> None:
         self._leaves = self._tree.climb(0, self._slot, self._own, self._foreseen)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from celery import states
+from celery.backends.base import Backend
 from celery.result import ResultBase
 
 from celery_s3.celery_private import current_task
@@ -19,15 +20,14 @@ from celery_s3.errors import ObjectMissing, ResultNotStored, StoreError, Untrust
 from celery_s3.processes import prefork_parent
 from celery_s3.store.deadline import patient
 
-from .decision import GiveUp
+from .decision import Act, Decision, GiveUp
 from .delivery import Delivery
-from .host import Host
 from .manifest import leaf_ids
 from .mender import Left, Mender, mark_of
 from .parts import CALLED
 from .sender import Sender
 from .service import Chords
-from .ticket import TICKET, Ticket
+from .ticket import TICKET, Ticket, redelivered
 from .tree import FAN_IN
 
 __all__ = ["Members"]
@@ -89,7 +89,7 @@ class Members:
         mender: takes what is left undecided.
     """
 
-    def __init__(self, host: Host, chords: Chords, sender: Sender, mender: Mender) -> None:
+    def __init__(self, host: Backend, chords: Chords, sender: Sender, mender: Mender) -> None:
         self._host = host
         self._chords = chords
         self._sender = sender
@@ -204,15 +204,8 @@ class Members:
 
         Celery 5.7 acknowledges such a task without calling `on_chord_part_return`.
         """
-        ticket = Ticket.of(request)
-        if ticket is None:
-            return
-
-        def step() -> bool:
-            delivery = self._chords.delivered(ticket, request.id, _index(request))
-            return delivery is None or self._hand_on(delivery, request)
-
-        self._mender.pursue(Left.of(request), step, self._give_up(request.chord))
+        if Ticket.of(request) is not None:
+            self._mender.hand_on(Left.of(request))
 
     # -- steps
 
@@ -242,11 +235,26 @@ class Members:
 
     def _go_up(self, delivery: Delivery, request: Any) -> None:
         give_up = self._give_up(request.chord)
+        step: Callable[[], bool]
         if prefork_parent():  # what a join takes would be this process's for ever, and its children's
             step = partial(self._hand_on, delivery, request)
         else:
-            step = partial(delivery.go_on, self._chords, partial(self._sender.decide, request.chord), give_up)
+            look = delivery.ticket.again or redelivered(request)
+            act = partial(self._sender.decide, request.chord, look=look)
+            step = self._decided(delivery, act, give_up)
         self._mender.pursue(Left.of(request), step, give_up)
+
+    def _decided(self, delivery: Delivery, act: Act, give_up: GiveUp) -> Callable[[], bool]:
+        """What decides the chord if this part completes it; called again, it goes on from where it was."""
+        decision: Decision | None = None
+
+        def step() -> bool:
+            nonlocal decision
+            if decision is None and (complete := delivery.climb()) is not None:
+                decision = Decision(self._chords, delivery.ticket, *complete, act, give_up=give_up)
+            return decision is None or decision.go()
+
+        return step
 
     def _hand_on(self, delivery: Delivery, request: Any) -> bool:
         if delivery.completes_its_node():

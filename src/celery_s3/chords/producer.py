@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -18,7 +19,7 @@ from celery_s3.printable import get_logger
 
 from .manifest import Manifest, leaf_ids, nesting
 from .service import Chords
-from .ticket import TICKET, Ticket
+from .ticket import TICKET, Ticket, redelivered
 
 __all__ = ["Producer"]
 
@@ -95,8 +96,12 @@ class Producer:
                 extra=extra,
             )
             return True
-        body.options[TICKET] = ticket.dumps()
+        body.options[TICKET] = replace(ticket, again=self._again()).dumps()
         return True
+
+    def _again(self) -> bool:
+        """Whether the task that applies this was delivered again."""
+        return redelivered(getattr(self._app.current_worker_task, "request", None))
 
     def _stream(self, group_id: str, tasks: Any, header: Iterable[ResultBase], body: Signature) -> bool:
         """Let the tasks be sent as they are generated; ``False`` where all must be known before."""
@@ -105,6 +110,7 @@ class Producer:
         ticket = self._chords.begin(group_id, self._manifest([], body))
         if ticket is None:
             return False
+        ticket = replace(ticket, again=self._again())
         body.options[TICKET] = ticket.dumps()
         stream = _Stream(self._chords, ticket, header, body, self._manifest)
         self._streams[group_id] = stream

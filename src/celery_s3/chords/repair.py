@@ -15,7 +15,7 @@ from celery_s3.errors import CeleryS3Error
 from celery_s3.printable import get_logger
 from celery_s3.store.api import Entry
 
-from .decision import Act, GiveUp
+from .decision import Act, GiveUp, follow
 from .manifest import Manifest
 from .parts import pack_part
 from .survey import Chord, Folder, Survey
@@ -95,7 +95,7 @@ class Repair:
         tree = self.service.tree(ticket)
         self.service.pool.map(lambda slot: self._deliver(tree, chord, slot), chord.lost)
         self._sum_up(tree, {*chord.parts, *((0, slot) for slot in chord.lost)})
-        return self.service.follow(ticket, act, give_up)
+        return follow(self.service, ticket, act, give_up)
 
     def _deliver(self, tree: Tree, chord: Chord, slot: int) -> None:
         payload = self.survey.final(chord.manifest.ids[slot], chord.started)
@@ -140,8 +140,8 @@ class Repair:
         old: list[Folder] = []
         for folder in self.survey.folders():
             chord = None if folder.settled else self._look_after(folder, mend=mend)
-            if chord is not None and (left := self._leftovers(folder, chord)):
-                yield left
+            if chord is not None and chord.decided and (left := [*folder.parts.values(), *folder.others]):
+                yield left  # parts that outlived the claim
             if self._has_ended(folder, chord):
                 old.append(folder)
             if len(old) == _BATCH:
@@ -168,10 +168,6 @@ class Repair:
         after = self.repair(chord)
         now = after.state if after else "gone"
         logger.info("Chord %s was %s: now %s", chord.group, chord.state, now, extra={"s3_group": chord.group})
-
-    def _leftovers(self, folder: Folder, chord: Chord) -> list[Entry]:
-        """Parts that outlived the claim."""
-        return [*folder.parts.values(), *folder.others] if chord.decided else []
 
     def _has_ended(self, folder: Folder, chord: Chord | None) -> bool:
         """Whether a folder's time is over: ``chord`` is what was found in it, where it is not settled."""

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from celery import chord, group, states
+from celery.backends.base import Backend
 from celery.canvas import Signature
 from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
@@ -19,7 +20,6 @@ from celery_s3.printable import get_logger
 from .body import body_in, errbacks_of, first_ids, last_tasks, mark_of_errback, size_hint, without_ticket
 from .claim import PUBLISHING
 from .decision import Act, Outcome, Ready
-from .host import Host
 from .manifest import Manifest, arrange
 from .parts import CALLED, UNREADABLE
 
@@ -41,7 +41,7 @@ class Sender:
         resend: whether a body is sent again that may have been sent by an owner which died.
     """
 
-    def __init__(self, host: Host, *, resend: bool) -> None:
+    def __init__(self, host: Backend, *, resend: bool) -> None:
         self._host = host
         self._resend = resend
 
@@ -54,7 +54,8 @@ class Sender:
             body: the body's signature.
             parts: per member its payload and those of the tasks that it added.
             perhaps_sent: an owner before this one may have sent the body already.
-            look: somebody else may have, long ago: what is in the bucket may have been put back there.
+            look: somebody may have, long ago, and what tells of it was removed from the bucket, or what stood there
+                before was put back.
 
         Raises:
             What is trouble of this process, and no failure of the chord: see :data:`TROUBLE`.

@@ -1,4 +1,4 @@
-"""Chords on a bucket: deliver a part, go up the tree, decide once.
+"""Chords on a bucket: open one, deliver a part, go up the tree.
 
 Whoever completes a node goes up; whoever completes the root claims the chord, sends the body and cleans up.
 Every write is a create or replaces a known version, so each step may be done twice.
@@ -21,10 +21,9 @@ from celery_s3.store.api import CREATE, Match, Object, Store
 from celery_s3.store.parallel import Pool
 
 from .claim import Claim
-from .decision import Act, Decision, GiveUp
 from .delivery import Delivery
 from .manifest import Manifest
-from .parts import Leaves, pack_part
+from .parts import pack_part
 from .ticket import Ticket
 from .tree import OPEN, Memory, Shape, Tree
 
@@ -92,11 +91,11 @@ class Chords:
         asks = None
         if not size:
             size = len(known.ids) if known else OPEN
-            asks = None if known else partial(self._size, ticket)
+            asks = None if known else partial(self.size, ticket)
         folder = self.folder(ticket.group)
         return Tree(self.store, self.pool, Shape(size), folder, self._memory.get(), nonce=ticket.nonce, size=asks)
 
-    def _size(self, ticket: Ticket) -> int:
+    def size(self, ticket: Ticket) -> int:
         """How many members the header has; 0 while it is being generated."""
         return len(self._remembered(ticket).ids)
 
@@ -216,11 +215,6 @@ class Chords:
             return Delivery(ticket, tree, slot, None, foreseen)
         return Delivery(ticket, tree, slot, part, foreseen)
 
-    def delivered(self, ticket: Ticket, task_id: str, index: int | None) -> Delivery | None:
-        """A part that was delivered before, by a process that has died since; ``None`` where it has no slot."""
-        slot = self.slot(ticket, task_id, index)
-        return None if slot is None else Delivery(ticket, self.tree(ticket), slot, None)
-
     def slot(self, ticket: Ticket, task_id: str, index: int | None) -> int | None:
         """The slot that a task belongs under; ``None`` where the chord knows no such member.
 
@@ -250,35 +244,6 @@ class Chords:
             if not found.open:
                 self._manifests.put(name, found)
         return found
-
-    # -- deciding
-
-    def follow(self, ticket: Ticket, act: Act, give_up: GiveUp | None = None) -> bool:
-        """Mend: decide if the root is complete, whoever completed it, and take over a claim that has expired.
-
-        Returns:
-            Whether nothing is left to do but by members; ``False``: the chord is claimed by somebody else, or its
-            header is still being generated.
-        """
-        size = ticket.size or self._size(ticket)
-        if not size:
-            return False
-        tree = self.tree(replace(ticket, size=size))
-        leaves = tree.climb(tree.shape.top, 0, None)
-        return leaves is None or self.decide(ticket, tree, leaves, act, mending=True, give_up=give_up)
-
-    def decide(
-        self,
-        ticket: Ticket,
-        tree: Tree,
-        leaves: Leaves,
-        act: Act,
-        *,
-        mending: bool = False,
-        give_up: GiveUp | None = None,
-    ) -> bool:
-        """Claim, then send or fail once, then clean up: see :class:`~celery_s3.chords.decision.Decision`."""
-        return Decision(self, ticket, tree, leaves, act, mending=mending, give_up=give_up).go()
 
 
 def _manifest(found: Object) -> Manifest:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 from celery_s3.errors import ObjectMissing, Untrusted
 from celery_s3.keys import decode_id
@@ -37,11 +37,8 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 ChordState = Literal["running", "complete", "claimed", "stuck", "sent", "failed"]
 
 
-class Final(Protocol):
-    """What a member would deliver, read from its final result; ``None`` where none stands since that time."""
-
-    def __call__(self, task_id: str, since: datetime) -> bytes | None:
-        """The payload; ``None`` where no final result was stored since then."""
+#: What a member would deliver, read from its final result; ``None`` where none stands since that time.
+Final: TypeAlias = Callable[[str, datetime], "bytes | None"]
 
 
 @dataclass(slots=True)

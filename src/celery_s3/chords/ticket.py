@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["TICKET", "Ticket"]
+__all__ = ["TICKET", "Ticket", "redelivered"]
 
 #: The key in the options of a chord's body under which the ticket travels to every header task.
 TICKET = "celery_s3"
+
+
+def redelivered(request: Any) -> bool:
+    """Whether the broker has delivered a request's message before: what it asks for may have been done."""
+    return bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +31,18 @@ class Ticket:
             so where its own id is the last one, those before are its adders.
         added: the ids of the tasks that the last of ``via`` added.
         prefix: of the chord's keys, as whoever applied it has it.
+        again: the task that applied the chord was delivered again: its body may have been sent.
     """
 
     group: str
-    size: int
-    flat: bool
+    size: int = 0
+    flat: bool = False
     nonce: str = ""
     slot: int | None = None
     via: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     prefix: str = ""
+    again: bool = False
 
     @classmethod
     def of(cls, request: Any) -> Ticket | None:
@@ -53,7 +60,8 @@ class Ticket:
 
     def dumps(self) -> dict[str, Any]:
         """The ticket as JSON and pickle take it, without what is empty."""
-        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) not in (None, (), "")}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in found.items() if value or (name == "slot" and value is not None)}
 
     @classmethod
     def loads(cls, options: Mapping[str, Any]) -> Ticket:

@@ -1,4 +1,4 @@
-"""What is to be done later: one thread waits for all of it, as long as there is any."""
+"""What is to be done later: one thread waits for all of it, and does it, as long as there is any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 class Timer:
-    """Runs functions after some seconds, each in a daemon thread of its own.
+    """Runs functions after some seconds, one after the other, in one daemon thread of the process.
 
     Celery's own timers do not serve: a child of a prefork worker has none, and threads that sleep are not free
     where many chords wait for a lease. What is left when the process ends is lost, unless it is flushed.
@@ -45,10 +45,6 @@ class Timer:
             entries.clear()
 
 
-def _in_a_thread(fn: Callable[[], None]) -> None:
-    without_sigterm(threading.Thread(target=fn, name="celery-s3-chord", daemon=True).start)
-
-
 class _Entries:
     """What waits in this process, the next one that is due first."""
 
@@ -62,13 +58,15 @@ class _Entries:
         with self._changed:
             heapq.heappush(self._heap, (due, next(self._numbers), fn))
             self._changed.notify()
-            if not self._running:
-                try:
-                    _in_a_thread(self._run)
-                except RuntimeError:
-                    logger.warning("No thread can be started; what is to be done later waits for the next such thing.")
-                else:
-                    self._running = True
+            if self._running:
+                return
+            thread = threading.Thread(target=self._run, name="celery-s3-chord", daemon=True)
+            try:
+                without_sigterm(thread.start)
+            except RuntimeError:
+                logger.warning("No thread can be started; what is to be done later waits for the next such thing.")
+            else:
+                self._running = True
 
     def clear(self) -> list[Callable[[], None]]:
         with self._changed:
@@ -80,9 +78,9 @@ class _Entries:
     def _run(self) -> None:
         while (fn := self._next()) is not None:
             try:
-                _in_a_thread(fn)
-            except RuntimeError:  # no more threads: this one does it
                 fn()
+            except Exception:
+                logger.exception("What was to be done later for chords failed")
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for the next one that is due; ``None`` where there is none left."""

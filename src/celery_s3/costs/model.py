@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from celery_s3.chords import Chords, Manifest
+from celery_s3.chords import Chords, Decision, Manifest
 from celery_s3.chords.parts import INLINE_BYTES
 from celery_s3.codec.chunks import LARGE
 from celery_s3.results import waiting
@@ -217,7 +217,7 @@ def _chord(members: int, size: int) -> Counter[tuple[str, str]]:
         delivery = own.deliver(ticket, id, index, bytes(size))
         whole = delivery.climb() if delivery else None
         if whole:
-            own.decide(ticket, *whole, lambda *_: lambda: "sent")
+            Decision(own, ticket, *whole, lambda *_: lambda: "sent").go()
     return Counter((_purpose(key), verb) for verb, key in store.requests if verb in ("PUT", "GET"))
 
 
