@@ -16,7 +16,7 @@ from celery import Celery, Task
 from celery_s3 import typed
 
 
-@typed.register(name="shop.order")
+@typed.register(name="acceptance.order")
 @dataclass(frozen=True, slots=True)
 class Order:
     number: int

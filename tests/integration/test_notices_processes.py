@@ -33,7 +33,7 @@ def put(id, value):
 def gets():
     return app.backend.tally.snapshot().get("GET", {{}}).get("requests", 0)
 
-def told(id, later, seconds=0.7):
+def told(id, later, seconds=0.4):
     before = gets()
     begin(seconds, later)
     assert app.AsyncResult(id).get(timeout=20) == id

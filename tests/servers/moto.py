@@ -14,5 +14,9 @@ KIND = Kind(
     install="pip: moto[server]",
     make=SQSServer,
     version=lambda: version("moto"),
-    lacks={"batch delete of versions": "", "conditional completion": ""},
+    lacks={"atomic create": "", "batch delete of versions": "", "conditional completion": ""},
+    failing={
+        "test_a_race_of_creates_has_one_winner": "it looks first and then writes: both may win, on a busy machine"
+    },
+    unsteady=frozenset({"atomic create", "test_a_race_of_creates_has_one_winner"}),
 )

@@ -248,7 +248,7 @@ def test_remembered_results_in_threads(make, conf):
     def join():
         try:
             for _ in range(60):
-                assert len(dict(backend.get_many(ids, timeout=5))) == len(ids)
+                assert len(dict(backend.get_many(ids, timeout=60))) == len(ids)
         except BaseException as exc:
             errors.append(exc)
 
