@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import make_dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
@@ -51,6 +52,7 @@ def app():
     with MemoryBucket() as bucket:
         app = Celery("proj", broker="memory://", backend="celery-s3://")
         app.conf.update(s3_backend_settings=bucket.settings(), task_always_eager=True, task_store_eager_result=True)
+        app.task = partial(app.task, shared=False)  # else every app of this process has these tasks from now on
         yield app
         app.close()
 
