@@ -120,7 +120,7 @@ def test_ls(proj):
         "two": ["FAILURE", "proj.tasks.other"],
         "garbage": ["?", "?"],
     }
-    assert re.fullmatch(r"3 shown of 3 results in s3://memory/test-\w+/, \d+ B in all\.\n", done.stderr)
+    assert re.fullmatch(r"3 shown of 3 results in s3://\w+/test-\w+/, \d+ B in all\.\n", done.stderr)
     assert "hush" not in done.output
 
 
