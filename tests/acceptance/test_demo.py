@@ -116,8 +116,8 @@ def test_the_whole_screen(demo: Demo) -> None:
     assert dollars == pytest.approx(5 + 0.4 * get, abs=0.01)
     assert rows["no result"] == [0] * 8
     assert rows["group of 200"][0] == rows["group of 200"][4] == 200
-    # a part and a result for each, two summaries, the body's result, two versions of the claim, and two of the manifest,
-    # for a generator makes the header; and what two processes write at the same moment: both summaries, the claim
+    # a part and a result for each, two summaries, the body's result, two versions of the claim, two of the manifest
+    # (a generator makes the header), and what two processes write at the same moment: both summaries, the claim
     assert 107 <= rows["chord of 50"][0] <= 110
     assert all(row[2] == 0 for row in rows.values())
     assert "NotFound(7)" in output
